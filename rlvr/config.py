@@ -1,0 +1,306 @@
+"""Every setting once, with its help text, its range and the presets. No torch here, so that `--help` answers at once."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+TINY_MODEL = Path(__file__).parent / "tiny" / "model"
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."  # Deng et al. 2025, released code
+
+
+class SettingError(ValueError):
+    """Something the user can mend. The message is one sentence of cause and one of remedy; the command line prints it and exits with 2."""
+
+
+@dataclass
+class TrainConfig:
+    """GRPO on one device. Without --model it trains the built-in model on the built-in stories: minutes on a laptop CPU, no download.
+
+    python train.py --method pos  -- a first run
+
+    python train.py --method grpo  -- the baseline
+
+    python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k  -- a real model
+
+    python train.py --preset qwen2.5-math-1.5b --data my_problems.jsonl  -- 1.5B parameters on one GPU
+    """
+
+    # What to train
+    preset: str = "tiny"
+    """A named set of defaults; any other flag overrides it: tiny (built-in model, CPU), hf (any other model; the default with --model),
+    qwen2.5-math-1.5b (one 80 GB GPU)."""
+    model: str = "tiny"
+    """'tiny' (built in), a model folder, a run folder, or a Hub id."""
+    data: str = "tiny"
+    """'tiny' (built in), a name (gsm8k, math500, aime24, aime25, amc23), a .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    eval_data: str = ""
+    """Held-out problems to measure progress on, like --data; empty: the test split of --data if it has one, else no evaluation."""
+    method: str = "pos"
+    """grpo (baseline), ppl (perplexity shaping), pos (position shaping), or several joined by +, as in ppl+pos."""
+    name: str = ""
+    """Name of the run folder; empty: method and seed, and a number if that is taken."""
+    out: str = "runs"
+    """Folder that holds the run folders."""
+    seed: int = 0
+    """Seeds the choice of problems and the sampling."""
+
+    # Length of the run and optimiser
+    steps: int = 120
+    """Steps. A step samples one batch of completions and makes one or more updates with it."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear"] = "linear"
+    """After the warm-up: constant (the paper), or linear decay to a tenth of --lr (the tiny model needs it)."""
+    warmup_steps: int = 5
+    """Steps over which the learning rate rises from 0 (paper: 10)."""
+    weight_decay: float = 0.0
+    """AdamW weight decay (paper: 0.1)."""
+    max_grad_norm: float = 1.0
+    """Gradients with a larger norm are scaled down to it."""
+
+    # A batch
+    prompts_per_step: int = 32
+    """Prompts (groups) in the batch of one step (paper: 512)."""
+    completions_per_prompt: int = 8
+    """Completions sampled for each prompt: the group (paper: 8)."""
+    mini_batch_prompts: int = 16
+    """Prompts per optimiser update; smaller than --prompts-per-step means several updates on one batch (paper: 32)."""
+    micro_batch_tokens: int = 4096
+    """Tokens, padding included, that go through the model at once in an update. Changes memory and speed, never the result."""
+    filter_groups: bool = True
+    """Drop groups that are all right or all wrong, whose advantage is zero (dynamic sampling)."""
+    sampling_rounds: int = 2
+    """At most so many rounds of sampling to refill the batch after filtering; then the step uses what it has (paper: 5 to 10, then it stops)."""
+
+    # Sampling
+    max_new_tokens: int = 120
+    """Longest completion, in tokens (paper: 8192)."""
+    max_prompt_tokens: int = 128
+    """Problems with a longer prompt are left out, and counted (paper: 1024)."""
+    temperature: float = 1.0
+    """Sampling temperature; log-probs and entropies are taken at the same one."""
+    sampling_rows: int = 512
+    """Completions sampled side by side. Lower it when sampling runs out of memory."""
+    old_logp: Literal["auto", "sampler", "recompute"] = "auto"
+    """Where the old log-probs come from: the sampler, or a pass of the training forward; auto: the sampler in float32, else a pass."""
+
+    # Reward
+    overlong_buffer: int = 15
+    """Completions lose reward over the last so many tokens before --max-new-tokens; 0: no penalty (paper: 1024 of 8192)."""
+    overlong_factor: float = 1.0
+    """Reward lost at --max-new-tokens."""
+
+    # Objective
+    clip_low: float = 0.2
+    """The probability ratio is clipped below at 1 - clip_low."""
+    clip_high: float = 0.28
+    """The probability ratio is clipped above at 1 + clip_high ("clip-higher")."""
+    kl_coef: float = 0.0
+    """Weight of a KL penalty against the starting model (paper: 0). Above 0 a frozen copy of the model is kept."""
+    entropy_coef: float = 0.0
+    """Weight of an entropy bonus (paper: 0)."""
+
+    # The two methods of Deng et al. 2025
+    ppl_alpha: float = 0.01
+    """Strength of perplexity shaping (released code: 0.01, a very weak re-weighting; try 0.2)."""
+    ppl_direction: Literal["low", "high"] = "low"
+    """Which completions weigh more: those of low perplexity (the paper's method) or of high (its opposite arm)."""
+    pos_alpha: float = 0.1
+    """Strength of position shaping: the largest bonus (released code: 0.1)."""
+    pos_direction: Literal["late", "early"] = "late"
+    """Which tokens get the bonus: late ones (the paper's method) or early ones (its opposite arm)."""
+    shape_start: int | Literal["plateau"] = 1
+    """First step that is shaped, or 'plateau': from the step at which the entropy stops falling (released code, position: step 201)."""
+    shape_stop: int = 0
+    """Last step that is shaped; 0: to the end (released code, position: step 299)."""
+
+    # Prompt
+    instruction: str = INSTRUCTION
+    """Put on a new line after each problem. The built-in model has never seen one: its template leaves it out."""
+
+    # Watching
+    eval_every: int = 20
+    """Steps between two evaluations; 0: only at the start and the end."""
+    eval_problems: int = 128
+    """Problems of an evaluation during the run."""
+    final_eval_problems: int = 400
+    """Problems of the evaluations at the start and at the end; 0: none at all."""
+    eval_completions: int = 8
+    """Completions for each problem of an evaluation."""
+    show_every: int = 20
+    """Steps between two printed samples; 0: none."""
+    log_completions: int = 4
+    """Completions written to rollouts.jsonl in each step."""
+
+    # Machine
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda if there is one, else mps, else cpu."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the forward and backward pass; bfloat16 keeps float32 master weights. auto: bfloat16 on a GPU, float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    threads: int = 0
+    """CPU threads; 0: torch's own choice."""
+
+
+@dataclass
+class EvalConfig:
+    """Acc@N, Maj@N and Pass@k of one or more models on one set of problems, side by side.
+
+    python eval.py tiny runs/pos-seed0  -- the built-in model and a run
+
+    python eval.py Qwen/Qwen2.5-Math-1.5B --data math500 --max-new-tokens 2048  -- a real model on real problems
+    """
+
+    models: list[str]
+    """Run folders, model folders, Hub ids, or 'tiny' (the built-in model)."""
+    data: str = "tiny"
+    """'tiny' (built-in test problems), a name (gsm8k, math500, aime24, aime25, amc23), a file, or a Hub id."""
+    problems: int = 400
+    """At most so many problems, the first ones; 0: all."""
+    completions: int = 8
+    """N, completions for each problem (paper: 8)."""
+    temperature: float = 0.6
+    """Sampling temperature (paper: 0.6; 0: greedy)."""
+    top_p: float = 0.95
+    """Nucleus sampling (paper: 0.95; 1: off)."""
+    max_new_tokens: int = 0
+    """Longest completion; 0: 120 for the built-in problems, 1024 for others."""
+    max_prompt_tokens: int = 1024
+    """Problems with a longer prompt are left out, and counted."""
+    instruction: str = INSTRUCTION
+    """Put on a new line after each problem."""
+    seed: int = 0
+    """Seeds the sampling."""
+    sampling_rows: int = 512
+    """Completions sampled side by side. Lower it when sampling runs out of memory."""
+    out: str = ""
+    """The JSON file to write; empty: runs/eval-<data>.json."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda if there is one, else mps, else cpu."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on a CPU."""
+    threads: int = 0
+    """CPU threads; 0: torch's own choice."""
+
+
+# A preset is what differs from the defaults above, which are those of the built-in model.
+_REAL = dict(
+    data="gsm8k", lr=1e-6, lr_schedule="constant", warmup_steps=10, weight_decay=0.1, steps=200, max_new_tokens=512, max_prompt_tokens=512,
+    overlong_buffer=64, micro_batch_tokens=8192, sampling_rows=256, eval_problems=64, final_eval_problems=200, show_every=5,
+)  # fmt: skip
+PRESETS = {
+    "tiny": {},
+    "hf": _REAL,
+    "qwen2.5-math-1.5b": _REAL | dict(
+        model="Qwen/Qwen2.5-Math-1.5B", prompts_per_step=128, mini_batch_prompts=32, max_new_tokens=2048, max_prompt_tokens=1024,
+        overlong_buffer=256, micro_batch_tokens=16384, sampling_rows=512, sampling_rounds=3, gradient_checkpointing=True, dtype="bfloat16",
+    ),
+}  # fmt: skip
+
+
+def _flag_value(argv: list[str], flag: str) -> str | None:
+    """The value of `--flag value` or `--flag=value`, before the real parse (which needs to know the preset)."""
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(flag + "="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def parse_train(argv: list[str] | None = None) -> TrainConfig:
+    """Command line -> checked settings. A preset gives the defaults, flags override it."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else argv
+    model = _flag_value(argv, "--model")
+    preset = _flag_value(argv, "--preset") or ("hf" if model not in (None, "tiny") else "tiny")
+    if preset not in PRESETS:
+        raise SettingError(f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
+    config = tyro.cli(TrainConfig, args=argv, default=TrainConfig(**{"preset": preset} | PRESETS[preset]), prog="train.py")
+    check_train(config)
+    return config
+
+
+def parse_eval(argv: list[str] | None = None) -> EvalConfig:
+    import tyro
+
+    config = tyro.cli(EvalConfig, args=argv, prog="eval.py", config=(tyro.conf.PositionalRequiredArgs,))
+    check_eval(config)
+    return config
+
+
+def _check_ranges(config, at_least: dict[int, str], positive: str = "") -> None:
+    for low, names in at_least.items():
+        for name in names.split():
+            if getattr(config, name) < low:
+                raise SettingError(f"--{name.replace('_', '-')} is {getattr(config, name)}, which is too small. Choose {low} or more.")
+    for name in positive.split():
+        if not 0 < getattr(config, name) < float("inf"):
+            raise SettingError(f"--{name.replace('_', '-')} is {getattr(config, name)}. Choose a positive number.")
+
+
+def check_train(c: TrainConfig) -> None:
+    """Refuse settings that cannot work, before anything is loaded. Raises SettingError."""
+    if c.completions_per_prompt < 2:
+        raise SettingError(
+            f"--completions-per-prompt is {c.completions_per_prompt}, but the advantage compares the completions of one prompt. Choose 2 or more."
+        )
+    _check_ranges(
+        c,
+        {
+            1: "steps prompts_per_step mini_batch_prompts micro_batch_tokens sampling_rounds max_new_tokens max_prompt_tokens sampling_rows "
+            "eval_completions",
+            0: "warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha pos_alpha shape_stop eval_every "
+            "final_eval_problems show_every log_completions threads seed",
+        },
+        positive="lr temperature max_grad_norm",
+    )
+    if c.eval_every and c.final_eval_problems and c.eval_problems < 1:
+        raise SettingError(f"--eval-problems is {c.eval_problems}. Choose 1 or more, or --eval-every 0 to evaluate only at the start and the end.")
+    if not (0 <= c.clip_low < 1 and c.clip_high >= 0):
+        raise SettingError(
+            f"Clip values {c.clip_low} and {c.clip_high} leave no valid range for the ratio. Choose 0 <= --clip-low < 1 and --clip-high >= 0."
+        )
+    if c.overlong_buffer > c.max_new_tokens:
+        raise SettingError(
+            f"--overlong-buffer {c.overlong_buffer} is longer than --max-new-tokens {c.max_new_tokens}. Choose a shorter buffer, or 0 for none."
+        )
+    if c.shape_start != "plateau":
+        if not 1 <= c.shape_start:
+            raise SettingError(f"--shape-start is {c.shape_start}, but steps count from 1. Choose 1 or more, or 'plateau'.")
+        if c.shape_stop and c.shape_stop < c.shape_start:
+            raise SettingError(
+                f"The window from --shape-start {c.shape_start} to --shape-stop {c.shape_stop} is empty. Choose a stop that is not before the start."
+            )
+    if c.name and (c.name != Path(c.name).name or c.name in (".", "..")):
+        raise SettingError(f"--name {c.name!r} is not a plain folder name. Choose a name without slashes, and --out for the folder around it.")
+
+
+def check_eval(c: EvalConfig) -> None:
+    """The same for an evaluation. Raises SettingError."""
+    if not c.models:
+        raise SettingError("No model was named. Name one or more, as in: python eval.py tiny runs/pos-seed0")
+    _check_ranges(c, {1: "completions max_prompt_tokens sampling_rows", 0: "problems temperature max_new_tokens threads seed"})
+    if not 0 < c.top_p <= 1:
+        raise SettingError(f"--top-p is {c.top_p}. Choose a number above 0 and at most 1.")
+
+
+def run_folder(c: TrainConfig) -> Path:
+    """The folder of this run. A name the user chose must be free; without one, the first free of method-seed, method-seed-2, ..."""
+    out = Path(c.out)
+
+    def taken(path: Path) -> bool:
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+    if c.name:
+        if taken(out / c.name):
+            raise SettingError(f"The run folder {out / c.name} is not empty. Choose another --name, or delete it.")
+        return out / c.name
+    stem, number = f"{c.method}-seed{c.seed}", 2
+    folder = out / stem
+    while taken(folder):
+        folder, number = out / f"{stem}-{number}", number + 1
+    return folder
