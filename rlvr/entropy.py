@@ -1,0 +1,69 @@
+"""Entropy and its relatives, told apart, and the detector of the two training stages. Natural logarithms: the unit is the nat.
+
+- entropy of a position: how undecided the policy is there, over the whole vocabulary, whatever token was drawn;
+- log-perplexity of a completion: how surprised the policy is by the tokens that were drawn (mean negative log-prob);
+- branching factor of a position: how many tokens share 95 % of the probability.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """H = -sum_v p_v log p_v of softmax(logits / temperature). logits [..., V] -> [...] float32, from 0 to log V.
+
+    Masked logits of -inf count as probability 0.
+
+    >>> token_entropy(torch.zeros(4))
+    tensor(1.3863)
+    """
+    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+
+
+def log_perplexity(logp: Tensor, mask: Tensor) -> Tensor:
+    """Mean negative log-prob of the valid tokens: logp [N, T], mask [N, T] -> [N]. A row without a valid token gets 0."""
+    mask = mask.bool()
+    return -torch.where(mask, logp, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def perplexity(logp: Tensor, mask: Tensor) -> Tensor:
+    """exp(log_perplexity): logp [N, T], mask [N, T] -> [N], 1 or more. The stop token counts (Deng et al. 2025, released code).
+
+    >>> perplexity(torch.log(torch.tensor([[0.5, 0.5], [0.25, 9.0]])), torch.tensor([[1, 1], [1, 0]]))
+    tensor([2., 4.])
+    """
+    return log_perplexity(logp, mask).exp()
+
+
+def branching_factor(logits: Tensor, top_p: float = 0.95) -> Tensor:
+    """Size of the smallest set of tokens that holds `top_p` of the probability (Deng et al. 2025b, arXiv 2508.07534). [..., V] -> [...] int.
+
+    >>> branching_factor(torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])), top_p=0.8)
+    tensor(2)
+    """
+    p = torch.softmax(logits.double(), dim=-1).sort(dim=-1, descending=True).values
+    # A token is needed if those before it do not reach top_p yet; the tolerance forgives the rounding of the sum.
+    return ((p.cumsum(-1) - p) < top_p - 1e-9).sum(-1)
+
+
+def plateau_step(entropies: Sequence[float], window: int = 8, fraction: float = 0.1, smoothing: float = 0.7) -> int | None:
+    """The stage detector: at which step (from 1) the rising stage was over, or None while it lasts.
+
+    The papers split training where entropy stops falling fast and give no number; this criterion is ours. The entropy of each step is
+    smoothed (exponential moving average); its slope is the change over `window` steps. The plateau begins at the first step at which the
+    entropy falls at less than `fraction` of its steepest fall so far. It needs the past alone, so a run can act on it.
+    """
+    smooth, steepest = [], 0.0
+    for step, value in enumerate(entropies, start=1):
+        if value != value:  # NaN: a step without a completion
+            value = smooth[-1] if smooth else 0.0
+        smooth.append(value if not smooth else smoothing * smooth[-1] + (1 - smoothing) * value)
+        if step > window:
+            fall = (smooth[-1 - window] - smooth[-1]) / window
+            steepest = max(steepest, fall)
+            if step >= 2 * window and steepest > 0 and fall < fraction * steepest:
+                return step
+    return None
