@@ -1,0 +1,34 @@
+"""Defects of a completion, found by rules: what the rising stage of training removes.
+
+Deng et al. 2025 count three kinds of low-quality response (format violation, irrelevant content, language mixing) and see all three fall in
+the rising stage. How they were detected is not known; these rules are ours.
+"""
+
+import re
+
+from rlvr.reward import last_boxed
+
+DEFECTS = ("no_box", "broken_box", "wrong_step", "skipped_step", "chatter", "loop", "overlong")
+_EQUATION = re.compile(r"(?<![\d.])(\d{1,9})\s*([-+*])\s*(\d{1,9})\s*=\s*(-?\d{1,12})(?![\d.]*\d)")
+_SENTENCE = re.compile(r"[^.!?\n]+[.!?\n]")
+
+
+def defects(text: str, finished: bool, steps: int | None) -> dict[str, bool]:
+    """Which defects a completion has; `steps` (None: unknown) is needed for skipped steps and for chatter.
+
+    no_box: nothing boxed at all. broken_box: a box that is empty, not closed or without braces. wrong_step: an equation a+b=c that is
+    false. skipped_step: fewer equations than steps. chatter: a sentence without a number. loop: a sentence three times. overlong: truncated.
+    """
+    box = last_boxed(text)
+    equations = _EQUATION.findall(text)
+    sentences = [s.strip() for s in _SENTENCE.findall(text)]
+    right = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+    return {
+        "no_box": "\\boxed" not in text,
+        "broken_box": "\\boxed" in text and not (box or "").strip(),
+        "wrong_step": any(right[op](int(a), int(b)) != int(c) for a, op, b, c in equations),
+        "skipped_step": steps is not None and len(equations) < steps,
+        "chatter": steps is not None and any(not any(c.isdigit() for c in s) for s in sentences),
+        "loop": len(sentences) >= 3 and max(sentences.count(s) for s in set(sentences)) >= 3,
+        "overlong": not finished,
+    }

@@ -1,0 +1,160 @@
+"""Make the built-in model: tokenizer, architecture, pre-training on the noisy web of `task.py`.
+
+    python -m rlvr.tiny.pretrain --out my_model            # about 5 minutes on 2 cores
+    python -m rlvr.tiny.pretrain --out my_model --seed 1   # another base model
+
+At the end it measures the new model and the shipped one on the same test problems and prints both.
+"""
+
+import argparse
+import hashlib
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.utils import logging
+
+from rlvr.data import encode_prompts, load_problems
+from rlvr.defects import DEFECTS, defects
+from rlvr.evaluate import evaluate
+from rlvr.files import table
+from rlvr.policy import load_policy
+from rlvr.tiny.task import sample_document
+
+SHIPPED = Path(__file__).parent / "model"
+PAD, EOS = "<pad>", "<eos>"
+VOCABULARY = 768
+# The template keeps the first line of the message, the story: this model has never seen an instruction such as "put your answer in a box".
+CHAT_TEMPLATE = "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'].split('\n')[0] }}\nA:{% endif %}{% endfor %}"
+
+
+def train_tokenizer(seed: int) -> Qwen2Tokenizer:
+    """A byte-level BPE of Qwen2's own kind, so that every tool that knows Qwen2 splits text the same way: one token per digit, and,
+    with this vocabulary, one per word. decode(encode(x)) == x for any text (in Unicode normal form C)."""
+    rng = random.Random(seed)
+    documents = [f"Q: {p}\nA:{c}" for p, c in (sample_document(rng, 0.0) for _ in range(4000))]
+    untrained = Qwen2Tokenizer(unk_token=EOS, eos_token=EOS, pad_token=PAD)
+    tokenizer = untrained.train_new_from_iterator(documents, vocab_size=VOCABULARY, show_progress=False)
+    tokenizer.model_max_length = 1024
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def new_model(tokenizer, hidden: int = 96, layers: int = 3, kv_heads: int = 2) -> Qwen2ForCausalLM:
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def batches(tokenizer, steps: int, tokens_per_batch: int, seed: int, max_tokens: int = 192):
+    """Yield (input_ids, labels) of about `tokens_per_batch` tokens, documents of like length together, from clean text to the full web.
+
+    The clean-first curriculum lets the model learn the arithmetic before it learns the errors: without it nothing is learned in this time.
+    """
+    rng, made = random.Random(seed + 1), 0
+    while made < steps:
+        clean_share = max(0.0, 1.0 - made / (0.62 * steps))
+        documents = [sample_document(rng, clean_share) for _ in range(2000)]
+        prompts = tokenizer([f"Q: {p}\nA:" for p, _ in documents]).input_ids
+        answers = tokenizer([c for _, c in documents]).input_ids
+        rows = sorted(((p, a + [tokenizer.eos_token_id]) for p, a in zip(prompts, answers)), key=lambda r: len(r[0]) + len(r[1]))
+        chunk, pending, width = [], [], 0
+        for p, a in rows:
+            ids, labels = (p + a)[:max_tokens], ([-100] * len(p) + a)[:max_tokens]
+            if pending and (len(pending) + 1) * max(width, len(ids)) > tokens_per_batch:
+                chunk.append(pending)
+                pending, width = [], 0
+            pending.append((ids, labels))
+            width = max(width, len(ids))
+        rng.shuffle(chunk)
+        for rows in chunk[: steps - made]:
+            width = max(len(ids) for ids, _ in rows)
+            yield (
+                torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows]),
+                torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows]),
+            )
+        made += min(len(chunk), steps - made)
+
+
+def pretrain(out: Path, seed: int = 0, steps: int = 5500, tokens_per_batch: int = 2048, lr: float = 3e-3, **model_shape) -> None:
+    """Train from random weights on the answers of the web's documents (loss on answer tokens alone) and save a Hugging Face folder."""
+    logging.disable_progress_bar()  # transformers' own; ours stays
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(seed)
+    model = new_model(tokenizer, **model_shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    # warm-up, constant to the middle, then down to 2 %
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 50, 1.0, 0.02 + 0.98 * 2 * (1 - s / steps)))
+    bar = tqdm(batches(tokenizer, steps, tokens_per_batch, seed), total=steps, desc="pre-training", unit="step", mininterval=1.0)
+    for step, (ids, labels) in enumerate(bar):
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+        predicts = labels[:, 1:] != -100
+        loss = F.cross_entropy(model.lm_head(hidden[predicts]), labels[:, 1:][predicts])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+    )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def describe(folder: Path, problems: int = 400) -> dict[str, float]:
+    """What a base model is like on the test problems: 8 completions each at temperature 1, as in training."""
+    policy = load_policy(str(folder), device="cpu")
+    stories, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "test", problems), "", 128)
+    result = evaluate(policy, stories, prompts, completions=8, temperature=1.0, top_p=1.0, max_new_tokens=120, progress=f"measuring {folder}")
+    correct, rollouts = torch.tensor(result.correct), result.rollouts
+    steps = [stories[g].steps for g in rollouts.group.tolist()]
+    found = [defects(t, done, n) for t, done, n in zip(rollouts.text, rollouts.finished.tolist(), steps)]
+    return {
+        "pass@1": result.metrics["pass@1"][0],
+        "pass@8": result.metrics["pass@8"][0],
+        "maj@8": result.metrics["maj@8"][0],
+        "entropy, right answers": rollouts.entropy[correct][rollouts.mask[correct]].mean().item(),
+        "entropy, wrong answers": rollouts.entropy[~correct][rollouts.mask[~correct]].mean().item(),
+        "mean length": rollouts.lengths.float().mean().item(),
+    } | {name.replace("_", " "): sum(f[name] for f in found) / len(found) for name in DEFECTS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the new model")
+    parser.add_argument("--seed", type=int, default=0, help="seeds the documents and the first weights (the shipped model: 0)")
+    parser.add_argument("--steps", type=int, default=5500, help="optimiser steps; fewer make a worse model sooner (the shipped model: 5500)")
+    args = parser.parse_args()
+    if args.out.exists() and any(args.out.iterdir()):
+        parser.error(f"the folder {args.out} is not empty; choose another --out")
+    started = time.perf_counter()
+    pretrain(args.out, args.seed, args.steps)
+    print(f"pre-trained in {time.perf_counter() - started:.0f} s, saved to {args.out}")
+
+    new, shipped = describe(args.out), describe(SHIPPED)
+    print(table(["on 400 test problems", "new", "shipped"], [[name, f"{new[name]:.3f}", f"{shipped[name]:.3f}"] for name in new]))
+    digests = {hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (args.out, SHIPPED)}
+    # Sums of floats depend on the processor and the number of threads, so another machine may end with other last digits.
+    print("The weights are equal bit for bit." if len(digests) == 1 else "The weights differ: another seed, number of steps, threads or processor.")
+
+
+if __name__ == "__main__":
+    main()
