@@ -1,0 +1,139 @@
+"""Evaluation: Acc@N, Maj@N and Pass@k with bootstrap intervals over problems."""
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+
+import torch
+
+from rlvr.config import EvalConfig
+from rlvr.data import Problem, encode_prompts, load_problems
+from rlvr.files import write_atomically
+from rlvr.policy import Policy, check_model_name, load_policy
+from rlvr.reward import answer_key, verify_all
+from rlvr.rollout import Rollouts, sample
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Probability that at least one of k completions is right, unbiased, from n completions of which c are right.
+
+    1 - C(n-c, k) / C(n, k)  (Chen et al. 2021; Deng et al. 2025b). Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+
+    >>> pass_at_k(n=4, c=1, k=2)
+    0.5
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
+    return 1.0 - comb(n - c, k) / comb(n, k)
+
+
+def majority(keys: Sequence[str | None]) -> int | None:
+    """Index of the first completion that gives the most frequent answer; the answer seen first wins a tie. None: nobody answered.
+
+    `keys` are normalised answers; None (no box) is no vote.
+    """
+    votes = Counter(key for key in keys if key is not None)  # counts in order of first appearance
+    return keys.index(max(votes, key=votes.get)) if votes else None
+
+
+def bootstrap_interval(values: Sequence[float], draws: int = 1000, level: float = 0.95, seed: int = 42) -> tuple[float, float]:
+    """Percentile interval of the mean over problems: resample the problems with replacement `draws` times."""
+    x = torch.tensor(values, dtype=torch.float64)
+    picks = torch.randint(len(x), (draws, len(x)), generator=torch.Generator().manual_seed(seed))
+    means = x[picks].mean(1)
+    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return low, high
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation measured. `rows` has one entry per problem; `metrics` maps a name to (mean, low, high)."""
+
+    metrics: dict[str, tuple[float, float, float]]
+    rows: list[dict]
+    rollouts: Rollouts
+    correct: list[bool]
+
+
+def evaluate(
+    policy: Policy, problems: Sequence[Problem], prompts: Sequence[list[int]], *, completions: int = 8, temperature: float = 0.6,
+    top_p: float = 0.95, max_new_tokens: int = 1024, seed: int = 0, sampling_rows: int = 512, progress: str = "",
+) -> Evaluation:  # fmt: skip
+    """Sample N completions of each problem and measure.
+
+    acc@N: share of right completions (the estimate of pass@1). maj@N: share of problems whose majority answer is right.
+    pass@k, for k = 1, 2, 4, ... N. Every metric is a mean over problems, with a 95 % interval from resampling problems.
+    The sampling draws from a generator of its own, so an evaluation does not disturb a training run.
+    """
+    generator = torch.Generator(policy.model.device).manual_seed(seed)
+    rollouts = sample(
+        policy.model, policy.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=max_new_tokens, stop_ids=policy.stop_ids,
+        temperature=temperature, top_p=top_p, generator=generator, sampling_rows=sampling_rows, progress=progress,
+    )  # fmt: skip
+    group = rollouts.group.tolist()
+    correct = verify_all(rollouts.text, [problems[g].answer for g in group])
+    rows = []
+    for i, problem in enumerate(problems):
+        mine = range(i * completions, (i + 1) * completions)  # sample() returns the groups in order
+        chosen = majority([answer_key(rollouts.text[j]) for j in mine])
+        rows.append(
+            {
+                "problem": problem.problem,
+                "answer": problem.answer,
+                "correct": sum(correct[j] for j in mine),
+                "majority_correct": chosen is not None and correct[mine[chosen]],
+                "mean_length": rollouts.lengths[list(mine)].float().mean().item(),
+                "truncated": int((~rollouts.finished[list(mine)]).sum()),
+            }
+        )
+    ks = [k for k in (2**i for i in range(20)) if k < completions] + [completions]
+    per_problem = {f"acc@{completions}": [r["correct"] / completions for r in rows], f"maj@{completions}": [float(r["majority_correct"]) for r in rows]}
+    per_problem |= {f"pass@{k}": [pass_at_k(completions, r["correct"], k) for r in rows] for k in ks}
+    metrics = {name: (sum(v) / len(v), *bootstrap_interval(v)) for name, v in per_problem.items()}
+    return Evaluation(metrics, rows, rollouts, correct)
+
+
+def compare(config: EvalConfig) -> dict:
+    """Evaluate several models on the same problems, print one table with intervals, and write it with every problem's counts as JSON.
+
+    Returns what it wrote. Raises SettingError for anything that cannot be loaded, before the first model runs.
+    """
+    c = config
+    for name in c.models:
+        check_model_name(name)
+    if c.threads:
+        torch.set_num_threads(c.threads)
+    problems = load_problems(c.data, "test", limit=c.problems or (0 if c.data != "tiny" else 1000))
+    max_new_tokens = c.max_new_tokens or (120 if c.data == "tiny" else 1024)
+    results, rows = {}, []
+    for name in c.models:
+        policy = load_policy(name, c.device, c.dtype)
+        fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens)
+        started = time.perf_counter()
+        result = evaluate(
+            policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, max_new_tokens=max_new_tokens,
+            seed=c.seed, sampling_rows=c.sampling_rows, progress=name,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        length = result.rollouts.lengths.float().mean().item()
+        truncated = 1 - result.rollouts.finished.float().mean().item()
+        results[name] = {"metrics": {k: dict(zip(("mean", "low", "high"), v)) for k, v in result.metrics.items()}, "mean_length": length,
+                         "truncated": truncated, "prompts_left_out": too_long, "seconds": seconds, "problems": result.rows}  # fmt: skip
+        shown = [m for m in result.metrics if m != "pass@1"]  # the same number as acc@N
+        rows.append([name, *(f"{m:.3f} [{lo:.3f}, {hi:.3f}]" for m, lo, hi in (result.metrics[k] for k in shown)), f"{length:.0f}", f"{truncated:.1%}"])
+        if too_long:
+            print(f"{name}: {too_long} of {len(problems)} problems left out, their prompt is longer than {c.max_prompt_tokens} tokens")
+    print(f"\n{c.data}: {len(problems)} problems, {c.completions} completions each, temperature {c.temperature}, top-p {c.top_p}, "
+          f"at most {max_new_tokens} tokens; in brackets 95 % intervals over problems\n")  # fmt: skip
+    print(table(["model", *shown, "length", "truncated"], rows))
+    path = Path(c.out) if c.out else Path("runs") / f"eval-{Path(c.data).stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = {"settings": dataclasses.asdict(c) | {"max_new_tokens": max_new_tokens}, "results": results}
+    write_atomically(path, json.dumps(written, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+    return written

@@ -1,0 +1,84 @@
+"""curves.png: a run at a glance. Accuracy, entropy of right and wrong answers, defects; the plateau step is marked."""
+
+import csv
+import json
+from pathlib import Path
+
+from rlvr.defects import DEFECTS
+
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # can be told apart by colour-blind readers (Okabe and Ito)
+COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
+
+
+def read_metrics(folder: Path) -> list[dict[str, float | str | None]]:
+    """metrics.csv as a list of rows; empty cells become None."""
+    with open(Path(folder) / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v if k == "stage" else float(v) if v else None for k, v in row.items()} for row in rows]
+
+
+def _series(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
+    points = [(row["step"], row[name]) for row in rows if row[name] is not None]
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def smoothed(values: list[float], weight: float = 0.7) -> list[float]:
+    """Exponential moving average, started at the first value."""
+    out: list[float] = []
+    for v in values:
+        out.append(v if not out else weight * out[-1] + (1 - weight) * v)
+    return out
+
+
+def _faint_and_smooth(axis, x, y, colour, label) -> None:
+    axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+    axis.plot(x, smoothed(y), color=colour, linewidth=1.8, label=label)
+
+
+def draw_curves(folder: Path) -> Path:
+    """Draw curves.png from metrics.csv, config.json and summary.json of a run folder. Returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder = Path(folder)
+    rows = read_metrics(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(8, 10), sharex=True, constrained_layout=True)
+    figure.suptitle(f"{config['method']}, {config['model']} on {config['data']}, seed {config['seed']}")
+
+    trained = [row for row in rows if row["accuracy"] is not None]
+    _faint_and_smooth(top, *_series(trained, "accuracy"), GREY, "training problems")
+    held_out = [row for row in rows if row["eval_pass_at_1"] is not None]
+    if held_out:
+        x, y = _series(held_out, "eval_pass_at_1")
+        low = [row["eval_pass_at_1"] - row["eval_pass_at_1_low"] for row in held_out]
+        high = [row["eval_pass_at_1_high"] - row["eval_pass_at_1"] for row in held_out]
+        top.errorbar(x, y, yerr=[low, high], color=BLUE, marker="o", markersize=4, capsize=3, label="held-out pass@1, 95 % interval")
+        top.plot(*_series(held_out, "eval_pass_at_max"), color=GREEN, marker="s", markersize=3, linewidth=1, label="held-out pass@N")
+    top.set(ylabel="share of right answers", ylim=(0, 1.02))
+
+    for name, colour, label in (("entropy_right", GREEN, "right answers"), ("entropy_wrong", ORANGE, "wrong answers")):
+        _faint_and_smooth(middle, *_series(trained, name), colour, label)
+    middle.set(ylabel="token entropy (nats)", ylim=(0, None))
+
+    for name, colour in zip(DEFECTS, COLOURS):
+        bottom.plot(*_smooth_series(trained, f"defect_{name}"), color=colour, linewidth=1.5, label=name.replace("_", " "))
+    bottom.set(ylabel="share of completions with the defect", ylim=(0, None), xlabel="step")
+
+    for axis in (top, middle, bottom):
+        axis.grid(alpha=0.2)
+        if summary["plateau_step"]:
+            axis.axvline(summary["plateau_step"], color="black", linestyle="--", linewidth=1, label="plateau begins")
+        axis.legend(fontsize=8, loc="center right" if axis is top else "upper right", ncols=1 if axis is not bottom else 2)
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _smooth_series(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
+    x, y = _series(rows, name)
+    return x, smoothed(y)
