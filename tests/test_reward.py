@@ -1,0 +1,443 @@
+r"""Rewards: the answer in the box, exact comparison, hostile answers, the overlong penalty.
+
+``data/answers.jsonl`` is the verdict table: 165 responses with a gold answer and the verdict that our policy wants
+(the last balanced box counts, no box no credit, exact value).
+"""
+
+import doctest
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlvr import reward
+from rlvr.reward import answer_key, last_boxed, overlong_penalty, verify, verify_all
+
+TABLE = [json.loads(line) for line in (Path(__file__).parent / "data/answers.jsonl").open(encoding="utf-8")]
+KNOWN_MISSES = 2  # 2^{10^9}-2^{10^9} is 0, and a sum of 3001 ones: too heavy to check
+NEVER_ENDS = (r"\sum_{k=1}^{100000}k^{k}", "5")  # in practice
+
+
+def boxed(answer):
+    return rf"The answer is $\boxed{{{answer}}}$."
+
+
+def mismatches(rows):
+    return [
+        (row["category"], row["gold"][:60], row["response"][-60:], row["expected"])
+        for row in rows
+        if verify(row["response"], row["gold"]) != row["expected"]
+    ]
+
+
+def in_thread(function, *args):
+    result = []
+    thread = threading.Thread(target=lambda: result.append(function(*args)))
+    thread.start()
+    thread.join(120)
+    assert result, "the thread hangs or raised"
+    return result[0]
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """All child processes that start during a test. The cache is empty, so that each answer is really checked."""
+    processes = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            processes.append(self)
+
+    reward._worker.stop()
+    reward._equal.cache_clear()
+    monkeypatch.setattr(reward.subprocess, "Popen", Recorded)
+    yield processes
+    reward._worker.stop()
+    assert all(process.returncode is not None for process in processes), "a child process is left over"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(reward, "ANSWER_SECONDS", 0.6)
+
+
+def gone(pid, seconds):
+    """Does the process with this id, which need not be our child, end within so many seconds?"""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":  # dead, and waiting for somebody to notice
+            return True
+        time.sleep(0.1)
+    return False
+
+
+# --- the verdict table ---------------------------------------------------------------------------------------------
+
+
+def test_verdict_table(children):
+    start = time.monotonic()
+    wrong = mismatches(TABLE)
+    assert len(wrong) <= KNOWN_MISSES, "\n".join(map(str, wrong))
+    assert time.monotonic() - start < 60
+    assert len(children) < 12  # few answers should be bad enough to cost a process
+
+
+def test_verdict_table_in_a_thread(children):
+    rows = [row for row in TABLE if row["category"] != "heavy"]
+    wrong = in_thread(mismatches, rows)
+    assert len(wrong) <= 1, "\n".join(map(str, wrong))
+
+
+# --- finding the box -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("", None),
+        ("The answer is 5.", None),
+        (r"\boxed", None),
+        (r"\boxed{5", None),
+        (r"\boxed{\frac{1}{2}", None),
+        (r"\boxed{}", ""),
+        (r"\boxed{5}", "5"),
+        (r"\fbox{5}", "5"),
+        (r"\boxed 5.", "5"),
+        (r"\boxed -1,234 is it", "-1,234"),
+        (r"\boxed now", None),
+        (r"\boxed {5}", "5"),
+        (r"\boxed{3} no, \boxed{5}", "5"),
+        (r"\boxed{5} and \boxed{", "5"),  # truncated in the second box
+        (r"\boxed{5} and \boxed{6", "5"),
+        (r"\boxed{3 and \boxed{5}", "5"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"{\boxed{5}}}}", "5"),
+        (r"}}{{ \boxed{\frac{1}{2}} }", r"\frac{1}{2}"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{\{}", r"\{"),
+        (r"\boxed{5\}", None),
+        (r"\\boxed{5}", "5"),  # backslash doubled, as in JSON
+        (r"\boxed{3} \\boxed{5}", "5"),
+        (r"\boxed{1\\{2}}", r"1\\{2}"),  # a line break, not an escaped brace
+    ],
+)
+def test_last_boxed(text, answer):
+    assert last_boxed(text) == answer
+
+
+def test_last_boxed_is_linear():
+    n = 1_000_000
+    for text in ["{" * n, r"\boxed{5}" + "}" * n, r"\boxed{5}" + "{" * n, r"\boxed{" * (n // 7), r"\boxed" + " " * n]:
+        start = time.monotonic()
+        last_boxed(text)
+        assert time.monotonic() - start < 5
+
+
+# --- exact values, decided in this process -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer, gold, expected",
+    [
+        ("5", 5, True),
+        ("5", 5.0, True),
+        ("0.5", 0.5, True),
+        ("007", "7", True),
+        ("-7", "7", False),
+        ("12345678901234567890", "12345678901234567891", False),
+        ("0.1", r"\frac{1}{10}", True),
+        (".5", "1/2", True),
+        ("0.33333333", "1/3", False),
+        ("0.3333333333333333", r"\frac{1}{3}", False),
+        ("2.0000001", "2", False),
+        (r"-\frac{3}{4}", "-0.75", True),
+        (r"\dfrac{-3}{4}", "-3/4", True),
+        (r"\frac34", "0.75", True),
+        (r"2\frac{1}{2}", "2.5", True),
+        (r"-2\frac{1}{2}", "-2.5", True),
+        (r"-2\frac{1}{2}", "-1.5", False),
+        ("½", "0.5", True),
+        (r"\frac{1}{0}", "0", False),
+        ("1,234,567", "1234567", True),
+        (r"10,\!000", "10000", True),
+        ("10{,}000", "10000", True),
+        ("1, 234", "1234", False),
+        ("(1,234)", "1234", False),
+        (r"1\text{ and }234", "1234", False),
+        ("6.02e23", r"6.02\times10^{23}", True),
+        (r"5\%", "0.05", True),
+        (r"5\%", "5", True),
+        (r"5\%", "0.5", False),
+        (r"0.5\%", r"50\%", False),
+        (r"\$18.90", "18.9", True),
+        (r"10\text{ cm}^2", r"10", True),
+        (r"10\ \mathrm{m}/\mathrm{s}", r"10", True),
+        ("x = 5", "5", True),
+        ("5", "x = 5", True),
+        ("(C)", r"\text{C}", True),
+        ("C", r"\text{(C)}", True),
+        (r"\textbf{(B) } 7", "C", False),
+        ("(1, 2)", "(1,2)", True),
+        ("(2, 1)", "(1,2)", False),
+        ("1,2", "(1,2)", True),
+        (r"\{1,2\}", "(1,2)", False),
+        ("-2, 1", "1,-2", True),  # a list of solutions has no order
+        ("1, 2, 3", "1, 2", False),
+        ("1, 2, 2", "1, 2", False),
+        (r"12 \text{ or } 13", "13", False),
+        ("101_2", "101_{2}", True),
+        ("101_3", "101_2", False),
+        ("101", "101_2", True),
+        ("nan", "nan", False),
+        ("", "", False),
+        (" ", "", False),
+        ("5", "", False),
+        ("5", None, False),
+    ],
+)
+def test_exact_values(answer, gold, expected, monkeypatch):
+    monkeypatch.setattr(reward._worker, "ask", lambda *_: pytest.fail("this should not need math-verify"))
+    assert verify(boxed(answer), gold) is expected
+
+
+@pytest.mark.parametrize("response", [None, 5, b"\\boxed{5}", ["5"], ""])
+def test_response_that_is_no_answer(response):
+    assert verify(response, "5") is False
+    assert answer_key(response) is None
+
+
+def test_integers_cost_microseconds():
+    responses = [f"So the answer is \\boxed{{{i}}}." for i in range(10_000)]
+    golds = [str(i - i % 2) for i in range(10_000)]
+    verify_all(responses[:10], golds[:10])
+    start = time.process_time()
+    assert sum(verify_all(responses, golds)) == 5000
+    assert time.process_time() - start < 0.2
+
+
+def test_import_is_light():
+    code = "import sys, rlvr.reward; print(sorted({'torch', 'sympy', 'math_verify'} & set(sys.modules)))"
+    package = Path(reward.__file__).parent
+    stub = f"import sys, types; p = types.ModuleType('rlvr'); p.__path__ = [{str(package)!r}]; sys.modules['rlvr'] = p"
+    done = subprocess.run([sys.executable, "-c", f"{stub}; {code}"], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- other mathematics, decided by math-verify in the child ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer, gold, expected",
+    [
+        (r"\sqrt{8}", r"2\sqrt{2}", True),
+        ("(1+x)^2", "x^2+2x+1", True),
+        ("1.5x", r"\frac{3}{2}x", True),
+        ("p-q", "q-p", False),
+        (r"1+\sqrt{19}, 1-\sqrt{19}", r"1 \pm \sqrt{19}", True),
+        (r"(3, \frac{\pi}{2})", r"\left( 3, \frac{\pi}{2} \right)", True),
+        (r"(3, 1.5707963)", r"\left( 3, \frac{\pi}{2} \right)", False),
+        ("(1+2i)(3-i)", "5+5i", True),
+        ("5i", "5", False),
+        ("x", "|x|", False),
+        ("0.57735026919", r"\frac{1}{\sqrt{3}}", False),
+        ("3.14159265", r"\pi", False),
+        ("3.14159265358979323846264338327950288", r"\pi", False),
+        (r"\frac{1}{2^{98}}", r"\frac{1}{2^{99}}", False),
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}", False),
+        (r"2\pi\cdot 10^{-120}", r"\pi\cdot10^{-120}", False),
+        (r"2^{-99}\pi", r"\frac{\pi}{2^{99}}", True),
+        ("(lambda: 5)()", "5", False),
+        ("1 2", "12", False),
+        (r"3\mathrm{e}", "3", False),
+        ("east", r"\text{west}", False),
+        ("y=5", "x=5", False),
+        ("1", "2x+z=1", False),  # the sides of an equation do not stand for the equation
+    ],
+)
+def test_other_mathematics(answer, gold, expected):
+    assert verify(boxed(answer), gold) is expected
+
+
+def test_batch():
+    assert verify_all([boxed("1"), boxed("2"), "none"], ["1", "1", "1"]) == [True, False, False]
+    assert verify_all([], []) == []
+    with pytest.raises(ValueError):
+        verify_all([boxed("1")], ["1", "2"])
+
+
+def test_equal_pairs_are_checked_once(children):
+    before = reward.stats["slow"]
+    assert verify_all([boxed(r"\sqrt{12}"), "So " + boxed(r"\sqrt{12}")] * 50, [r"2\sqrt{3}"] * 100) == [True] * 100
+    assert reward.stats["slow"] == before + 1
+
+
+# --- hostile answers -----------------------------------------------------------------------------------------------
+
+
+def test_answer_that_hangs_is_killed_and_the_next_one_is_right(children, impatient):
+    assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")  # the first child starts, which the clock does not count
+    before = reward.stats.copy()
+    start = time.monotonic()
+    assert reward._worker.ask(*NEVER_ENDS) is False
+    assert time.monotonic() - start < 2
+    assert children[0].returncode is not None
+    assert verify(boxed(r"\sqrt{18}"), r"3\sqrt{2}")
+    assert reward.stats - before == {"checks": 1, "slow": 2, "timeouts": 1, "restarts": 1}
+    assert len(children) == 2
+
+
+def test_child_that_dies_is_replaced(children):
+    assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
+    children[0].kill()
+    children[0].wait()
+    assert verify(boxed(r"\sqrt{18}"), r"3\sqrt{2}")
+    assert len(children) == 2
+
+
+def test_child_that_dies_over_an_answer_is_counted(children, monkeypatch):
+    monkeypatch.setattr(reward, "ANSWER_SECONDS", 20)
+    assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
+    before = reward.stats["crashes"]
+    threading.Timer(0.3, children[0].kill).start()
+    start = time.monotonic()
+    assert reward._worker.ask(*NEVER_ENDS) is False
+    assert time.monotonic() - start < 10  # it is noticed at once, not when the clock runs out
+    assert reward.stats["crashes"] == before + 1
+    assert verify(boxed(r"\sqrt{18}"), r"3\sqrt{2}")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems limit memory differently or not")
+def test_memory_of_the_child_is_limited(children, impatient):
+    import resource
+
+    assert reward._worker.ask("2^{2^{35}}", "5") is False  # 4 GiB, if it were computed
+    assert reward._worker.ask("1+1", "2") is True
+    limit = resource.prlimit(reward._worker.process.pid, resource.RLIMIT_AS)
+    assert limit[0] == reward.MEMORY_BYTES
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "\ud800", "5\ud800", "\x00\\sqrt{2}\x00", "\\", "{}" * 3000, "(" * 3999 + "5" + ")" * 3999,
+        "-" * 7000 + "5", "1+" * 3000 + "1",
+        "\\frac" * 1500, "\\sqrt{" * 39 + "2" + "}" * 39, "9" * 7999, "9^{9^{9^9}}", "10^{10^{8}}", "1e999999999",
+        "{99999999999999999999}!", "x^{10^{10}}", "a" * 10**7, "(" * 10**6 + "5" + ")" * 10**6, "1,234" * 1500,
+        r"\text{a}" * 1000, "__import__('os').system('true')", "٣", "ﷺ" * 8000, "\n\n\"'\r\n", "%s %d {0}", "_" * 50,
+    ],
+)  # fmt: skip
+def test_hostile_answer_is_harmless(answer, impatient):
+    start = time.monotonic()
+    right = answer.startswith(("5", "((((")) and len(answer) < 8000  # a lone surrogate is dropped
+    assert verify(boxed(answer), "5") is right
+    assert verify(boxed("5"), answer) is right
+    answer_key(boxed(answer))
+    assert time.monotonic() - start < 10
+
+
+def test_several_threads(children):
+    """Each thread gets the answer to its own question."""
+    def check(i):
+        return [verify(boxed(rf"\sqrt{{{n * n * 2}}}"), rf"{n if ok else n + 1}\sqrt{{2}}") is ok
+                for n in range(2 + 3 * i, 5 + 3 * i) for ok in (True, False)]  # fmt: skip
+
+    results = []
+    threads = [threading.Thread(target=lambda i=i: results.extend(check(i))) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert results == [True] * 24
+    assert len(children) == 1
+
+
+PARENT = """
+import os, signal, sys, threading
+from rlvr import reward
+reward._worker.ask("1+1", "2")
+print(reward._worker.process.pid, flush=True)
+busy, kill = sys.argv[1:] == ["busy"], len(sys.argv) > 1
+if busy:
+    threading.Thread(target=reward._worker.ask, args=(%r, %r), daemon=True).start()
+    import time; time.sleep(0.5)
+if kill:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("how", [[], ["idle"], pytest.param(["busy"], marks=pytest.mark.slow)])
+def test_child_does_not_outlive_its_parent(how):
+    code = PARENT % NEVER_ENDS
+    env = os.environ | {"PYTHONPATH": str(Path(reward.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code, *how], stdout=subprocess.PIPE, text=True, env=env, timeout=60)
+    assert done.returncode == (-signal.SIGKILL if how else 0)
+    assert gone(int(done.stdout), seconds=30 if how == ["busy"] else 5)
+
+
+@pytest.mark.slow
+def test_hundred_hostile_answers_leave_nothing_behind(children, impatient):
+    threads = threading.active_count()
+    before = reward.stats["timeouts"]
+    hostile = [boxed(rf"\binom{{10^8}}{{5\cdot10^7+{i}}}") for i in range(100)]
+    assert verify_all(hostile, ["5"] * 100) == [False] * 100
+    assert reward.stats["timeouts"] == before + 100
+    assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
+    assert sum(process.poll() is None for process in children) == 1
+    time.sleep(0.5)
+    assert threading.active_count() <= threads + 1
+
+
+def test_missing_math_verify_is_a_clear_error(children, monkeypatch):
+    monkeypatch.setattr(reward.importlib.util, "find_spec", lambda name: None)
+    assert verify(boxed("5"), "5")
+    with pytest.raises(ImportError, match="pip install math-verify"):
+        verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
+
+
+# --- voting and length ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answers, key",
+    [
+        (["1/2", r"\frac{1}{2}", "0.5", r"\tfrac12", "x = 0.5", ".50", "½"], "1/2"),
+        (["1234", "1,234", r"1\,234", "1234.0", r"1234\text{ cm}"], "1234"),
+        ([r"\sqrt{2}", r"\sqrt{ 2 }", r"\left(\sqrt{2}\right)", r"$\sqrt{2}$."], r"\sqrt{2}"),
+        ([r"\text{east}", "east"], "east"),
+        (["(1,2)", r"\left(1,\,2\right)"], "(1,2)"),
+    ],
+)
+def test_answer_key(answers, key):
+    assert {answer_key(boxed(answer)) for answer in answers} == {key}
+
+
+def test_no_answer_has_no_key():
+    assert answer_key("5") is answer_key(r"\boxed{}") is answer_key(r"\boxed{5") is None
+    assert answer_key(boxed(r"\frac{1}{0}")) == r"\frac{1}{0}"
+    assert answer_key(boxed("1/3")) != answer_key(boxed("0.333333"))
+
+
+def test_overlong_penalty():
+    lengths = torch.tensor([0, 1, 7168, 7424, 7680, 8192, 8704])
+    expected = torch.tensor([0, 0, 0, -0.25, -0.5, -1, -1.5])
+    assert torch.equal(overlong_penalty(lengths, 8192, 1024), expected)
+    assert torch.equal(overlong_penalty(lengths, 8192, 1024, factor=2.0), 2 * expected)
+    off = overlong_penalty(lengths, 8192, 0)
+    assert torch.equal(off, torch.zeros(7)) and off.dtype == torch.float32
+
+
+def test_examples_in_the_docstrings():
+    assert doctest.testmod(reward).failed == 0
