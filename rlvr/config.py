@@ -46,7 +46,7 @@ class TrainConfig:
     """Seeds the choice of problems and the sampling."""
 
     # Length of the run and optimiser
-    steps: int = 120
+    steps: int = 100
     """Steps. A step samples one batch of completions and makes one or more updates with it."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""

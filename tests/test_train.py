@@ -1,0 +1,294 @@
+"""The loop: what a step does to the policy, what a run leaves behind, and that it learns."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from rlvr import train as train_module
+from rlvr.config import SettingError, TrainConfig
+from rlvr.data import encode_prompts, load_problems
+from rlvr.evaluate import evaluate
+from rlvr.policy import load_policy
+from rlvr.train import Trainer, train
+
+SMALL = dict(prompts_per_step=8, completions_per_prompt=4, mini_batch_prompts=4, steps=3, sampling_rounds=1, final_eval_problems=0, warmup_steps=0)
+
+
+def make_trainer(**settings) -> Trainer:
+    config = TrainConfig(**(SMALL | settings))
+    policy = load_policy(config.model)
+    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
+    return Trainer(config, policy, problems, prompts)
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in trainer.policy.model.parameters()])
+
+
+def after(steps: int = 2, **settings) -> torch.Tensor:
+    trainer = make_trainer(**settings)
+    for _ in range(steps):
+        trainer.step()
+    return weights(trainer)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# A step
+
+
+def test_one_seed_one_result():
+    assert torch.equal(after(), after())
+    assert not torch.equal(after(), after(seed=1))
+
+
+@pytest.mark.parametrize("method", ["ppl", "pos", "ppl+pos"])
+def test_strength_0_is_bit_equal_to_grpo_and_the_default_strength_is_not(method):
+    baseline = after(method="grpo")
+    assert torch.equal(after(method=method, ppl_alpha=0.0, pos_alpha=0.0), baseline)
+    assert not torch.equal(after(method=method), baseline)
+
+
+def test_the_micro_batch_size_changes_nothing_but_rounding():
+    one, many = after(steps=1, micro_batch_tokens=100_000), after(steps=1, micro_batch_tokens=150)
+    assert not torch.equal(one, weights(make_trainer()))
+    torch.testing.assert_close(one, many, rtol=0, atol=2e-5)  # AdamW's first step is lr * sign(gradient): it magnifies rounding
+
+
+def test_several_updates_share_one_batch_and_the_old_log_probs_stay():
+    trainer = make_trainer(mini_batch_prompts=2, filter_groups=False, lr=5e-3)
+    metrics, batch, _, _ = trainer.step()
+    assert metrics["updates"] == 4
+    # fresh log-probs differ from the old ones now; the ratio of the later updates was therefore not 1
+    logp, _ = train_module.score(trainer.policy.model, batch, 1.0, 4096)
+    assert (logp - batch.old_logp)[batch.mask].abs().max() > 1e-3
+
+
+def test_groups_that_are_all_right_or_all_wrong_are_dropped_and_counted(monkeypatch):
+    trainer = make_trainer(sampling_rounds=1)
+    # groups 0 and 1 all right, 2 all wrong, the rest mixed
+    pattern = [True] * 8 + [False] * 4 + [True, False, False, False] * 5
+    monkeypatch.setattr(train_module, "verify_all", lambda texts, golds: pattern[: len(texts)])
+    metrics, _, _, shaped = trainer.step()
+    assert (metrics["groups"], metrics["groups_kept"], metrics["groups_all_right"], metrics["groups_all_wrong"]) == (8, 5, 2, 1)
+
+
+def test_the_filter_looks_at_correctness_and_not_at_the_reward(monkeypatch):
+    # Every completion is right, but some are overlong: the rewards differ inside a group, and the group is dropped all the same.
+    monkeypatch.setattr(train_module, "verify_all", lambda texts, golds: [True] * len(texts))
+    trainer = make_trainer(overlong_buffer=100, max_new_tokens=100)
+    before = weights(trainer)
+    metrics, _, _, _ = trainer.step()
+    assert metrics["reward_std"] > 0 and metrics["groups_kept"] == 0 and metrics["updates"] == 0
+    assert torch.equal(weights(trainer), before)
+
+
+def test_refill_samples_again_until_the_batch_is_full_or_the_rounds_are_over(monkeypatch):
+    calls = []
+
+    def half_useful(texts, golds):  # every other group is mixed
+        calls.append(len(texts) // 4)
+        return [i % 8 == 0 for i in range(len(texts))]
+
+    monkeypatch.setattr(train_module, "verify_all", half_useful)
+    trainer = make_trainer(sampling_rounds=3)
+    metrics, batch, correct, _ = trainer.step()
+    assert calls == [8, 4, 2]  # what was still missing each time
+    assert metrics["sampling_rounds"] == 3 and metrics["groups_kept"] == 7
+    assert len(batch) == 14 * 4 and batch.group.unique(return_counts=True)[1].tolist() == [4] * 14
+
+
+def test_all_problems_come_once_before_one_comes_again():
+    trainer = make_trainer()
+    drawn = trainer._next_problems(40) + trainer._next_problems(24)
+    assert sorted(drawn) == list(range(64))
+    assert sorted(trainer._next_problems(64)) == list(range(64))
+
+
+def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(monkeypatch):
+    trainer = make_trainer(mini_batch_prompts=8)
+    real, calls = train_module.clipped_loss, []
+
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        loss, stats = real(*args, **kwargs)
+        return (loss * math.nan if len(calls) == 1 else loss), stats
+
+    monkeypatch.setattr(train_module, "clipped_loss", poisoned)
+    before = weights(trainer)
+    metrics, *_ = trainer.step()
+    assert metrics["skipped_updates"] == 1 and metrics["updates"] == 0 and torch.equal(weights(trainer), before)
+    metrics, *_ = trainer.step()
+    assert metrics["skipped_updates"] == 0 and torch.isfinite(weights(trainer)).all() and not torch.equal(weights(trainer), before)
+
+
+def test_a_run_whose_gradients_stay_non_finite_stops_with_a_diagnosis(monkeypatch):
+    trainer = make_trainer(mini_batch_prompts=1, filter_groups=False, prompts_per_step=12)
+    real = train_module.clipped_loss
+    monkeypatch.setattr(train_module, "clipped_loss", lambda *a, **k: (real(*a, **k)[0] * math.inf, real(*a, **k)[1]))
+    monkeypatch.setattr(train_module, "NON_FINITE_LIMIT", 3)
+    with pytest.raises(SettingError, match="not finite in 3 updates"):
+        trainer.step()
+
+
+def test_gradients_above_the_norm_limit_are_scaled_down():
+    free, tight = make_trainer(max_grad_norm=1e9), make_trainer(max_grad_norm=1e-9)
+    seen = []
+    for trainer in (free, tight):
+        step = trainer.optimizer.step
+        trainer.optimizer.step = lambda t=trainer, step=step: (seen.append(sum(p.grad.norm() ** 2 for p in t.weights.parameters) ** 0.5), step())
+        trainer.step()
+    assert seen[0] > 1e-2 and seen[-1] <= 1.01e-9
+
+
+def test_learning_rate_warms_up_then_stays_or_decays_to_a_tenth():
+    def rates(**settings):
+        trainer, out = make_trainer(steps=10, warmup_steps=4, lr=1.0, **settings), []
+        for trainer.step_number in range(1, 11):
+            out.append(round(trainer._learning_rate(), 4))
+        return out
+
+    assert rates(lr_schedule="constant") == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert rates(lr_schedule="linear")[:4] == [0.2, 0.4, 0.6, 0.8] and rates(lr_schedule="linear")[-1] == 0.1
+
+
+def test_shaping_is_on_inside_its_window_alone():
+    trainer = make_trainer(shape_start=3, shape_stop=5)
+    on = []
+    for trainer.step_number in range(1, 8):
+        on.append(trainer._shaping_is_on())
+    assert on == [False, False, True, True, True, False, False]
+
+    trainer = make_trainer(shape_start="plateau")
+    trainer.step_number = 9
+    assert not trainer._shaping_is_on()
+    trainer.plateau = 9
+    assert trainer._shaping_is_on()
+
+
+def test_outside_the_window_a_run_is_bit_equal_to_grpo():
+    assert torch.equal(after(method="pos", shape_start=3), after(method="grpo"))
+    assert not torch.equal(after(method="pos", shape_start=2), after(method="grpo"))
+    assert torch.equal(after(method="pos", shape_start="plateau"), after(method="grpo"))
+
+
+def test_recomputed_old_log_probs_agree_with_the_sampler():
+    metrics, batch, _, _ = make_trainer(old_logp="recompute").step()
+    assert 0 < metrics["logp_drift"] < 1e-5 and metrics["seconds_scoring"] > 0
+    metrics, _, _, _ = make_trainer().step()
+    assert 0 < metrics["logp_drift"] < 1e-5 and metrics["seconds_scoring"] == 0
+
+
+def test_old_log_probs_are_taken_at_the_sampling_temperature():
+    """Before the first update new and old log-probs are equal, whatever the temperature."""
+    metrics, *_ = make_trainer(temperature=0.6).step()
+    assert metrics["logp_drift"] < 1e-5
+
+
+def test_kl_and_entropy_terms_change_the_update_and_are_off_by_default():
+    plain = after()
+    assert torch.equal(after(kl_coef=0.0, entropy_coef=0.0), plain)
+    assert not torch.equal(after(kl_coef=0.5), plain)
+    assert not torch.equal(after(entropy_coef=0.1), plain)
+
+
+def test_an_entropy_bonus_raises_the_entropy_at_the_sampled_positions():
+    def entropy_after(coef):
+        trainer = make_trainer(entropy_coef=coef)
+        _, batch, _, _ = trainer.step()
+        _, entropy = train_module.score(trainer.policy.model, batch, 1.0, 4096)
+        return entropy[batch.mask].mean()  # of one batch, the same for both: the policies differ by the one update after it
+
+    assert entropy_after(0.3) > entropy_after(0.0) + 0.01
+
+
+def test_bfloat16_with_master_weights_trains():
+    config = TrainConfig(**SMALL, dtype="bfloat16")
+    policy = load_policy("tiny", dtype="bfloat16")
+    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
+    trainer = Trainer(config, policy, problems, prompts)
+    before = weights(trainer)
+    metrics, *_ = trainer.step()
+    assert policy.model.dtype == torch.bfloat16 and trainer.weights.parameters[0].dtype == torch.float32
+    assert not torch.equal(weights(trainer), before)
+    assert metrics["seconds_scoring"] > 0  # bfloat16: old log-probs come from the training forward
+    assert metrics["logp_drift"] > 1e-5
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# A run
+
+
+def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
+    config = TrainConfig(**(SMALL | dict(out=str(tmp_path), name="r", final_eval_problems=6, eval_every=2, eval_problems=4, show_every=1)))
+    summary = train(config)
+    folder = tmp_path / "r"
+    assert {p.name for p in folder.iterdir()} == {"config.json", "metrics.csv", "rollouts.jsonl", "summary.json", "curves.png", "model"}
+    assert json.loads((folder / "config.json").read_text())["prompts_per_step"] == 8
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert set(summary) == set(
+        "method seed steps wall_seconds pass_at_1_start pass_at_1_end pass_at_8_start pass_at_8_end plateau_step".split()
+    )
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["step"] for r in rows] == ["0", "1", "2", "3", "3"]
+    assert [bool(r["eval_pass_at_1"]) for r in rows] == [True, False, True, False, True]
+    assert all(0 <= float(r["accuracy"]) <= 1 and float(r["entropy"]) > 0 and float(r["seconds_step"]) > 0 for r in rows[1:4])
+
+    lines = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 * config.log_completions
+    for line in lines:
+        n = len(line["token_ids"])
+        assert n == len(line["logp"]) == len(line["entropy"]) == len(line["advantage"])
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    printed = capsys.readouterr().out
+    assert "pass@1" in printed and str(folder / "curves.png") in printed and "a sample" in printed
+
+
+def test_the_saved_model_is_the_trained_policy(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    config = TrainConfig(**(SMALL | dict(out=str(tmp_path), name="r", lr=5e-3)))
+    train(config)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "model")
+    base = AutoModelForCausalLM.from_pretrained(load_policy("tiny").model.config._name_or_path)
+    moved = [not torch.equal(a, b) for a, b in zip(saved.parameters(), base.parameters())]
+    assert all(moved)
+    assert load_policy(str(tmp_path / "r")).model.config._name_or_path.endswith("model")  # a run folder is a model name
+
+
+def test_the_csv_reads_back_equal_for_equal_seeds(tmp_path):
+    rows = []
+    for name in "ab":
+        train(TrainConfig(**(SMALL | dict(out=str(tmp_path), name=name))))
+        with open(tmp_path / name / "metrics.csv", newline="") as file:
+            rows.append([{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1]
+
+
+def test_an_unknown_method_is_refused_before_any_work(tmp_path):
+    with pytest.raises(SettingError, match="no method 'ppo'"):
+        train(TrainConfig(method="ppo", out=str(tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_it_learns():
+    """25 steps take the built-in model from one right answer in five or so to far more, and the format defects go first."""
+    config = TrainConfig(steps=25, prompts_per_step=16, mini_batch_prompts=8, sampling_rounds=2, final_eval_problems=0)
+    policy = load_policy("tiny")
+    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train"), "", 128)
+    held_out, held_out_prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "test", 64), "", 128)
+
+    def accuracy():
+        result = evaluate(policy, held_out, held_out_prompts, completions=8, temperature=1.0, top_p=1.0, max_new_tokens=120)
+        return result.metrics["pass@1"][0]
+
+    trainer = Trainer(config, policy, problems, prompts)
+    before = accuracy()
+    log = [trainer.step()[0] for _ in range(config.steps)]
+    gain = accuracy() - before
+    assert before < 0.4 and gain > 0.2, (before, gain)
+    assert log[-1]["defect_no_box"] < 0.5 * log[0]["defect_no_box"]
+    assert log[-1]["entropy_wrong"] < 0.6 * log[0]["entropy_wrong"]
