@@ -235,7 +235,7 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
 def _check_ranges(config, at_least: dict[int, str], positive: str = "") -> None:
     for low, names in at_least.items():
         for name in names.split():
-            if getattr(config, name) < low:
+            if not low <= getattr(config, name) < float("inf"):
                 raise SettingError(f"--{name.replace('_', '-')} is {getattr(config, name)}, which is too small. Choose {low} or more.")
     for name in positive.split():
         if not 0 < getattr(config, name) < float("inf"):
@@ -291,6 +291,8 @@ def check_eval(c: EvalConfig) -> None:
 def run_folder(c: TrainConfig) -> Path:
     """The folder of this run. A name the user chose must be free; without one, the first free of method-seed, method-seed-2, ..."""
     out = Path(c.out)
+    if any(path.is_file() for path in (out, *out.parents)):
+        raise SettingError(f"--out {out} is a file or lies in one. Choose a folder.")
 
     def taken(path: Path) -> bool:
         return path.exists() and (not path.is_dir() or any(path.iterdir()))

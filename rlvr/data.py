@@ -1,6 +1,7 @@
 """Problems: the built-in stories, published sets in their own columns, your file, or a Hub id; and how a problem becomes a prompt."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Problem:
 
 def _answer_text(value) -> str:
     """A gold answer as published -> plain text: '#### 72' -> 72, a worked solution -> its box, 43.0 -> 43."""
+    if value is None or value != value:  # NaN is how pandas writes a missing number
+        return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value).strip()
@@ -46,7 +49,7 @@ def _answer_text(value) -> str:
         text = text.rsplit("####", 1)[1].strip()
     elif (boxed := last_boxed(text)) is not None:
         text = boxed
-    return text
+    return text.strip()
 
 
 def _to_problems(rows: list[dict], where: str) -> list[Problem]:
@@ -59,9 +62,13 @@ def _to_problems(rows: list[dict], where: str) -> list[Problem]:
         raise SettingError(f"The data {where} has the columns {', '.join(map(str, rows[0]))}. Name the columns 'problem' and 'answer'.")
     problems = []
     for number, row in enumerate(rows, start=1):
-        if any(row.get(c) is None or not str(row[c]).strip() for c in (*questions, answer)):
+        question = [str(row[c]).strip() if row.get(c) is not None else "" for c in questions]
+        text = _answer_text(row.get(answer))
+        if answer == "solution" and last_boxed(str(row.get(answer))) is None:
+            text = ""
+        if not all(question) or not text:
             raise SettingError(f"Row {number} of {where} lacks its {' or '.join((*questions, answer))}. Fill it in, or leave the row out.")
-        problems.append(Problem(" ".join(str(row[c]).strip() for c in questions), _answer_text(row[answer])))
+        problems.append(Problem(" ".join(question), text))
     return problems
 
 
@@ -73,7 +80,7 @@ def _read_file(path: Path) -> list[dict]:
         try:
             return pyarrow.parquet.read_table(path).to_pylist()
         except (OSError, ValueError) as error:
-            raise SettingError(f"The file {path} cannot be read as parquet: {error} Write it again, or use JSON lines.") from None
+            raise SettingError(f"The file {path} cannot be read as parquet ({error}). Write it again, or use JSON lines.") from None
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -81,7 +88,10 @@ def _read_file(path: Path) -> list[dict]:
     except OSError as error:
         raise SettingError(f"The file {path} cannot be read ({error.strerror}). Check the path and the permissions.") from None
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines(keepends=True)))
+        try:
+            return list(csv.DictReader(io.StringIO(text, newline="")))  # not splitlines(): it also splits at U+2028
+        except csv.Error as error:
+            raise SettingError(f"The file {path} is not valid CSV ({error}). Write it again, or use JSON lines.") from None
     try:
         if path.suffix == ".json":
             rows = json.loads(text)
@@ -90,7 +100,7 @@ def _read_file(path: Path) -> list[dict]:
             for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(): it also splits at U+2028 inside a string
                 if line.strip():
                     rows.append(json.loads(line))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4300 digits
         place = "" if path.suffix == ".json" else f", line {number}"
         raise SettingError(f"The file {path}{place} is not valid JSON ({error}). Write one object with problem and answer per line.") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -110,7 +120,7 @@ def _read_hub(name: str, split: str) -> list[dict]:
         return datasets.load_dataset(hub_id, configuration, split=chosen).to_list()
     except Exception as error:  # the Hub client raises many kinds: no network, no such set, no such split, gated
         reason = " ".join(str(error).split())[:200]
-        raise SettingError(f"The data set {hub_id!r} ({chosen} split) cannot be loaded: {reason} Check the name and the network, or name a file.") from None
+        raise SettingError(f"The data set {hub_id!r} ({chosen} split) cannot be loaded ({reason}). Check the name and the network, or name a file.") from None
 
 
 def load_problems(data: str, split: str = "train", limit: int = 0, seed: int = 0) -> list[Problem]:

@@ -9,15 +9,16 @@ import re
 from rlvr.reward import last_boxed
 
 DEFECTS = ("no_box", "broken_box", "wrong_step", "skipped_step", "chatter", "loop", "overlong")
-_EQUATION = re.compile(r"(?<![\d.])(\d{1,9})\s*([-+*])\s*(\d{1,9})\s*=\s*(-?\d{1,12})(?![\d.]*\d)")
+_EQUATION = re.compile(r"(?<![\w.*+/-])(?<![*+/] )(?<!\d - )(\d{1,9})\s*([-+*])\s*(\d{1,9})\s*=\s*(-?\d{1,12})(?![\d.]*\d)")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?\n]")
 
 
 def defects(text: str, finished: bool, steps: int | None) -> dict[str, bool]:
     """Which defects a completion has; `steps` (None: unknown) is needed for skipped steps and for chatter.
 
-    no_box: nothing boxed at all. broken_box: a box that is empty, not closed or without braces. wrong_step: an equation a+b=c that is
-    false. skipped_step: fewer equations than steps. chatter: a sentence without a number. loop: a sentence three times. overlong: truncated.
+    no_box: nothing boxed at all. broken_box: a box that is empty, not closed, or without braces around anything but a number. wrong_step:
+    an equation a+b=c that is false. skipped_step: fewer equations than steps. chatter: a sentence without a number. loop: a sentence
+    three times. overlong: truncated.
     """
     box = last_boxed(text)
     equations = _EQUATION.findall(text)

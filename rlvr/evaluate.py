@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from rlvr.config import EvalConfig
+from rlvr.config import EvalConfig, SettingError
 from rlvr.data import Problem, encode_prompts, load_problems
-from rlvr.files import write_atomically
+from rlvr.files import table, write_atomically
 from rlvr.policy import Policy, check_model_name, load_policy
 from rlvr.reward import answer_key, verify_all
 from rlvr.rollout import Rollouts, sample
@@ -106,6 +106,9 @@ def compare(config: EvalConfig) -> dict:
     c = config
     for name in c.models:
         check_model_name(name)
+    path = Path(c.out) if c.out else Path("runs") / f"eval-{Path(c.data).stem}.json"
+    if path.is_dir() or path.parent.is_file():
+        raise SettingError(f"The file {path} cannot be written. Choose another --out, as in: --out runs/eval.json")
     if c.threads:
         torch.set_num_threads(c.threads)
     problems = load_problems(c.data, "test", limit=c.problems or (0 if c.data != "tiny" else 1000))
@@ -131,7 +134,6 @@ def compare(config: EvalConfig) -> dict:
     print(f"\n{c.data}: {len(problems)} problems, {c.completions} completions each, temperature {c.temperature}, top-p {c.top_p}, "
           f"at most {max_new_tokens} tokens; in brackets 95 % intervals over problems\n")  # fmt: skip
     print(table(["model", *shown, "length", "truncated"], rows))
-    path = Path(c.out) if c.out else Path("runs") / f"eval-{Path(c.data).stem}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     written = {"settings": dataclasses.asdict(c) | {"max_new_tokens": max_new_tokens}, "results": results}
     write_atomically(path, json.dumps(written, indent=1) + "\n")

@@ -255,12 +255,10 @@ class _Timer:
 class Progress:
     """Measures a policy on held-out problems during a run, always the same ones."""
 
-    def __init__(self, config: TrainConfig, policy: Policy):
+    def __init__(self, config: TrainConfig, policy: Policy, problems: list[Problem]):
         self.config, self.policy = config, policy
-        data = config.eval_data or (config.data if has_test_split(config.data) else "")
         self.problems, self.prompts = [], []
-        if data and config.final_eval_problems:
-            problems = load_problems(data, "test", config.final_eval_problems)
+        if problems:
             self.problems, self.prompts, _ = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
 
     def measure(self, limit: int) -> Evaluation | None:
@@ -284,9 +282,11 @@ def train(config: TrainConfig) -> dict:
     if config.threads:
         torch.set_num_threads(config.threads)
     problems = load_problems(config.data, "train", seed=config.seed)
+    held_out_data = config.eval_data or (config.data if has_test_split(config.data) else "")
+    held_out = load_problems(held_out_data, "test", config.final_eval_problems) if held_out_data and config.final_eval_problems else []
     policy = load_policy(config.model, config.device, config.dtype)
     problems, prompts, too_long = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
-    progress = Progress(config, policy)
+    progress = Progress(config, policy, held_out)
     trainer = Trainer(config, policy, problems, prompts)
     log = RunLog(folder, config, policy, problems=len(problems), too_long=too_long, held_out=len(progress.problems))
     with log:

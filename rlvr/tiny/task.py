@@ -43,7 +43,7 @@ SALAD = ("river moon garden paper seven window yellow train quiet market salt bu
 
 @dataclass(frozen=True)
 class Author:
-    """How one kind of author writes. Probabilities; `noise` and `loop` are per step, the rest per document or per step as named."""
+    """How one kind of author writes. Probabilities; those of `bad_box` and `guess` are per document, the others per step."""
 
     share: float  # of all documents
     wrong_step: float  # a step has a wrong result, which is carried on
