@@ -1,0 +1,125 @@
+"""What the tests share: three small random models, a tokenizer, random rollouts, and a slow but obvious reference for log-probs."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # `pytest` finds rlvr as `python -m pytest` does
+
+from rlvr.rollout import ATTENTION, Rollouts
+
+V = 29  # vocabulary of the small models
+
+
+class WordTokenizer:
+    """Token 5 is the word "5". Stands in for a Hugging Face tokenizer where only decoding matters."""
+
+    eos_token_id = 2
+    chat_template = None
+
+    def batch_decode(self, rows, skip_special_tokens=True):
+        return [" ".join(str(i) for i in row if not (skip_special_tokens and i == self.eos_token_id)) for row in rows]
+
+
+def new_model(name: str, seed: int = 0):
+    """A random float32 model. Its weights are scaled up, because a freshly made model gives every token nearly the same probability."""
+    torch.manual_seed(seed)
+    if name == "gpt2":  # learned positions: wrong position ids show at once
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2))
+    else:
+        shape = dict(
+            vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
+            bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
+        if name == "qwen":  # two query heads share a key head
+            model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, tie_word_embeddings=True))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=4))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(12.0)
+    model.eval()
+    model.set_attn_implementation(ATTENTION)
+    return model
+
+
+MODELS = {}
+
+
+def shared_model(name: str):
+    if name not in MODELS:
+        MODELS[name] = new_model(name)
+    return MODELS[name]
+
+
+@pytest.fixture
+def qwen():
+    """The random Qwen2 of the whole session. Only to be read; a test that trains takes new_model()."""
+    return shared_model("qwen")
+
+
+@pytest.fixture(params=["qwen", "llama", "gpt2"])
+def model(request):
+    """Each of the three random models in turn. Only to be read."""
+    return shared_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A random model of the built-in kind, with the built-in tokenizer, saved as Hugging Face saves models."""
+    from rlvr.tiny.pretrain import new_model, train_tokenizer
+
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path_factory.mktemp("model"), train_tokenizer(0)
+    new_model(tokenizer, hidden=32, layers=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tokenizer():
+    return WordTokenizer()
+
+
+def stock(model):
+    """The same weights with transformers' own plain attention: what our sampling and scoring are compared with."""
+    twin = copy.deepcopy(model)
+    twin.set_attn_implementation("eager")
+    return twin
+
+
+def reference_logp_and_entropy(model, prompt: list[int], completion: list[int], temperature: float):
+    """One row, one full float64 forward for each token, no padding, no cache: two lists of floats."""
+    twin = stock(model).double()
+    logp, entropy = [], []
+    with torch.no_grad():
+        for t, token in enumerate(completion):
+            z = twin(input_ids=torch.tensor([prompt + completion[:t]])).logits[0, -1] / temperature
+            p = (z - z.max()).exp() / (z - z.max()).exp().sum()
+            logp.append(p[token].log().item())
+            entropy.append(sum(-x * torch.tensor(x).log().item() for x in p.tolist() if x > 0))
+    return logp, entropy
+
+
+def make_rollouts(prompt_lengths, lengths, groups=None, seed=0, finished=None) -> Rollouts:
+    """Random tokens in the shape of a batch that was sampled."""
+    g = torch.Generator().manual_seed(seed)
+    n, width = len(lengths), max(max(lengths), 1)
+    lengths = torch.tensor(lengths)
+    mask = torch.arange(width)[None] < lengths[:, None]
+    return Rollouts(
+        prompt_ids=[torch.randint(3, V, (k,), generator=g).tolist() for k in prompt_lengths],
+        completion_ids=torch.randint(3, V, (n, width), generator=g).masked_fill(~mask, 0),
+        lengths=lengths,
+        mask=mask,
+        finished=torch.tensor(finished if finished is not None else [True] * n),
+        old_logp=(-3 * torch.rand(n, width, generator=g)).masked_fill(~mask, 0),
+        entropy=(3 * torch.rand(n, width, generator=g)).masked_fill(~mask, 0),
+        group=torch.tensor(groups if groups is not None else [0] * n),
+        text=[f"text {i}" for i in range(n)],
+    )

@@ -1,0 +1,286 @@
+"""Break the library on purpose, one line at a time, and see whether the tests notice:  python tests/mutants.py [word in the name]
+
+Each mutant is a mistake that learners make or copy. The repository is copied to a temporary folder, one piece of text is replaced there,
+and the tests that should notice run until the first failure. Exit code 1 if a mutant survives or its text is not found exactly once.
+"""
+
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM  # noqa: F401 (imported once, before the mutants are tried)
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 300  # for the tests of one mutant; a mutant that hangs is caught
+CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+sys.dont_write_bytecode = True  # the bytecode of the last mutant must not run
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
+LOOP = "train -k not it_learns"  # the slowest test would add half a minute to each
+
+# (name, tests that should notice, file, old text, new text). Tests: names of test files, perhaps with pytest's -k; "loss" is
+# tests/test_loss.py. File: "loss" is rlvr/loss.py.
+MUTANTS = [
+    # -- advantages
+    ("advantage: batch statistics instead of the group's", "advantage", "advantage",
+     "rows = group == g\n        r = rewards[rows]", "rows = group == g\n        r = rewards"),
+    ("advantage: groups are taken for runs of rows 0..G-1", "advantage", "advantage",
+     "for g in group.unique():\n        rows = group == g\n        r =",
+     "for g in range(len(group.unique())):\n        rows = group == g\n        r ="),
+    ("advantage: population standard deviation", "advantage", "advantage", "(r.std() + 1e-6)", "(r.std(correction=0) + 1e-6)"),
+    ("advantage: no 1e-6", "advantage", "advantage", "(r.std() + 1e-6)", "r.std()"),
+    ("advantage: a millionth becomes 1e-4", "advantage", "advantage", "(r.std() + 1e-6)", "(r.std() + 1e-4)"),
+    ("advantage: equal rewards are divided like others", "advantage", "advantage", "if r.max() > r.min():", "if len(r) > 1:"),
+    ("advantage: a group of one is NaN", "advantage", "advantage", "if r.max() > r.min():", "if True:"),
+    ("advantage: mean not subtracted", "advantage", "advantage", "(r - r.mean()) / (r.std()", "r / (r.std()"),
+    # -- perplexity shaping
+    ("ppl: weight computed and never applied", "advantage", "advantage",
+     "return shaped * ppl_weights(old_logp, mask, group, ppl_alpha, ppl_direction)[:, None]",
+     "ppl_weights(old_logp, mask, group, ppl_alpha, ppl_direction)\n    return shaped"),
+    ("ppl: direction swapped", "advantage", "advantage", '1 - alpha * w if direction == "low"', '1 - alpha * w if direction == "high"'),
+    ("ppl: outliers not left out", "advantage", "advantage", "kept = x[(x >= q1 - reach) & (x <= q3 + reach)]", "kept = x"),
+    ("ppl: fences at 3 ranges", "advantage", "advantage", "reach = 1.5 *", "reach = 3.0 *"),
+    ("ppl: sample standard deviation", "advantage", "advantage", "kept.std(correction=0)", "kept.std()"),
+    ("ppl: no clamp", "advantage", "advantage", ".clamp(0.8, 1.2)", ""),
+    ("ppl: sum instead of mean log-prob", "advantage", "advantage", " / mask.sum(1).clamp(min=1)\n    w =", "\n    w ="),
+    ("ppl: padding counts", "advantage", "advantage", "-old_logp.detach().masked_fill(~mask, 0.0).sum(1)", "-old_logp.detach().sum(1)"),
+    ("ppl: NaN for a row without tokens", "advantage", "advantage", "/ mask.sum(1).clamp(min=1)", "/ mask.sum(1)"),
+    ("ppl: equal perplexities divided by their deviation", "advantage", "advantage", "(std if std > 1e-6 else 1.0)", "std"),
+    ("ppl: gradient through the weight", "advantage", "advantage", "-old_logp.detach().masked_fill", "-old_logp.masked_fill"),
+    # -- position shaping
+    ("pos: early and late swapped", "advantage", "advantage",
+     'slope = k if direction == "late" else -k', 'slope = -k if direction == "late" else k'),
+    ("pos: sign lost for negative advantages", "advantage", "advantage", "return a.sign() * torch.minimum", "return torch.minimum"),
+    ("pos: cap missing", "advantage", "advantage",
+     "torch.minimum(alpha * torch.sigmoid(slope * (r - 0.5)), 0.5 * a.abs())", "(alpha * torch.sigmoid(slope * (r - 0.5)))"),
+    ("pos: relative to the batch's width", "advantage", "advantage", "/ valid.sum(1, keepdim=True).clamp(min=1)", "/ valid.shape[1]"),
+    ("pos: positions from 1", "advantage", "advantage", "(valid.cumsum(1) - 1) /", "valid.cumsum(1) /"),
+    ("pos: bonus outside the mask", "advantage", "advantage", "0.5 * a.abs()) * valid", "0.5 * a.abs())"),
+    ("pos: direction not passed on", "advantage", "advantage",
+     "position_bonus(advantages, mask, pos_alpha, pos_direction)", "position_bonus(advantages, mask, pos_alpha)"),
+    ("methods: only the first of several applied", "advantage", "advantage",
+     "for name in method_parts(method):", "for name in method_parts(method)[:1]:"),
+    # -- loss
+    ("loss: ratio only, no clip", "loss", "loss", "torch.maximum(-ratio * advantages, -clipped * advantages)", "(-ratio * advantages)"),
+    ("loss: clipped only, no maximum", "loss", "loss",
+     "torch.maximum(-ratio * advantages, -clipped * advantages)", "(-clipped * advantages)"),
+    ("loss: minimum of the negated", "loss", "loss", "torch.maximum(-ratio", "torch.minimum(-ratio"),
+    ("loss: clip bounds swapped", "loss", "loss", "ratio.clamp(1 - clip_low, 1 + clip_high)", "ratio.clamp(1 - clip_high, 1 + clip_low)"),
+    ("loss: third clip for negative advantages", "loss", "loss",
+     "loss = torch.maximum(-ratio * advantages, -clipped * advantages)",
+     "loss = torch.maximum(-ratio * advantages, -clipped * advantages).minimum(torch.where(advantages < 0, -3 * advantages, torch.inf))"),
+    ("loss: denominator of the micro-batch", "loss", "loss",
+     "if denominator is None:\n        denominator =", "if True:\n        denominator ="),
+    ("loss: NaN for a batch without tokens", "loss", "loss", "max(int(mask.sum()), 1)", "mask.sum()"),
+    ("loss: mean of row means", "loss", "loss",
+     "-clipped * advantages).sum() / denominator", "-clipped * advantages).sum(1).div(mask.sum(1).clamp(min=1)).mean()"),
+    ("loss: masked after exp", "loss", "loss", "torch.where(mask, logp - old_logp, 0.0)\n", "logp - old_logp\n    mask_after = mask\n"),
+    ("loss: multiplied by the mask instead of chosen by it", "loss", "loss",
+     "torch.where(mask, logp - old_logp, 0.0)", "(logp - old_logp) * mask"),
+    ("loss: new log-probs used as old ones", "loss", "loss", "logp - old_logp, 0.0)", "logp - logp.detach(), 0.0)"),
+    ("loss: old log-probs not held fixed (ratio is constant)", "loss", "loss", "logp - old_logp, 0.0)", "logp - logp, 0.0)"),
+    ("loss: sign", "loss", "loss",
+     "torch.maximum(-ratio * advantages, -clipped * advantages).sum()", "-torch.maximum(-ratio * advantages, -clipped * advantages).sum()"),
+    ("loss: KL sign", "loss", "loss", "loss = loss + kl_coef * kl", "loss = loss - kl_coef * kl"),
+    ("loss: KL direction", "loss", "loss", "torch.where(mask, ref_logp - logp, 0.0)", "torch.where(mask, logp - ref_logp, 0.0)"),
+    ("loss: KL is the plain log-ratio", "loss", "loss", "log_ref.exp() - 1 - log_ref, 0.0)", "-log_ref, 0.0)"),
+    ("loss: entropy bonus sign", "loss", "loss", "loss = loss - entropy_coef", "loss = loss + entropy_coef"),
+    ("loss: clipped tokens counted whatever the sign", "loss", "loss",
+     "((ratio > 1 + clip_high) & (advantages > 0))", "(ratio > 1 + clip_high)"),
+    # -- entropy
+    ("entropy: temperature ignored", "entropy", "entropy", "logits.float() / temperature, dim=-1)", "logits.float(), dim=-1)"),
+    ("entropy: NaN at a logit of -inf", "entropy", "entropy", "logp.masked_fill(logp == -torch.inf, 0.0)", "logp"),
+    ("entropy: mean negative log-prob over the vocabulary", "entropy", "entropy",
+     "-(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)", "-logp.mean(-1)"),
+    ("entropy: in bits", "entropy", "entropy", "logp == -torch.inf, 0.0)).sum(-1)", "logp == -torch.inf, 0.0)).sum(-1) / 0.6931472"),
+    ("perplexity: padding counts", "entropy", "entropy", "mask.sum(-1).clamp(min=1)", "mask.shape[-1]"),
+    ("branching: one too few", "entropy", "entropy", "(p.cumsum(-1) - p) < top_p", "p.cumsum(-1) < top_p"),
+    ("branching: not sorted", "entropy", "entropy", ".sort(dim=-1, descending=True).values", ""),
+    ("stages: plateau never found", "entropy", "entropy",
+     "steepest > 0 and fall < fraction * steepest", "steepest > 0 and fall < -fraction * steepest - 1"),
+    ("stages: plateau at once", "entropy", "entropy", "steepest > 0 and fall < fraction * steepest", "steepest > 0 and fall <= steepest"),
+    ("stages: plateau while entropy never fell", "entropy", "entropy", "steepest > 0 and fall < fraction", "fall <= fraction"),
+    ("stages: no smoothing", "entropy", "entropy", "smoothing * smooth[-1] + (1 - smoothing) * value)", "value)"),
+    # -- policy
+    ("policy: off by one, the logits of the token itself", "policy", "policy",
+     "start = torch.tensor([len(p) - 1 for", "start = torch.tensor([len(p) for"),
+    ("policy: log-probs at temperature 1", "policy rollout", "policy", "head(hidden).float() / temperature", "head(hidden).float()"),
+    ("policy: entropy is the negative log-prob of the token", "policy", "policy",
+     "entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)", "entropy = -logp.gather(-1, targets[:, None])[:, 0]"),
+    ("policy: rows start at the longest prompt", "policy", "policy",
+     "[len(p) - 1 for p in prompt_ids]", "[max(map(len, prompt_ids)) - 1 for p in prompt_ids]"),
+    ("policy: all logits at once", "policy", "policy", "if len(targets) <= chunk:", "if True:"),
+    ("policy: chunked logits kept for the backward pass", "policy", "policy",
+     "checkpoint(_head_logp_entropy, head, h, y, temperature, with_grad_entropy, use_reentrant=False)",
+     "_head_logp_entropy(head, h, y, temperature, with_grad_entropy)"),
+    ("policy: chunks drop the entropy's gradient", "policy", "policy",
+     "head, h, y, temperature, with_grad_entropy, use_reentrant", "head, h, y, temperature, False, use_reentrant"),
+    ("policy: micro-batches not counted with padding", "policy", "policy",
+     "(len(batch) + 1) * length[i] > budget", "sum(length[j] for j in batch) + length[i] > budget"),
+    ("policy: the last micro-batch is lost", "policy", "policy",
+     "        batch.append(i)\n    if batch:", "        batch.append(i)\n    if len(batch) > 1:"),
+    ("policy: masters never written back", "policy", "policy", "p.copy_(master)", "pass"),
+    ("policy: masters in the model's precision", "policy", "policy",
+     "torch.nn.Parameter(p.detach().float())", "torch.nn.Parameter(p.detach().clone())"),
+    ("policy: gradients replaced, not added", "policy", "policy", "grad if master.grad is None else master.grad.add_(grad)", "grad"),
+    # -- rollout
+    ("rollout: mask from token != pad, the stop token left out", "rollout", "rollout",
+     "mask = torch.arange(width)[None, :] < lengths[:, None]",
+     "mask = torch.arange(width)[None, :] < (lengths - finished.long())[:, None]"),
+    ("rollout: mask from token != 0", "rollout", "rollout",
+     "mask = torch.arange(width)[None, :] < lengths[:, None]",
+     "mask = (torch.arange(width)[None, :] < lengths[:, None]) & (ids[:, :width] != 0)"),
+    ("rollout: only one stop token honoured", "rollout", "rollout",
+     "torch.tensor(sorted(stop_ids), device=device)", "torch.tensor(sorted(stop_ids)[:1], device=device)"),
+    ("rollout: length without the stop token", "rollout", "rollout",
+     "torch.where(ends, t + 1, lengths[rows])", "torch.where(ends, t, lengths[rows])"),
+    ("rollout: the last stop token counts, not the first", "rollout", "rollout",
+     "torch.isin(token, stops) & ~ended", "torch.isin(token, stops)"),
+    ("rollout: truncated counts as finished", "rollout", "rollout", "finished = torch.zeros(n,", "finished = torch.ones(n,"),
+    ("rollout: position ids count the left padding", "rollout", "rollout",
+     "position = valid.cumsum(1) - 1", "position = torch.ones_like(valid).cumsum(1) - 1"),
+    ("rollout: left padding visible to the prompt", "rollout", "rollout",
+     ".tril() & valid[:, None, None, :]", ".tril().expand(len(prompts), 1, width, width)"),
+    ("rollout: left padding visible while decoding", "rollout", "rollout",
+     "mask[:, 0, 0, :width].masked_fill_(valid, 0.0)", "mask[:, 0, 0, :width] = 0.0"),
+    ("rollout: the cache keeps its rows when others leave", "rollout", "rollout",
+     "kept = alive if t else kept[alive]", "kept = torch.arange(len(alive)) if t else kept[alive]"),
+    ("rollout: positions keep their rows when others leave", "rollout", "rollout",
+     "position[alive], valid[alive]", "position[: len(alive)], valid[alive]"),
+    ("rollout: positions stand still", "rollout", "rollout", "position = position + 1", "position = position + 0"),
+    ("rollout: temperature ignored", "rollout", "rollout", "logits.float() / (temperature or 1.0)", "logits.float()"),
+    ("rollout: log-prob at temperature 1", "rollout", "rollout",
+     "return token, logp.gather(-1,", "return token, torch.log_softmax(logits.float(), -1).gather(-1,"),
+    ("rollout: log-prob after top-p", "rollout", "rollout",
+     "probs = _keep_top_p(probs, top_p)",
+     "probs = _keep_top_p(probs, top_p)\n            logp = (probs / probs.sum(-1, keepdim=True)).log()"),
+    ("rollout: top-p ignored", "rollout", "rollout", "if top_p < 1:", "if top_p < 0:"),
+    ("rollout: top-p drops the token that crosses the border", "rollout", "rollout",
+     "ordered.cumsum(-1) - ordered >= top_p", "ordered.cumsum(-1) >= top_p"),
+    ("rollout: entropy is the negative log-prob of the token", "rollout", "rollout",
+     "entropy = -(probs * logp.clamp(min=-1e4)).sum(-1)", "entropy = -logp.max(-1).values"),
+    ("rollout: noise from the global generator", "rollout", "rollout", "exponential_(generator=generator)", "exponential_()"),
+    ("rollout: completions stay sorted by length", "rollout", "rollout",
+     "back = group.argsort(stable=True)", "back = torch.arange(len(group))"),
+    ("rollout: query heads folded in the wrong order", "rollout", "rollout",
+     "query.reshape(rows, key.shape[1], -1, dim)", "query.reshape(rows, -1, key.shape[1], dim).transpose(1, 2)"),
+    ("rollout: model left in eval mode", "rollout", "rollout", "model.train(training)", "pass"),
+    # -- evaluate
+    ("pass@k: biased", "evaluate", "evaluate", "1.0 - comb(n - c, k) / comb(n, k)", "1.0 - (1 - c / n) ** k"),
+    ("majority: no answer counts as a vote", "evaluate", "evaluate", "Counter(key for key in keys if key is not None)", "Counter(keys)"),
+    ("majority: the last answer wins a tie", "evaluate", "evaluate", "max(votes, key=votes.get)", "max(reversed(votes), key=votes.get)"),
+    ("evaluate: intervals without replacement", "evaluate", "evaluate", "means = x[picks].mean(1)", "means = x.expand(draws, -1).mean(1)"),
+    ("evaluate: maj@N is right if any completion is", "evaluate", "evaluate",
+     "chosen is not None and correct[mine[chosen]]", "any(correct[j] for j in mine)"),
+    ("evaluate: finished counted as truncated", "evaluate", "evaluate",
+     "(~rollouts.finished[list(mine)])", "(rollouts.finished[list(mine)])"),
+    # -- reward
+    ("reward: the first box instead of the last", "reward -k box", "reward", "if start > best:", "if best < 0:"),
+    ("reward: overlong penalty above 0", "reward -k overlong", "reward", "/ buffer).clamp(max=0)", "/ buffer)"),
+    # -- the loop
+    ("train: method named and never applied", LOOP, "train",
+     'method = c.method if self._shaping_is_on() else "grpo"', 'method = "grpo"'),
+    ("train: gradient depends on the micro-batches", LOOP, "train",
+     "clip_high=c.clip_high, denominator=denominator, ref", "clip_high=c.clip_high, denominator=None, ref"),
+    ("train: skipped rows change the denominator", LOOP, "train",
+     "rows = rows[(shaped[rows] != 0).any(1)]  #", "rows = rows[(shaped[rows] != 0).any(1)]; denominator = int(batch.mask[rows].sum())  #"),
+    ("train: groups filtered by reward", "train -k filter", "train",
+     "kept = self._kept_groups(sampled.group, correct)",
+     "kept = self._kept_groups(sampled.group, rewards > rewards.min())"),
+    ("train: group ids start anew in each round", LOOP, "train",
+     "part.group += sum(len(p) for p in parts) // c.completions_per_prompt", "part.group += 0"),
+    ("train: log-probs at temperature 1", LOOP, "train",
+     "part.completion_ids, part.mask, c.temperature, with_grad", "part.completion_ids, part.mask, 1.0, with_grad"),
+    ("train: old log-probs taken anew for each update", LOOP, "train",
+     "old_logp, advantages, mask = (x.to(logp.device) for x in (part.old_logp,",
+     "old_logp, advantages, mask = (x.to(logp.device) for x in (logp.detach(),"),
+    ("train: non-finite gradient not skipped", "train -k non_finite", "train",
+     'finite = norm == norm and norm != float("inf")', "finite = True"),
+    ("train: infinite gradient not skipped", "train -k non_finite", "train",
+     'finite = norm == norm and norm != float("inf")', "finite = norm == norm"),
+    ("train: weights not written back", LOOP, "train", "self.weights.write_back()", "pass"),
+    ("train: gradients not cleared", LOOP, "train", "self.optimizer.zero_grad(set_to_none=True)", "pass"),
+    ("train: gradient norm not limited", "train -k norm_limit", "train",
+     "clip_grad_norm_(self.weights.parameters, c.max_grad_norm)", 'clip_grad_norm_(self.weights.parameters, float("inf"))'),
+    ("train: warm-up starts at the full rate", "train -k learning_rate", "train",
+     "return c.lr * self.step_number / (c.warmup_steps + 1)", "return c.lr"),
+    ("train: linear schedule stays constant", "train -k learning_rate", "train", "return c.lr * (1 - 0.9 * done)", "return c.lr"),
+    ("train: shaping does not stop", "train -k window", "train", "(not c.shape_stop or self.step_number <= c.shape_stop)", "True"),
+    ("train: overlong penalty left out", LOOP, "train",
+     " + overlong_penalty(sampled.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)", ""),
+    ("train: a batch shuffles problems without going through all", "train -k all_problems", "train",
+     "self.queue[:n], self.queue[n:]", "self.queue[:n], []"),
+]  # fmt: skip
+
+
+def copy_repository(to: Path) -> None:
+    skip = shutil.ignore_patterns("__pycache__", ".pytest_cache")
+    for folder in ("rlvr", "tests"):
+        shutil.copytree(ROOT / folder, to / folder, ignore=skip)
+    for file in (".pytest.ini", "train.py", "eval.py"):
+        if (ROOT / file).exists():
+            shutil.copy(ROOT / file, to / file)
+
+
+def run_tests(folder: Path, names: str) -> int:
+    """0: all passed. 1: a test failed. Anything else: the tests did not run."""
+    names, _, selection = names.partition(" -k ")
+    files = [f"tests/test_{name}.py" for name in names.split()]
+    if not all((folder / file).exists() for file in files):
+        return -1
+    process = CONTEXT.Process(target=_pytest, args=(folder, files, selection))
+    process.start()
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+        return 1
+    return process.exitcode
+
+
+def _pytest(folder: Path, files: list[str], selection: str) -> None:
+    """In a process of its own, which has imported torch already where the system can fork: seconds saved on every mutant."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    os.environ["PYTHONPATH"] = str(folder)
+    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", selection, *files])))
+
+
+def main(word: str = "") -> int:
+    chosen = [m for m in MUTANTS if word in m[0]]
+    caught, started = 0, time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        copy_repository(folder)
+        usable = {}  # a test file that fails already without a mutant proves nothing
+        for names in {m[1] for m in chosen}:
+            usable[names] = run_tests(folder, names) == 0
+            if not usable[names]:
+                print(f"The tests of {names} are missing or fail without any mutant: run  python -m pytest  first.")
+        for number, (name, tests, file, old, new) in enumerate(chosen, start=1):
+            path = folder / "rlvr" / f"{file}.py"
+            text = path.read_text(encoding="utf-8")
+            if text.count(old) != 1:
+                verdict = f"TEXT FOUND {text.count(old)} TIMES"
+            elif not usable[tests]:
+                verdict = "NOT TRIED"
+            else:
+                path.write_text(text.replace(old, new), encoding="utf-8")
+                code = run_tests(folder, tests)
+                path.write_text(text, encoding="utf-8")
+                verdict = {0: "SURVIVED", 1: "caught"}.get(code, f"BROKEN (pytest exit code {code})")
+            caught += verdict == "caught"
+            print(f"{number:3}/{len(chosen)} {time.perf_counter() - started:5.0f} s  {verdict:10} {name}", flush=True)
+    print(f"{caught} of {len(chosen)} mutants caught")
+    return int(caught < len(chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))

@@ -1,0 +1,332 @@
+"""Settings: what the command line accepts, what it refuses and in which words, and what `--help` shows."""
+
+import ast
+import dataclasses
+import inspect
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlvr import config as config_module
+from rlvr.config import PRESETS, EvalConfig, SettingError, TrainConfig, parse_eval, parse_train, run_folder
+
+ROOT = Path(__file__).parent.parent
+
+
+def refused(parse, command: str) -> str:
+    with pytest.raises(SettingError) as caught:
+        parse(command.split())
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# What is refused
+
+BAD_TRAIN = [
+    ("--completions-per-prompt 1", "is 1, but the advantage compares the completions of one prompt. Choose 2 or more."),
+    ("--preset big", "no preset 'big'"),
+    ("--preset=big", "Choose one of: tiny, hf, qwen2.5-math-1.5b."),
+    *((f"--{name} 0", f"--{name} is 0, which is too small. Choose 1 or more.") for name in (
+        "steps", "prompts-per-step", "mini-batch-prompts", "micro-batch-tokens", "sampling-rounds", "max-new-tokens", "max-prompt-tokens",
+        "sampling-rows", "eval-completions")),
+    *((f"--{name} -1", f"--{name} is -1, which is too small. Choose 0 or more.") for name in (
+        "warmup-steps", "overlong-buffer", "shape-stop", "eval-every", "final-eval-problems", "show-every", "log-completions", "threads",
+        "seed")),
+    *((f"--{name} -0.5", f"--{name} is -0.5, which is too small. Choose 0 or more.") for name in (
+        "weight-decay", "overlong-factor", "kl-coef", "entropy-coef", "ppl-alpha", "pos-alpha")),
+    *((f"--{name} {value}", f"--{name} is {float(value)}. Choose a positive number.") for name in (
+        "lr", "temperature", "max-grad-norm") for value in ("0", "-1", "inf", "nan")),
+    *((f"--{name} {value}", f"--{name} is {value}") for name in (
+        "weight-decay", "overlong-factor", "kl-coef", "entropy-coef", "ppl-alpha", "pos-alpha") for value in ("nan", "inf")),
+    ("--eval-problems 0", "--eval-problems is 0"),
+    ("--clip-low 1", "Clip values 1.0 and 0.28"),
+    ("--clip-low -0.1", "0 <= --clip-low < 1"),
+    ("--clip-low nan", "Clip values nan"),
+    ("--clip-high -0.1", "--clip-high >= 0"),
+    ("--clip-high nan", "and nan"),
+    ("--overlong-buffer 121", "--overlong-buffer 121 is longer than --max-new-tokens 120"),
+    ("--max-new-tokens 10", "--overlong-buffer 15 is longer than --max-new-tokens 10"),
+    ("--shape-start 0", "steps count from 1"),
+    ("--shape-start 9 --shape-stop 8", "from --shape-start 9 to --shape-stop 8 is empty"),
+    ("--name a/b", "not a plain folder name"),
+    ("--name ..", "not a plain folder name"),
+    ("--name .", "not a plain folder name"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command, fragment", BAD_TRAIN, ids=[command for command, _ in BAD_TRAIN])
+def test_train_refuses(command, fragment):
+    message = refused(parse_train, command)
+    assert fragment in message
+    assert re.fullmatch(r"[^\n]+\. Choose [^\n]+\.", message) and len(message) < 250
+
+
+BAD_EVAL = [
+    ("", "No model was named"),
+    ("--data tiny", "python eval.py tiny runs/pos-seed0"),
+    *((f"m --{name} 0", f"--{name} is 0, which is too small. Choose 1 or more.") for name in (
+        "completions", "max-prompt-tokens", "sampling-rows")),
+    *((f"m --{name} -1", f"--{name} is -1, which is too small. Choose 0 or more.") for name in (
+        "problems", "max-new-tokens", "threads", "seed")),
+    ("m --temperature -0.1", "--temperature is -0.1"),
+    ("m --temperature nan", "--temperature is nan"),
+    ("m --temperature inf", "--temperature is inf"),
+    ("m --top-p 0", "--top-p is 0.0. Choose a number above 0 and at most 1."),
+    ("m --top-p 1.1", "--top-p is 1.1"),
+    ("m --top-p nan", "--top-p is nan"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command, fragment", BAD_EVAL, ids=[command or "no model" for command, _ in BAD_EVAL])
+def test_eval_refuses(command, fragment):
+    assert fragment in refused(parse_eval, command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--eval-every 0 --eval-problems 0",
+        "--final-eval-problems 0 --eval-problems 0",
+        "--overlong-buffer 120",
+        "--clip-low 0 --clip-high 0",
+        "--shape-start plateau --shape-stop 3",
+        "--shape-start 8 --shape-stop 8",
+        "--warmup-steps 0 --weight-decay 0",
+        "--no-filter-groups",
+    ],
+)
+def test_train_accepts_the_edge_of_a_range(command):
+    assert isinstance(parse_train(command.split()), TrainConfig)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Presets and values
+
+
+def test_without_flags_the_built_in_model_is_trained():
+    assert parse_train([]) == TrainConfig()
+    assert (TrainConfig().model, TrainConfig().data, TrainConfig().method) == ("tiny", "tiny", "pos")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_valid_and_overrides_the_defaults(preset):
+    config = dataclasses.asdict(parse_train(["--preset", preset]))
+    assert config == dataclasses.asdict(TrainConfig()) | PRESETS[preset] | {"preset": preset}
+
+
+def test_a_flag_overrides_the_preset():
+    config = parse_train("--lr 3e-6 --preset qwen2.5-math-1.5b --steps=7".split())
+    assert (config.lr, config.steps, config.prompts_per_step) == (3e-6, 7, 128)
+    assert config.model == "Qwen/Qwen2.5-Math-1.5B"
+
+
+@pytest.mark.parametrize("command", ["--model some/model", "--model=some/model", "--steps 3 --model some/model --seed 1"])
+def test_another_model_gets_the_settings_of_a_real_one(command):
+    config = parse_train(command.split())
+    assert (config.preset, config.model, config.data, config.lr) == ("hf", "some/model", "gsm8k", 1e-6)
+
+
+def test_the_preset_that_is_named_wins():
+    assert parse_train("--model my_model --preset tiny".split()).lr == TrainConfig().lr
+    assert parse_train("--model tiny".split()).preset == "tiny"
+
+
+def test_shape_start_is_a_number_or_the_plateau():
+    assert parse_train("--shape-start 20".split()).shape_start == 20
+    assert parse_train("--shape-start plateau".split()).shape_start == "plateau"
+
+
+def test_eval_takes_its_models_by_position():
+    config = parse_eval("tiny runs/pos-seed0 --problems 50".split())
+    assert (config.models, config.problems, config.temperature, config.top_p) == (["tiny", "runs/pos-seed0"], 50, 0.6, 0.95)
+
+
+@pytest.mark.parametrize("config", [TrainConfig, EvalConfig])
+def test_the_examples_in_the_help_are_valid(config):
+    examples = re.findall(r"python (train|eval)\.py (.+)", config.__doc__)
+    assert len(examples) >= 2
+    for program, arguments in examples:
+        {"train": parse_train, "eval": parse_eval}[program](arguments.split(" -- ")[0].split())  # " -- " starts a comment
+
+
+@pytest.mark.parametrize("config", [TrainConfig, EvalConfig])
+def test_every_setting_is_used_somewhere(config):
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rlvr").rglob("*.py") if path.name != "config.py")
+    code += inspect.getsource(config_module.run_folder) + inspect.getsource(config_module.parse_train)
+    unused = [f.name for f in dataclasses.fields(config) if not re.search(rf"\.{f.name}\b", code)]
+    assert set(unused) <= {"preset"}  # it acts through the defaults it sets
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The run folder
+
+
+def test_run_folder_is_named_for_method_and_seed_and_counts_on(tmp_path):
+    config = TrainConfig(method="ppl+pos", seed=3, out=str(tmp_path))
+    assert run_folder(config) == tmp_path / "ppl+pos-seed3"
+    for taken in ("ppl+pos-seed3", "ppl+pos-seed3-2"):
+        (tmp_path / taken).mkdir()
+        (tmp_path / taken / "config.json").write_text("{}")
+    assert run_folder(config) == tmp_path / "ppl+pos-seed3-3"
+
+
+def test_run_folder_of_a_chosen_name_must_be_free(tmp_path):
+    config = TrainConfig(name="mine", out=str(tmp_path))
+    assert run_folder(config) == tmp_path / "mine"
+    (tmp_path / "mine").mkdir()
+    assert run_folder(config) == tmp_path / "mine"  # there, but empty
+    (tmp_path / "mine" / "metrics.csv").write_text("step\n")
+    with pytest.raises(SettingError, match="is not empty. Choose another --name, or delete it."):
+        run_folder(config)
+    shutil.rmtree(tmp_path / "mine")
+    (tmp_path / "mine").write_text("a file")
+    with pytest.raises(SettingError, match="Choose another --name"):
+        run_folder(config)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# --help
+
+
+def run_script(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    env = os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=env, timeout=120)
+
+
+def help_texts(config) -> dict[str, str]:
+    """The string under each field of a dataclass, from its source."""
+    body = ast.parse(inspect.getsource(config)).body[0].body
+    texts = {}
+    for field, below in zip(body, body[1:]):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            texts[field.target.id] = below.value.value
+    return texts
+
+
+@pytest.mark.parametrize("script, config", [("train.py", TrainConfig), ("eval.py", EvalConfig)])
+def test_help_shows_every_setting_with_its_text(script, config):
+    done = run_script(str(ROOT / script), "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    shown = re.sub(r"[│\s]+", " ", done.stdout)
+    texts = help_texts(config)
+    for field in dataclasses.fields(config):
+        assert re.search(rf"--{field.name.replace('_', '-')}[ ,]", shown) or field.name == "models"  # which is given by position
+        # Words break at hyphens and slashes in a narrow box, so blanks do not count.
+        assert texts[field.name].replace("\n", "").replace(" ", "") in shown.replace(" ", ""), field.name
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_comes_at_once(script):
+    for _ in range(3):  # a busy machine gets a second and a third chance
+        start = time.perf_counter()
+        assert run_script(str(ROOT / script), "--help").returncode == 0
+        seconds = time.perf_counter() - start
+        if seconds < 2:
+            break
+    assert seconds < 4
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_does_not_load_torch(script):
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv = [{script!r}, "--help"]
+try:
+    runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
+except SystemExit as end:
+    print("exit", end.code, sorted({{"torch", "transformers", "datasets", "matplotlib"}} & set(sys.modules)))
+"""
+    assert run_script("-c", code).stdout.splitlines()[-1] == "exit 0 []"
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Mistakes on the command line: exit code 2, one line, nothing written
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with the files the mistakes are about."""
+    (tmp_path / "broken.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n{"problem": \n', encoding="utf-8")
+    (tmp_path / "good.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n', encoding="utf-8")
+    (tmp_path / "columns.jsonl").write_text('{"frage": "1+1", "antwort": "2"}\n', encoding="utf-8")
+    (tmp_path / "no_tokenizer").mkdir()
+    (tmp_path / "no_tokenizer" / "config.json").write_text('{"model_type": "qwen2"}', encoding="utf-8")
+    (tmp_path / "empty_folder").mkdir()
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "metrics.csv").write_text("step\n")
+    (tmp_path / "a_file").write_text("not a folder")
+    return tmp_path
+
+
+MISTAKES = [
+    ("train.py --completions-per-prompt 1", "--completions-per-prompt is 1"),
+    ("train.py --method nope", "There is no method 'nope'"),
+    ("train.py --method grpo+pos", "There is no method 'grpo+pos'"),
+    ("train.py --data broken.jsonl", "broken.jsonl, line 2 is not valid JSON"),
+    ("train.py --data nowhere.jsonl", "There is no file nowhere.jsonl"),
+    ("train.py --data columns.jsonl", "has the columns frage, antwort"),
+    ("train.py --eval-data nowhere.jsonl", "There is no file nowhere.jsonl"),
+    ("train.py --data math500", "evaluation set"),
+    ("train.py --model no_tokenizer --data good.jsonl", "no_tokenizer has no tokenizer"),
+    ("train.py --model empty_folder --data good.jsonl", "no config.json"),
+    ("train.py --model ./nowhere --data good.jsonl", "There is no model folder"),
+    ("train.py --name mine", "is not empty"),
+    ("train.py --out a_file", "a_file"),
+    ("eval.py", "No model was named"),
+    ("eval.py no_tokenizer", "no_tokenizer has no tokenizer"),
+    ("eval.py ./nowhere", "There is no model folder"),
+    ("eval.py tiny --data columns.jsonl", "has the columns frage, antwort"),
+    ("eval.py tiny --problems 1 --completions 1 --out empty_folder", "empty_folder"),
+]
+OF_EACH_KIND = [MISTAKES[i] for i in (0, 1, 3, 5, 8, 11, 16)]
+
+
+def listing(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def check_error(code, out: str, err: str, fragment: str) -> None:
+    assert code == 2
+    assert re.fullmatch(r"error: [^\n]+\. [A-Z][^\n]+\n", err), err
+    assert fragment in err and len(err) < 350
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("command, fragment", MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_nothing_is_written(command, fragment, place, monkeypatch, capsys):
+    import rlvr.train  # noqa: F401  so that what importing it prints is not taken for an error
+
+    script, *arguments = command.split()
+    before = listing(place)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    check_error(end.value.code, *capsys.readouterr(), fragment)
+    assert listing(place) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command, fragment", OF_EACH_KIND, ids=[command for command, _ in OF_EACH_KIND])
+def test_a_mistake_in_a_process_of_its_own(command, fragment, place):
+    script, *arguments = command.split()
+    before = listing(place)
+    done = run_script(str(ROOT / script), *arguments, cwd=place)
+    check_error(done.returncode, done.stdout, done.stderr, fragment)
+    assert listing(place) == before
+
+
+@pytest.mark.parametrize("command", ["train.py --mehtod pos", "train.py --seed x", "train.py --dtype float16", "eval.py tiny --top-k 5"])
+def test_a_flag_that_does_not_exist_or_has_no_such_value(command, place):
+    """tyro's own message: more than a line, but it names the flag."""
+    script, *arguments = command.split()
+    done = run_script(str(ROOT / script), *arguments, cwd=place)
+    assert done.returncode == 2 and arguments[-2] in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,320 @@
+"""Problems from files and from the Hub: every published format is read as it is, and every mistake in a file is named with its remedy."""
+
+import json
+import re
+import types
+from pathlib import Path
+
+import pytest
+
+from rlvr.config import SettingError
+from rlvr.data import HUB, Problem, encode_prompts, has_test_split, load_problems, prompt_ids
+
+DATA = Path(__file__).parent / "data"
+LINE_SEPARATOR = "\u2028"  # a line break for str.splitlines(), but an ordinary character in JSON and CSV
+
+
+def error_of(data, split="train") -> str:
+    """The message of the SettingError. It must be one line: a sentence of cause, then a sentence of remedy."""
+    with pytest.raises(SettingError) as caught:
+        load_problems(str(data), split)
+    message = str(caught.value)
+    assert re.fullmatch(r"[^\n]+[.)] [A-Z][^\n]*\.", message), message
+    assert len(message.replace(str(data), "")) < 300
+    return message
+
+
+def save(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Published columns
+
+
+@pytest.mark.parametrize(
+    "name, answers",
+    [
+        ("gsm8k", ["18", "71", "6,250"]),  # a worked solution that ends in "#### 18"
+        ("math500", [r"\left( 3, \frac{\pi}{2} \right)", "12"]),
+        ("aime", ["025", r"360^\circ"]),  # the leading zero stays: the verifier compares as numbers
+        ("amc", ["142", "0.5"]),  # 142.0 and 0.5 in the file
+        ("mawps", ["43", "3.75"]),
+        ("svamp", ["145", "-3"]),
+        ("minerva", ["7.2e-3", r"\frac{1}{4}"]),  # the last box of the solution
+    ],
+)
+def test_answers_come_out_as_plain_text(name, answers):
+    problems = load_problems(str(DATA / f"{name}.jsonl"))
+    assert [p.answer for p in problems] == answers
+    assert all(p.problem and p.steps is None for p in problems)
+
+
+def test_the_question_is_kept_as_it_stands_and_svamp_gets_both_parts():
+    first = [load_problems(str(DATA / f"{name}.jsonl"))[0].problem for name in ("gsm8k", "mawps", "svamp")]
+    assert first[0].startswith("Janet\u2019s ducks lay 16 eggs per day.")
+    assert first[1] == "Ann had 70 shells and gave away 27 . How many does she have now ?"
+    assert first[2] == "A shop has 290 bananas in 2 crates. How many bananas are in each crate?"
+
+
+def test_an_answer_column_wins_over_the_solution_beside_it(tmp_path):
+    row = {"problem": "p", "solution": r"\boxed{1}", "answer": "2"}
+    assert load_problems(str(save(tmp_path / "a.jsonl", json.dumps(row)))) == [Problem("p", "2")]
+
+
+@pytest.mark.parametrize(
+    "published, answer",
+    [
+        ("#### 1,000", "1,000"),
+        ("2+2=<<2+2=4>>4\n#### 4", "4"),
+        (43.0, "43"),
+        (43, "43"),
+        (-0.25, "-0.25"),
+        (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (" 025 ", "025"),
+        ("east", "east"),
+    ],
+)
+def test_one_answer(published, answer, tmp_path):
+    path = save(tmp_path / "a.jsonl", json.dumps({"question": "q", "answer": published}))
+    assert load_problems(str(path)) == [Problem("q", answer)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# File formats
+
+ROWS = [{"problem": "What is 1+1?", "answer": "2"}, {"problem": 'A "quoted", long\nquestion\u00e9', "answer": "3"}]
+PROBLEMS = [Problem(row["problem"], row["answer"]) for row in ROWS]
+
+
+def test_json_lines_and_json(tmp_path):
+    lines = save(tmp_path / "a.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS))
+    whole = save(tmp_path / "a.json", json.dumps(ROWS, indent=2))
+    assert load_problems(str(lines)) == load_problems(str(whole)) == PROBLEMS
+
+
+def test_csv_with_commas_quotes_and_line_breaks_in_a_field(tmp_path):
+    text = 'problem,answer\nWhat is 1+1?,2\n"A ""quoted"", long\nquestion\u00e9",3\n'
+    assert load_problems(str(save(tmp_path / "a.csv", text))) == PROBLEMS
+    assert load_problems(str(save(tmp_path / "b.csv", "problem,answer\r\np,1\r\nq,2\r\n"))) == [Problem("p", "1"), Problem("q", "2")]
+
+
+def test_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist([{"input": "p", "target": 43.0}, {"input": "q", "target": 0.5}])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert load_problems(str(tmp_path / "a.parquet")) == [Problem("p", "43"), Problem("q", "0.5")]
+
+
+def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path):
+    text = '\ufeff\n{"problem": "p", "answer": 1}\r\n\r\n   \n{"problem": "q", "answer": 2}'  # and no line end at the end
+    assert load_problems(str(save(tmp_path / "a.jsonl", text))) == [Problem("p", "1"), Problem("q", "2")]
+    assert load_problems(str(save(tmp_path / "a.csv", "\ufeffproblem,answer\np,1\n"))) == [Problem("p", "1")]
+
+
+def test_a_unicode_line_separator_does_not_break_a_row(tmp_path):
+    question = f"one{LINE_SEPARATOR}two\u0085three\x0bfour"
+    rows = save(tmp_path / "a.jsonl", json.dumps({"problem": question, "answer": 1}, ensure_ascii=False))
+    assert load_problems(str(rows)) == [Problem(question, "1")]
+    for field in (question, f'"{question}"'):
+        assert load_problems(str(save(tmp_path / "a.csv", f"problem,answer\n{field},1\n"))) == [Problem(question, "1")]
+
+
+def test_limit_keeps_the_first_problems():
+    path = str(DATA / "gsm8k.jsonl")
+    everything = load_problems(path)
+    assert load_problems(path, limit=2) == everything[:2] and load_problems(path, limit=0) == everything == load_problems(path, limit=99)
+
+
+def test_the_built_in_problems_know_their_steps():
+    problems = load_problems("tiny", "test", limit=20, seed=3)
+    assert len(problems) == 20 and all(2 <= p.steps <= 5 for p in problems)
+    assert problems == load_problems("tiny", "test", limit=20, seed=3)
+    assert not set(problems) & set(load_problems("tiny", "test", limit=20, seed=4))
+    assert len(load_problems("tiny", "train")) == 8192
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+GOOD = '{"problem": "p", "answer": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "name, content, fragments",
+    [
+        ("empty.jsonl", "", ["holds no problem", "at least one row"]),
+        ("blank.jsonl", "\n \n", ["holds no problem"]),
+        ("empty.json", "[]", ["holds no problem"]),
+        ("empty.csv", "", ["holds no problem"]),
+        ("header.csv", "problem,answer\n", ["holds no problem"]),
+        ("broken.jsonl", GOOD + "\n" + '{"problem": "p", "answer": }\n', ["line 3", "not valid JSON"]),
+        ("two.jsonl", '{"problem": "p", "answer": 1} {"problem": "q", "answer": 2}\n', ["line 1", "per line"]),
+        ("deep.jsonl", "[" * 100_000, ["not valid JSON"]),
+        ("digits.jsonl", GOOD + '{"problem": "p", "answer": ' + "9" * 5000 + "}", ["line 2"]),
+        ("broken.json", '[{"problem": "p"', ["not valid JSON"]),
+        ("one.json", '{"problem": "p", "answer": 1}', ["other than objects"]),
+        ("list.jsonl", GOOD + "[1, 2]\n", ["other than objects"]),
+        ("latin.jsonl", '{"problem": "caf\u00e9", "answer": 1}'.encode("latin-1"), ["not UTF-8", "Save it as UTF-8"]),
+        ("latin.csv", "problem,answer\ncaf\u00e9,1\n".encode("latin-1"), ["not UTF-8"]),
+        ("semicolon.csv", "problem;answer\np;1\n", ["problem;answer", "'problem' and 'answer'"]),
+        ("huge.csv", "problem,answer\n" + "x" * 200_000 + ",1\n", ["huge.csv"]),
+        ("columns.jsonl", '{"frage": "p", "antwort": 1}\n', ["frage, antwort", "'problem' and 'answer'"]),
+        ("half.jsonl", '{"problem": "p"}\n', ["the columns problem."]),
+        ("null.jsonl", GOOD + '{"problem": "p", "answer": null}\n', ["Row 2", "answer"]),
+        ("missing.jsonl", GOOD + GOOD + '{"problem": "p"}\n', ["Row 3", "answer"]),
+        ("blank_answer.jsonl", '{"problem": "p", "answer": "  "}\n', ["Row 1", "answer"]),
+        ("blank_problem.jsonl", '{"problem": "", "answer": "1"}\n', ["Row 1", "problem"]),
+        ("short_row.csv", "problem,answer\np,1\nq\n", ["Row 2", "answer"]),
+        ("nan.jsonl", GOOD + '{"problem": "p", "answer": NaN}\n', ["Row 2", "answer"]),  # how pandas writes a missing number
+        ("no_number.jsonl", GOOD + '{"question": "p", "problem": "p", "answer": "so it is\\n####"}\n', ["Row 2", "answer"]),
+        ("empty_box.jsonl", '{"problem": "p", "answer": "\\\\boxed{}"}\n', ["Row 1", "answer"]),
+        ("no_box.jsonl", '{"problem": "p", "solution": "\\\\boxed{1}"}\n{"problem": "p", "solution": "One."}\n', ["Row 2", "solution"]),
+        ("junk.parquet", "not parquet at all", ["cannot be read as parquet"]),
+        ("problems.txt", GOOD, [".jsonl, .json, .csv or .parquet"]),
+        ("problems", GOOD, [".jsonl, .json, .csv or .parquet"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) and re.fullmatch(r"[\w.]+", value) else "",
+)  # fmt: skip
+def test_a_mistake_in_a_file_is_named_with_its_remedy(name, content, fragments, tmp_path):
+    message = error_of(save(tmp_path / name, content))
+    assert name in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_missing_file_and_directory(tmp_path):
+    assert "There is no file" in error_of(tmp_path / "nowhere.jsonl")
+    assert "not a .jsonl" in error_of(tmp_path)
+    (tmp_path / "folder.jsonl").mkdir()
+    assert "not a .jsonl" in error_of(tmp_path / "folder.jsonl")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The Hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """`datasets.load_dataset` without a network: returns two rows and remembers how it was called."""
+    import datasets
+
+    calls = []
+
+    def load_dataset(path, name=None, *, split):
+        calls.append((path, name, split))
+        return datasets.Dataset.from_list([{"question": "p", "answer": "#### 1"}, {"question": "q", "answer": "#### 2"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "name, split, call",
+    [
+        ("gsm8k", "train", ("openai/gsm8k", "main", "train")),
+        ("gsm8k", "test", ("openai/gsm8k", "main", "test")),
+        ("math500", "test", ("HuggingFaceH4/MATH-500", None, "test")),
+        ("aime24", "test", ("HuggingFaceH4/aime_2024", None, "train")),  # its only split is called train
+        ("aime25", "test", ("math-ai/aime25", None, "test")),
+        ("amc23", "test", ("math-ai/amc23", None, "test")),
+        ("somebody/some-set", "train", ("somebody/some-set", None, "train")),
+        ("somebody/some-set", "test", ("somebody/some-set", None, "test")),
+    ],
+)
+def test_a_name_means_a_set_a_configuration_and_a_split(name, split, call, hub):
+    assert load_problems(name, split, limit=1) == [Problem("p", "1")]
+    assert hub == [call]
+
+
+@pytest.mark.parametrize("name", ["math500", "aime24", "aime25", "amc23"])
+def test_an_evaluation_set_is_not_trained_on(name, hub):
+    assert "evaluation set" in error_of(name) and "--eval-data" in error_of(name)
+    assert hub == []
+
+
+def test_a_set_that_cannot_be_loaded_is_one_sentence(monkeypatch):
+    import datasets
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("Couldn't reach\n  the Hub " + "and so on " * 100)
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    message = error_of("somebody/some-set")
+    for fragment in ("'somebody/some-set' (train split) cannot be loaded", "Couldn't reach the Hub", "name a file"):
+        assert fragment in message
+
+
+def test_which_sets_bring_held_out_problems():
+    assert has_test_split("tiny") and has_test_split("gsm8k")
+    assert not any(has_test_split(name) for name in [*HUB, "somebody/some-set", "mine.jsonl"] if name != "gsm8k")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Prompts
+
+
+def word_tokenizer(chat_template: str | None = None):
+    """One token per word; adds the BOS token by itself, as Llama's tokenizer does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<unk>", "user", "assistant", "one", "two", "three", "box", ":"]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+TEMPLATE = (
+    "{{ bos_token }} {% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+def words(tokenizer, ids):
+    return tokenizer.convert_ids_to_tokens(ids)
+
+
+def test_prompt_without_a_chat_template_is_the_plain_text():
+    tokenizer = word_tokenizer()
+    assert words(tokenizer, prompt_ids(tokenizer, "one two", "box")) == ["<s>", "one", "two", "box"]
+    assert words(tokenizer, prompt_ids(tokenizer, "one two", "")) == ["<s>", "one", "two"]
+
+
+def test_prompt_with_a_chat_template_has_exactly_one_bos_and_asks_for_an_answer():
+    tokenizer = word_tokenizer(TEMPLATE)
+    assert words(tokenizer, prompt_ids(tokenizer, "one two", "box")) == ["<s>", "user", ":", "one", "two", "box", "assistant", ":"]
+
+
+def test_the_instruction_stands_on_a_line_of_its_own():
+    seen = []
+
+    def tokenizer(text, **kwargs):
+        seen.append(text)
+        return types.SimpleNamespace(input_ids=[1])
+
+    tokenizer.chat_template = None
+    prompt_ids(tokenizer, "one two", "box")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.apply_chat_template = lambda messages, **kwargs: messages[0]["content"]
+    prompt_ids(tokenizer, "one two", "box")
+    assert seen == ["one two\nbox\n", "one two\nbox"]
+
+
+def test_prompts_that_are_too_long_are_left_out_whole_and_counted():
+    problems = [Problem("one", "1"), Problem("one two three", "2"), Problem("two", "3")]
+    kept, prompts, too_long = encode_prompts(word_tokenizer(), problems, "box", max_prompt_tokens=3)
+    assert (kept, too_long) == ([problems[0], problems[2]], 1)
+    assert list(map(len, prompts)) == [3, 3]
+    assert encode_prompts(word_tokenizer(), problems, "box", max_prompt_tokens=5)[2] == 0
+
+
+def test_no_prompt_fits():
+    with pytest.raises(SettingError, match=r"All 2 prompts are longer than 2 tokens \(the shortest has 3\)\. Raise --max-prompt-tokens\."):
+        encode_prompts(word_tokenizer(), [Problem("one", "1"), Problem("one two", "2")], "box", max_prompt_tokens=2)

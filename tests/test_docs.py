@@ -1,0 +1,218 @@
+"""What the documents say is true: every number has its entry, every command parses, every file and link exists."""
+
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_rollouts
+
+from rlvr import figures, runlog
+from rlvr.config import EvalConfig, TrainConfig, parse_eval, parse_train
+from rlvr.data import Problem
+
+ROOT = Path(__file__).parent.parent
+GLOSSARY = ROOT / "tutorials" / "glossary.md"
+
+
+def files() -> list[Path]:
+    """All files of the repository that git knows or would add; without git, all that are not hidden or written by a run."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        paths = [p for p in ROOT.rglob("*") if not re.search(r"(?:^|/)(?:\.|runs/|__pycache__/)", p.relative_to(ROOT).as_posix())]
+    return sorted(p for p in paths if p.is_file())
+
+
+def texts(*suffixes: str) -> dict[Path, str]:
+    found = {}
+    for path in files():
+        if not suffixes or path.suffix in suffixes:
+            try:
+                found[path] = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                assert path.suffix not in (".py", ".md", ".txt", ".ipynb", ".json", ".jsonl", ".toml", ""), f"{path} is not UTF-8"
+    return found
+
+
+def pages() -> dict[Path, str]:
+    """README, tutorials and the other Markdown files; of notebooks, the text cells."""
+    found = texts(".md")
+    for path, text in texts(".ipynb").items():
+        found[path] = "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The glossary
+
+
+def glossary() -> dict[str, set[str]]:
+    """Heading -> the names in the first column of its table."""
+    sections = re.split(r"^## ", GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {s.splitlines()[0]: {m.strip("`* ") for m in re.findall(r"^\| (.+?) \|", s, re.MULTILINE)} - {"name", "word"} for s in sections}
+
+
+def names_of(file: str) -> set[str]:
+    """The names in all tables whose heading says that they are about this file."""
+    return set().union(*(names for heading, names in glossary().items() if f"`{file}`" in heading))
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """A RunLog with a model of one weight and no figure."""
+    weights = torch.nn.Linear(1, 1)
+    model = SimpleNamespace(parameters=weights.parameters, dtype=torch.float32, device="cpu", save_pretrained=lambda path: None)
+    tokenizer = SimpleNamespace(decode=lambda ids, **kwargs: "text", save_pretrained=lambda path: None)
+    monkeypatch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
+    return runlog.RunLog(tmp_path, TrainConfig(), SimpleNamespace(model=model, tokenizer=tokenizer), problems=1, too_long=0, held_out=0)
+
+
+def test_every_column_of_the_metrics_has_an_entry():
+    assert names_of("metrics.csv") == set(runlog.COLUMNS)
+
+
+def test_every_number_of_the_summary_has_an_entry(log):
+    log.finish(plateau=None)
+    assert names_of("summary.json") == set(json.loads((log.folder / "summary.json").read_text()))
+
+
+def test_every_field_of_a_logged_completion_has_an_entry(log):
+    batch = make_rollouts([3], [4])
+    assert names_of("rollouts.jsonl") == set(log._completion(1, batch, torch.tensor([True]), torch.ones(1, 4), 0))
+
+
+def test_every_number_of_an_evaluation_has_an_entry(tmp_path, monkeypatch):
+    from rlvr import evaluate
+
+    policy = SimpleNamespace(model=SimpleNamespace(device="cpu"), tokenizer=None, stop_ids={2})
+    monkeypatch.setattr(evaluate, "check_model_name", lambda name: name)
+    monkeypatch.setattr(evaluate, "load_policy", lambda *args: policy)
+    monkeypatch.setattr(evaluate, "encode_prompts", lambda *args: ([Problem("p", "1")], [[3]], 0))
+    monkeypatch.setattr(evaluate, "sample", lambda *args, **kwargs: make_rollouts([1, 1], [3, 4]))
+    written = evaluate.compare(EvalConfig(models=["tiny"], completions=2, problems=1, out=str(tmp_path / "eval.json")))
+    result = written["results"]["tiny"]
+    names = set(result) | set(result["problems"][0])
+    for interval in result["metrics"].values():
+        names |= set(interval)
+    assert names_of("eval.py") == names
+    assert written == json.loads((tmp_path / "eval.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "word",
+    "prompt completion group reward advantage logp old_logp mask entropy perplexity G N T V".split()
+    + ["branching factor", "rising stage", "plateau"],
+)
+def test_every_word_has_an_entry(word):
+    assert word in glossary()["Words"]
+
+
+def test_no_entry_is_empty_and_none_comes_twice_in_a_table():
+    for section in re.split(r"^## ", GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
+        header, _, *rows = rows
+        assert all(len(row) == len(header) and all(row[: min(len(row), 3)]) for row in rows)
+        assert len({row[0] for row in rows}) == len(rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """(program, arguments) of every `python train.py ...` and `python eval.py ...` that a text gives to be typed."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()  # a command may go on after a backslash
+    return [match for line in lines for match in re.findall(r"python3? (train|eval)\.py([^`\n|;&#)]*)", line)]
+
+
+def test_the_readme_shows_the_front_door():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "pip install -r requirements.txt" in text and "python -m pytest" in text
+    assert {"train", "eval"} <= {program for program, _ in commands(text)}
+
+
+def test_every_command_is_one_that_the_program_accepts():
+    for path, text in pages().items():
+        for program, arguments in commands(text):
+            if "..." in arguments or not arguments.strip() and program == "eval":  # talks about the program, not a command to type
+                continue
+            argv = shlex.split(re.sub(r"\$\{?\w+\}?", "1", arguments))  # $seed, in a loop of the shell
+            try:
+                {"train": parse_train, "eval": parse_eval}[program](argv)
+            except SystemExit as end:
+                assert end.code == 0, f"{path.name}: python {program}.py{arguments}"
+
+
+def test_every_flag_exists():
+    fields = {f.name: f for config in (TrainConfig, EvalConfig) for f in dataclasses.fields(config)}
+    known = {"--help"} | {"--" + name.replace("_", "-") for name in fields}
+    known |= {"--no-" + name.replace("_", "-") for name, f in fields.items() if f.type in (bool, "bool")}
+    for path in [ROOT / "README.md", *(ROOT / "tutorials").rglob("*.md")]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not re.search(r"\b(pip|git|pytest|jupyter|torchrun|accelerate|python3? -m)\b", line):  # they have flags of their own
+                for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", line):
+                    assert flag in known, f"{path.name}: {flag}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Files and links
+
+WRITTEN_BY_A_RUN = {"config.json", "metrics.csv", "rollouts.jsonl", "summary.json", "curves.png", "model.safetensors"}
+FILE_NAME = re.compile(r"[\w.-]*(?:/[\w.-]+)*/?")
+KNOWN_SUFFIXES = {".py", ".md", ".ipynb", ".txt", ".toml", ".ini", ".json", ".jsonl", ".csv", ".png", ".safetensors", ".yml", ".sh"}
+
+
+def named_files(text: str) -> list[str]:
+    """What stands in backticks and is the path of a file or folder of this repository: not a run's, not the reader's own, not a Hub id."""
+    names = [name for name in re.findall(r"`([^`\n]+)`", text) if FILE_NAME.fullmatch(name)]
+    names = [n for n in names if Path(n).suffix in KNOWN_SUFFIXES and n != Path(n).suffix or n.endswith("/")]
+    return [n for n in names if Path(n).name not in WRITTEN_BY_A_RUN and not n.startswith(("runs/", "my")) and n != "model/"]
+
+
+def test_the_readme_names_only_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [n for n in named_files(text) if not any((folder / n).exists() for folder in (ROOT, ROOT / "rlvr", ROOT / "tutorials"))]
+    assert missing == []
+
+
+def test_the_finder_of_file_names_finds():
+    text = "`train.py`, `rlvr/tiny/`, `runs/pos-seed0/metrics.csv`, `a/b`, `--out x.json`, `my_problems.jsonl`, `.jsonl`, `rlvr/nowhere.py`"
+    assert named_files(text) == ["train.py", "rlvr/tiny/", "rlvr/nowhere.py"]
+
+
+def anchor(heading: str) -> str:
+    """The name that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading).strip().lower()).replace(" ", "-")
+
+
+def test_links_to_local_files_lead_somewhere():
+    for path, text in pages().items():
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+            if re.match(r"[a-z]+:", target):
+                continue
+            name, _, fragment = target.partition("#")
+            linked = path.parent / name if name else path
+            assert linked.exists(), f"{path.name}: {target}"
+            if fragment and linked.suffix == ".md":
+                headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+                assert fragment in map(anchor, headings), f"{path.name}: {target}"
+
+
+def test_nothing_points_at_the_machine_it_was_written_on():
+    absolute = re.compile(r"(?<![\w.:/~>-])/(?:work|tmp|home|root|mnt|Users)/\w*")
+    for path, text in texts().items():
+        assert not absolute.search(text), f"{path.relative_to(ROOT)}: {absolute.search(text).group()}"
+
+
+def test_no_note_to_self_is_left():
+    notes = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b|@@\w*@@|\b(?:LA" r"B|PEE" r"RS|STY" r"LE|DESI" r"GN|PA" r"PER)\.md\b")
+    for path, text in texts(".py", ".md", ".ipynb", ".txt", ".toml", ".ini", ".yml").items():
+        assert not notes.search(text), f"{path.relative_to(ROOT)}: {notes.search(text).group()}"

@@ -1,0 +1,274 @@
+"""Log-probs and entropies of given tokens, micro-batches, master weights: against one plain float64 forward for each token."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import V, make_rollouts, new_model, reference_logp_and_entropy
+
+from rlvr import policy
+from rlvr.config import SettingError
+from rlvr.loss import clipped_loss
+from rlvr.policy import MasterWeights, load_policy, logp_and_entropy, micro_batches, score
+
+PROMPT_LENGTHS, LENGTHS = [3, 1, 7, 2, 5], [6, 9, 1, 4, 0]
+
+
+@pytest.fixture
+def rollouts():
+    return make_rollouts(PROMPT_LENGTHS, LENGTHS)
+
+
+def of(model, rollouts, temperature=1.0, **options):
+    return logp_and_entropy(model, rollouts.prompt_ids, rollouts.completion_ids, rollouts.mask, temperature, **options)
+
+
+# -- values -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_equals_one_full_forward_for_each_token(model, rollouts, temperature):
+    with torch.no_grad():
+        logp, entropy = of(model, rollouts, temperature)
+    for i, n in enumerate(LENGTHS):
+        completion = rollouts.completion_ids[i, :n].tolist()
+        expected = reference_logp_and_entropy(model, rollouts.prompt_ids[i], completion, temperature)
+        assert logp[i, :n].tolist() == pytest.approx(expected[0], abs=2e-5)
+        assert entropy[i, :n].tolist() == pytest.approx(expected[1], abs=2e-5)
+    assert torch.equal(logp[~rollouts.mask], torch.zeros(int((~rollouts.mask).sum())))
+    assert torch.equal(entropy[~rollouts.mask], torch.zeros(int((~rollouts.mask).sum())))
+    assert entropy[rollouts.mask].max() - entropy[rollouts.mask].min() > 0.3, "the model would be too uniform to test anything"
+
+
+def test_row_order_and_padding_change_nothing(model, rollouts):
+    with torch.no_grad():
+        together = torch.stack(of(model, rollouts))
+        for i in (3, 0, 2):  # alone: no padding at all
+            alone = torch.stack(of(model, rollouts.select(torch.tensor([i]))))
+            torch.testing.assert_close(alone, together[:, i : i + 1, : alone.shape[2]], rtol=0, atol=1e-5)
+        order = torch.tensor([4, 1, 0, 3, 2])
+        torch.testing.assert_close(torch.stack(of(model, rollouts.select(order))), together[:, order], rtol=0, atol=1e-5)
+        rollouts.completion_ids[~rollouts.mask] = 7  # whatever stands at the padding
+        torch.testing.assert_close(torch.stack(of(model, rollouts)), together, rtol=0, atol=0)
+
+
+def test_completions_without_a_token_give_zeros(qwen):
+    rollouts = make_rollouts([2, 3], [0, 0])
+    logp, entropy = of(qwen, rollouts)
+    assert torch.equal(logp, torch.zeros(2, 1)) and torch.equal(entropy, torch.zeros(2, 1))
+
+
+def test_score_returns_what_one_pass_over_all_rows_gives(model, rollouts):
+    with torch.no_grad():
+        whole = of(model, rollouts, 0.7)
+    for budget in (1, 12, 10_000):
+        for ours, expected in zip(score(model, rollouts, 0.7, budget), whole):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+            assert not ours.requires_grad
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------------------------
+
+
+def gradient(model, rollouts, batches, entropy_coef=0.0, temperature=1.0):
+    """Gradient of the clipped loss over the whole batch, gone through in the given micro-batches."""
+    model.zero_grad()
+    advantages = torch.linspace(-1, 2, len(rollouts))[:, None].expand(rollouts.mask.shape)
+    for rows in batches:
+        part = rollouts.select(rows)
+        width = part.mask.shape[1]
+        logp, entropy = of(model, part, temperature, with_grad_entropy=entropy_coef > 0)
+        loss, _ = clipped_loss(
+            logp, part.old_logp, advantages[rows, :width], part.mask, clip_low=0.9, clip_high=9.0, denominator=int(rollouts.mask.sum()),
+            entropy=entropy, entropy_coef=entropy_coef,
+        )  # fmt: skip
+        loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def assert_same_gradient(a, b):
+    assert b.norm() > 1e-3
+    assert ((a - b).norm() / b.norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama", "gpt2"])
+def test_the_gradient_does_not_depend_on_the_micro_batches(name, rollouts):
+    model = new_model(name)
+    whole = gradient(model, rollouts, [torch.arange(5)])
+    for budget in (1, 10, 20, 10_000):
+        assert_same_gradient(gradient(model, rollouts, micro_batches(rollouts, torch.arange(5), budget)), whole)
+    assert_same_gradient(gradient(model, rollouts, [torch.tensor([4, 2, 0]), torch.tensor([3, 1])]), whole)
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.5])
+def test_chunked_logits_give_the_same_values_and_gradients(monkeypatch, rollouts, entropy_coef):
+    model = new_model("qwen")
+    values, grad = of(model, rollouts, 0.6), gradient(model, rollouts, [torch.arange(5)], entropy_coef, 0.6)
+    monkeypatch.setattr(policy, "LOGITS_AT_ONCE", 3 * V)  # three positions at a time; there are 20
+    for ours, expected in zip(of(model, rollouts, 0.6), values):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    assert_same_gradient(gradient(model, rollouts, [torch.arange(5)], entropy_coef, 0.6), grad)
+
+
+def test_the_gradient_of_the_entropy_is_that_of_its_definition(rollouts):
+    model = new_model("qwen")
+    of(model, rollouts, 0.6, with_grad_entropy=True)[1].sum().backward()
+    ours = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    for prompt, completion, n in zip(rollouts.prompt_ids, rollouts.completion_ids.tolist(), LENGTHS):
+        logits = model(input_ids=torch.tensor([prompt + completion[:n]])).logits[0, len(prompt) - 1 : len(prompt) - 1 + n]
+        logp = (logits / 0.6).log_softmax(-1)
+        (-logp.exp() * logp).sum().backward()
+    assert_same_gradient(ours, torch.cat([p.grad.flatten() for p in model.parameters()]))
+
+
+def test_the_entropy_carries_a_gradient_only_if_asked(rollouts):
+    model = new_model("qwen")
+    assert not of(model, rollouts)[1].requires_grad
+    without, with_bonus = (gradient(model, rollouts, [torch.arange(5)], coef) for coef in (0.0, 0.5))
+    assert (without - with_bonus).norm() > 0.01 * without.norm()
+
+
+def test_logits_of_all_positions_never_exist_at_once(monkeypatch, rollouts):
+    """The output layer sees completion positions alone, a chunk at a time, and no logits are kept for the backward pass."""
+    monkeypatch.setattr(policy, "LOGITS_AT_ONCE", 4 * V)
+    model = new_model("llama")
+    seen, kept = [], []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, output: seen.append(tuple(output.shape)))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
+        logp, _ = of(model, rollouts)
+    assert seen == [(4, V)] * 5  # 20 valid tokens, not 5 rows x 16 columns
+    assert not [s for s in kept if s[-1:] == (V,)], "logits were saved"
+    logp.sum().backward()
+    assert seen == [(4, V)] * 10  # computed again, chunk by chunk
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(rollouts):
+    model = new_model("qwen").train()
+    plain = gradient(model, rollouts, [torch.arange(5)])
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_same_gradient(gradient(model, rollouts, [torch.arange(5)]), plain)
+
+
+# -- micro-batches ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1, 15, 40, 200, 10_000])
+def test_micro_batches_cover_every_row_once_within_the_budget(budget):
+    g = torch.Generator().manual_seed(0)
+    rollouts = make_rollouts(torch.randint(1, 9, (30,), generator=g).tolist(), torch.randint(0, 20, (30,), generator=g).tolist())
+    wanted = torch.randperm(30, generator=g)[:23]
+    batches = list(micro_batches(rollouts, wanted, budget))
+    assert sorted(torch.cat(batches).tolist()) == sorted(wanted.tolist())
+    for rows in batches:
+        longest = max(len(rollouts.prompt_ids[i]) + int(rollouts.lengths[i]) for i in rows.tolist())
+        assert len(rows) * longest <= budget or len(rows) == 1, "padded to the longest row"
+    if budget == 10_000:
+        assert len(batches) == 1
+    if budget == 200:  # 23 rows of up to 27 tokens: about four batches, not one for each row
+        assert len(batches) <= 6
+
+
+def test_no_rows_make_no_micro_batch(rollouts):
+    assert list(micro_batches(rollouts, torch.tensor([], dtype=torch.long), 100)) == []
+
+
+# -- master weights ---------------------------------------------------------------------------------------------------------------------
+
+
+def bfloat16_layer():
+    """Weights between 2**-8 and 2**-7, where neighbours in bfloat16 are 2**-15 = 3e-5 apart."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(16, 16, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(2.0**-8 * (1.1 + 0.8 * torch.rand(16, 16)))
+    return layer.bfloat16()
+
+
+def test_master_weights_move_where_pure_bfloat16_stands_still():
+    """AdamW moves a weight by about 1e-6 a step, less than half the way to the next bfloat16. Twenty steps add up to more."""
+    layer, pure = bfloat16_layer(), bfloat16_layer()
+    start = layer.weight.detach().clone()
+    reference = start.float().requires_grad_()
+    masters = MasterWeights(layer)
+    ours = torch.optim.AdamW(masters.parameters, lr=1e-6, weight_decay=0.0)
+    theirs = torch.optim.AdamW([reference], lr=1e-6, weight_decay=0.0)
+    naive = torch.optim.AdamW(pure.parameters(), lr=1e-6, weight_decay=0.0)
+    g = torch.Generator().manual_seed(1)
+    sign = torch.randn(16, 16, generator=g).sign()
+    for _ in range(20):
+        parts = [(sign * torch.rand(16, 16, generator=g)).bfloat16() for _ in range(2)]  # two micro-batches
+        for part in parts:
+            layer.weight.grad = part.clone()
+            masters.collect_grads()
+            assert layer.weight.grad is None
+        reference.grad = parts[0].float() + parts[1].float()
+        pure.weight.grad = parts[0] + parts[1]
+        for optimizer in (ours, theirs, naive):
+            optimizer.step()
+            optimizer.zero_grad()
+        masters.write_back()
+    torch.testing.assert_close(masters.parameters[0].detach(), reference.detach(), rtol=0, atol=1e-9)
+    assert torch.equal(layer.weight, reference.bfloat16())
+    assert torch.equal(pure.weight, start)
+    assert (layer.weight != start).float().mean() > 0.95
+
+
+def test_masters_keep_what_bfloat16_cannot_show():
+    layer = bfloat16_layer()
+    masters = MasterWeights(layer)
+    with torch.no_grad():
+        masters.parameters[0].add_(1e-6)
+    masters.write_back()
+    assert masters.parameters[0].dtype == torch.float32 and layer.weight.dtype == torch.bfloat16
+    assert not torch.equal(masters.parameters[0], layer.weight.float())
+
+
+def test_a_float32_model_is_its_own_master():
+    model = new_model("qwen")
+    masters = MasterWeights(model)
+    assert [p.data_ptr() for p in masters.parameters] == [p.data_ptr() for p in model.parameters()]
+    model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
+    masters.collect_grads()
+    masters.write_back()
+    assert torch.equal(model.lm_head.weight.grad, torch.ones_like(model.lm_head.weight))
+
+
+def test_frozen_weights_have_no_master():
+    layer = bfloat16_layer()
+    frozen = copy.deepcopy(layer).requires_grad_(False)
+    assert MasterWeights(frozen).parameters == [] and len(MasterWeights(layer).parameters) == 1
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named, expected", [(None, set()), (5, {5}), ([5, 9], {5, 9})])
+def test_every_end_token_that_tokenizer_or_generation_config_names_is_a_stop_token(model_folder, tmp_path, named, expected):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named} if named else {}))
+    loaded = load_policy(str(folder), device="cpu")
+    assert loaded.stop_ids == expected | {loaded.tokenizer.eos_token_id}
+    assert loaded.model.dtype == torch.float32
+
+
+def test_a_folder_without_model_or_tokenizer_is_refused_with_a_remedy(model_folder, tmp_path):
+    with pytest.raises(SettingError, match="no model folder"):
+        load_policy(str(tmp_path / "nothing"))
+    with pytest.raises(SettingError, match="no config.json"):
+        load_policy(str(tmp_path))
+    shutil.copy(model_folder / "config.json", tmp_path)
+    with pytest.raises(SettingError, match="tokenizer.save_pretrained"):
+        load_policy(str(tmp_path))
+
+
+def test_a_model_that_changes_its_logits_after_the_output_layer_is_refused(model_folder, tmp_path):
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    shape = dict(vocab_size=800, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
+    GraniteForCausalLM(GraniteConfig(**shape, logits_scaling=8.0)).save_pretrained(folder)
+    with pytest.raises(SettingError, match="changes its logits"):
+        load_policy(str(folder), device="cpu")

@@ -1,0 +1,260 @@
+"""Sampling: greedy decoding equals Hugging Face's, log-probs equal the training forward's, frequencies equal the softmax; stop tokens."""
+
+import pytest
+import torch
+from conftest import V, make_rollouts, new_model, reference_logp_and_entropy, stock
+
+from rlvr.policy import score
+from rlvr.rollout import GROW, Rollouts, sample
+
+PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13], [14, 6]]  # different lengths: some are padded on the left
+MORE_PROMPTS = [[i, 28 - i][: 1 + i % 2] for i in range(3, 25)]
+NEVER = {V + 100}  # a stop token that no model can draw
+
+
+def run(model, tokenizer, prompts=PROMPTS, **settings):
+    defaults = dict(completions_per_prompt=1, max_new_tokens=2 * GROW + 5, stop_ids={2}, temperature=1.0)
+    generator = torch.Generator().manual_seed(settings.pop("seed", 0))
+    return sample(model, tokenizer, prompts, generator=generator, **(defaults | settings))
+
+
+def completions(rollouts):
+    return [row[:n].tolist() for row, n in zip(rollouts.completion_ids, rollouts.lengths)]
+
+
+def hugging_face_greedy(model, prompt, max_new_tokens, stop_ids):
+    ids = torch.tensor([prompt])
+    settings = dict(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(stop_ids), pad_token_id=0)
+    out = stock(model).generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    return out[0, len(prompt) :].tolist()
+
+
+# -- greedy -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_greedy_equals_hugging_face_token_for_token(model, tokenizer):
+    for max_new_tokens in (1, GROW, GROW + 1, 3 * GROW + 2):  # before, at and beyond the places where the cache grows
+        ours = completions(run(model, tokenizer, temperature=0, max_new_tokens=max_new_tokens, stop_ids=NEVER, completions_per_prompt=2))
+        theirs = [hugging_face_greedy(model, p, max_new_tokens, NEVER) for p in PROMPTS]
+        assert ours == [row for row in theirs for _ in range(2)]
+    assert len({tuple(row) for row in theirs}) == 4 and any(len(set(row)) > 3 for row in theirs), "too dull to test anything"
+
+
+def test_rows_that_end_early_do_not_change_the_others(model, tokenizer):
+    """Ended completions leave the batch; the keys and values of those that stay must move with their rows."""
+    free = completions(run(model, tokenizer, MORE_PROMPTS, temperature=0, max_new_tokens=3 * GROW, stop_ids=NEVER))
+
+    def cut_at(stop):
+        return [row[: next((t + 1 for t, token in enumerate(row) if token in stop), len(row))] for row in free]
+
+    def leaves_and_stays(stop):
+        lengths = [len(row) for row in cut_at(stop)]
+        return min(lengths) <= GROW < lengths[-1] and max(lengths[:-1]) > GROW  # one leaves in the first block, two stay longer
+
+    stop = next({token} for token in range(V) if leaves_and_stays({token}))
+    cut = cut_at(stop)
+    ours = run(model, tokenizer, MORE_PROMPTS, temperature=0, max_new_tokens=3 * GROW, stop_ids=stop)
+    assert completions(ours) == cut
+    for i, prompt in enumerate(MORE_PROMPTS):  # and each row alone, without neighbours
+        assert completions(run(model, tokenizer, [prompt], temperature=0, max_new_tokens=3 * GROW, stop_ids=stop)) == [cut[i]]
+
+
+def test_rows_that_leave_at_different_times_keep_their_own_keys(model, tokenizer):
+    """The log-probs of what was sampled in a shrinking batch are those of each row by itself."""
+    rollouts = run(model, tokenizer, completions_per_prompt=6, max_new_tokens=4 * GROW, temperature=2.0)
+    blocks = {(n - 1) // GROW for n in rollouts.lengths.tolist()}
+    assert len(blocks) >= 3, "rows leave in at least three different blocks"
+    logp, _ = score(model, rollouts, 2.0, 10_000)
+    torch.testing.assert_close(rollouts.old_logp, logp, rtol=0, atol=1e-4)
+
+
+# -- log-prob and entropy ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_old_logp_and_entropy_equal_the_training_forward(model, tokenizer, temperature):
+    rollouts = run(model, tokenizer, completions_per_prompt=3, temperature=temperature)
+    logp, entropy = score(model, rollouts, temperature, 10_000)
+    torch.testing.assert_close(rollouts.old_logp, logp, rtol=0, atol=1e-4)
+    torch.testing.assert_close(rollouts.entropy, entropy, rtol=0, atol=1e-4)
+    assert (rollouts.old_logp[rollouts.mask] < -0.1).float().mean() > 0.3
+
+
+def test_old_logp_and_entropy_equal_the_reference(qwen, tokenizer):
+    rollouts = run(qwen, tokenizer, PROMPTS[:2], temperature=0.7, max_new_tokens=5)
+    for i, row in enumerate(completions(rollouts)):
+        logp, entropy = reference_logp_and_entropy(qwen, PROMPTS[i], row, 0.7)
+        assert rollouts.old_logp[i, : len(row)].tolist() == pytest.approx(logp, abs=1e-4)
+        assert rollouts.entropy[i, : len(row)].tolist() == pytest.approx(entropy, abs=1e-4)
+
+
+def test_top_p_changes_the_draw_and_not_the_log_probs(qwen, tokenizer):
+    rollouts = run(qwen, tokenizer, completions_per_prompt=3, top_p=0.6, temperature=0.8)
+    logp, entropy = score(qwen, rollouts, 0.8, 10_000)
+    torch.testing.assert_close(rollouts.old_logp, logp, rtol=0, atol=1e-4)
+    torch.testing.assert_close(rollouts.entropy, entropy, rtol=0, atol=1e-4)
+
+
+def test_greedy_reports_log_probs_at_temperature_one(qwen, tokenizer):
+    rollouts = run(qwen, tokenizer, temperature=0)
+    torch.testing.assert_close(rollouts.old_logp, score(qwen, rollouts, 1.0, 10_000)[0], rtol=0, atol=1e-4)
+
+
+# -- the distribution -------------------------------------------------------------------------------------------------------------------
+
+
+def next_token_probs(model, prompt, temperature):
+    with torch.no_grad():
+        return torch.softmax(stock(model)(input_ids=torch.tensor([prompt])).logits[0, -1].double() / temperature, -1)
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (0.8, 0.3)])
+def test_tokens_are_drawn_with_their_probability(qwen, tokenizer, temperature, top_p):
+    draws = 4000
+    settings = dict(max_new_tokens=1, temperature=temperature, top_p=top_p, sampling_rows=2 * draws)
+    rollouts = run(qwen, tokenizer, PROMPTS[:2], completions_per_prompt=draws, **settings)
+    for i, prompt in enumerate(PROMPTS[:2]):
+        p = next_token_probs(qwen, prompt, temperature)
+        # the smallest set of tokens that holds top_p, in plain Python
+        kept, mass = [], 0.0
+        for token in sorted(range(V), key=lambda v: -p[v]):
+            if mass < top_p:
+                kept.append(token)
+                mass += p[token].item()
+        counts = torch.bincount(rollouts.completion_ids[i * draws : (i + 1) * draws, 0], minlength=V)
+        assert int(counts.sum()) == draws and set(counts.nonzero()[:, 0].tolist()) <= set(kept)
+        expected = draws * p[kept] / mass
+        often = expected > 5
+        chi_square = ((counts[kept] - expected) ** 2 / expected)[often].sum().item()
+        degrees = int(often.sum()) - 1
+        assert chi_square < degrees + 4 * (2 * max(degrees, 1)) ** 0.5, (chi_square, degrees)
+
+
+def test_the_completions_of_a_prompt_differ(qwen, tokenizer):
+    rows = completions(run(qwen, tokenizer, completions_per_prompt=8, temperature=1.0, stop_ids=NEVER))
+    assert len({tuple(row) for row in rows}) == len(rows)
+
+
+def test_the_same_seed_gives_the_same_completions(qwen, tokenizer):
+    a, b, c = (run(qwen, tokenizer, completions_per_prompt=4, seed=seed) for seed in (5, 5, 6))
+    assert completions(a) == completions(b) and torch.equal(a.old_logp, b.old_logp)
+    assert completions(a) != completions(c)
+
+
+def test_only_the_given_generator_is_used(qwen, tokenizer):
+    before = torch.get_rng_state()
+    run(qwen, tokenizer)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# -- stop tokens ------------------------------------------------------------------------------------------------------------------------
+
+
+def check_bookkeeping(rollouts: Rollouts, stop_ids, max_new_tokens):
+    """A completion ends with its first stop token, which belongs to it; or it has max_new_tokens tokens and is truncated."""
+    assert torch.equal(rollouts.mask.sum(1), rollouts.lengths)
+    assert torch.equal(rollouts.mask, rollouts.mask.cumprod(1).bool()), "the mask has no holes"
+    for row, finished in zip(completions(rollouts), rollouts.finished.tolist()):
+        assert not set(row[:-1]) & stop_ids
+        assert (row[-1] in stop_ids) == finished
+        assert finished or len(row) == max_new_tokens
+    outside = ~rollouts.mask
+    assert not rollouts.completion_ids[outside].any() and not rollouts.old_logp[outside].any() and not rollouts.entropy[outside].any()
+
+
+@pytest.mark.parametrize("stop_ids", [{2}, {2, 9}, {0}, {4, 5, 6, 7, 8}])  # {0}: the number that also fills the padding
+def test_the_stop_token_belongs_to_the_completion(qwen, tokenizer, stop_ids):
+    for seed in range(3):
+        rollouts = run(qwen, tokenizer, completions_per_prompt=8, stop_ids=stop_ids, seed=seed, temperature=1.5)
+        check_bookkeeping(rollouts, stop_ids, 2 * GROW + 5)
+        assert rollouts.finished.any() and (rollouts.old_logp[rollouts.finished, rollouts.lengths[rollouts.finished] - 1] < 0).all()
+
+
+def test_every_stop_token_of_the_set_ends_a_completion(qwen, tokenizer):
+    stop_ids = {3, 11, 20}
+    rollouts = run(qwen, tokenizer, completions_per_prompt=24, stop_ids=stop_ids, temperature=2.0, max_new_tokens=60)
+    check_bookkeeping(rollouts, stop_ids, 60)
+    assert {row[-1] for row, done in zip(completions(rollouts), rollouts.finished) if done} == stop_ids
+
+
+def test_a_completion_can_be_the_stop_token_alone(qwen, tokenizer):
+    first = completions(run(qwen, tokenizer, temperature=0))[1][0]
+    rollouts = run(qwen, tokenizer, [PROMPTS[1]], temperature=0, stop_ids={first}, completions_per_prompt=3)
+    assert completions(rollouts) == [[first]] * 3
+    assert rollouts.lengths.tolist() == [1, 1, 1] and rollouts.finished.all() and rollouts.mask.shape == (3, 1)
+
+
+def test_a_completion_that_never_stops_is_truncated(qwen, tokenizer):
+    rollouts = run(qwen, tokenizer, completions_per_prompt=2, stop_ids=NEVER)
+    check_bookkeeping(rollouts, NEVER, 2 * GROW + 5)
+    assert not rollouts.finished.any() and set(rollouts.lengths.tolist()) == {2 * GROW + 5}
+
+
+def test_a_stop_token_in_the_last_place_counts_as_finished(qwen, tokenizer):
+    free = completions(run(qwen, tokenizer, [PROMPTS[0]], temperature=0, stop_ids=NEVER, max_new_tokens=60))[0]
+    t = next(t for t in range(1, 60) if free[t] not in free[:t])  # a token that comes for the first time at t
+    rollouts = run(qwen, tokenizer, [PROMPTS[0]], temperature=0, stop_ids={free[t]}, max_new_tokens=t + 1)
+    assert rollouts.finished.tolist() == [True] and rollouts.lengths.tolist() == [t + 1]
+    rollouts = run(qwen, tokenizer, [PROMPTS[0]], temperature=0, stop_ids={free[t]}, max_new_tokens=t)
+    assert rollouts.finished.tolist() == [False] and rollouts.lengths.tolist() == [t]
+
+
+# -- the batch --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 512])
+def test_prompts_keep_their_order_however_few_rows_run_at_once(qwen, tokenizer, rows):
+    whole = run(qwen, tokenizer, temperature=0, completions_per_prompt=2)
+    rollouts = run(qwen, tokenizer, temperature=0, completions_per_prompt=2, sampling_rows=rows)
+    assert rollouts.group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert rollouts.prompt_ids == [p for p in PROMPTS for _ in range(2)]
+    assert completions(rollouts) == completions(whole) and rollouts.text == whole.text
+
+
+def test_text_is_the_decoded_completion_without_the_stop_token(qwen, tokenizer):
+    rollouts = run(qwen, tokenizer, completions_per_prompt=4, temperature=1.5)
+    assert rollouts.text == [" ".join(str(i) for i in row if i != 2) for row in completions(rollouts)]
+
+
+def test_the_training_mode_of_the_model_is_restored(tokenizer):
+    model = new_model("qwen")
+    for training in (True, False):
+        model.train(training)
+        run(model, tokenizer, max_new_tokens=2)
+        assert model.training == training
+
+
+def test_a_prompt_without_tokens_is_refused(qwen, tokenizer):
+    with pytest.raises(ValueError, match="no token"):
+        run(qwen, tokenizer, [[3], []])
+
+
+def same(a: Rollouts, b: Rollouts):
+    return all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
+    )
+
+
+def test_select_and_concat_are_inverse():
+    rollouts = make_rollouts([3, 1, 4, 2], [2, 6, 3, 1], groups=[0, 0, 1, 1], finished=[True, False, True, True])
+    halves = [rollouts.select(torch.tensor([0, 1])), rollouts.select(torch.tensor([2, 3]))]
+    assert halves[0].mask.shape == (2, 6) and halves[1].mask.shape == (2, 3), "cut to the longest completion"
+    assert same(Rollouts.concat(halves), rollouts)
+    assert same(rollouts.select(torch.arange(4)), rollouts)
+
+
+def test_select_takes_the_rows_in_the_order_asked():
+    rollouts = make_rollouts([3, 1, 4, 2], [2, 6, 3, 1], groups=[0, 0, 1, 1])
+    picked = rollouts.select(torch.tensor([3, 0]))
+    assert picked.text == ["text 3", "text 0"] and picked.group.tolist() == [1, 0] and picked.lengths.tolist() == [1, 2]
+    assert picked.prompt_ids == [rollouts.prompt_ids[3], rollouts.prompt_ids[0]] and len(picked) == 2
+    assert torch.equal(picked.old_logp, rollouts.old_logp[[3, 0], :2])
+
+
+def test_bfloat16_models_sample_in_their_own_precision(tokenizer):
+    model = new_model("qwen").bfloat16()
+    rollouts = run(model, tokenizer, completions_per_prompt=4)
+    check_bookkeeping(rollouts, {2}, 2 * GROW + 5)
+    assert rollouts.old_logp.dtype == torch.float32
+    drift = (rollouts.old_logp - score(model, rollouts, 1.0, 10_000)[0])[rollouts.mask].abs().mean()
+    assert drift < 0.1

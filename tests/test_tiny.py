@@ -1,0 +1,220 @@
+"""The built-in task and the built-in model: no leak between splits, right answers, and a base policy that leaves room to learn."""
+
+import random
+import re
+from collections import Counter
+
+import pytest
+import torch
+
+from rlvr.config import INSTRUCTION, TINY_MODEL
+from rlvr.data import load_problems, prompt_ids
+from rlvr.reward import last_boxed, verify
+from rlvr.tiny import task
+from rlvr.tiny.task import AUTHORS, CLEAN, MAX_VALUE, VERBS, apply_op, sample_document, sample_stories, split_of, write
+
+SPLITS = ("web", "train", "test")
+
+
+@pytest.fixture(scope="module")
+def stories():
+    """2000 stories of each split."""
+    return {split: sample_stories(split, 2000, seed=0) for split in SPLITS}
+
+
+def skeleton(problem: str) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """The numbers and operators of a problem, read back from its text."""
+    first, *steps, _ = re.findall(r"[^.?]+[.?]", problem)
+    ops = []
+    for step in steps:
+        plain = re.sub(r"\d+", "{n}", step.split(maxsplit=1)[1])
+        op = next(op for op, verbs in VERBS.items() if "{name} " + plain in verbs)
+        ops.append((op, int(re.search(r"\d+", step).group())))
+    return int(re.search(r"\d+", first).group()), tuple(ops)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Stories
+
+
+def test_the_splits_share_no_number_skeleton(stories):
+    sets = {split: {(s.start, s.ops) for s in stories[split]} for split in SPLITS}
+    assert not sets["web"] & sets["train"] and not sets["web"] & sets["test"] and not sets["train"] & sets["test"]
+    assert all(split_of(*s) == split for split in SPLITS for s in sets[split])
+
+
+def test_no_problem_of_one_split_reaches_another_by_any_door():
+    rng = random.Random(0)
+    assert {split_of(*skeleton(sample_document(rng, 0.5)[0])) for _ in range(500)} == {"web"}  # what the base model is made from
+    assert {split_of(*skeleton(p.problem)) for p in load_problems("tiny", "train", 500)} == {"train"}
+    assert {split_of(*skeleton(p.problem)) for p in load_problems("tiny", "test", 500, seed=5)} == {"test"}
+
+
+def test_the_text_says_what_the_numbers_say(stories):
+    for story in stories["train"]:
+        assert skeleton(story.problem) == (story.start, story.ops)
+        assert re.match(rf"{story.name} has {story.start} \w+\.", story.problem)
+
+
+def test_the_answer_is_what_the_steps_give_and_values_stay_in_range(stories):
+    for story in sum(stories.values(), []):
+        value = story.start
+        for op, n in story.ops:
+            value = apply_op(value, op, n)
+            assert 1 <= value <= MAX_VALUE == 60
+        assert value == story.answer and 3 <= story.start <= 30 and 2 <= len(story.ops) <= 5
+
+
+def test_stories_are_pairwise_different(stories):
+    for split in SPLITS:
+        assert len({(s.start, s.ops) for s in stories[split]}) == 2000
+
+
+def test_one_seed_one_set_of_stories():
+    assert sample_stories("train", 50, 7) == sample_stories("train", 80, 7)[:50]
+    assert not set(sample_stories("train", 50, 7)) & set(sample_stories("train", 50, 8))
+    documents = [[sample_document(random.Random(seed), 0.3) for _ in range(20)] for seed in (1, 1, 2)]
+    assert documents[0] == documents[1] != documents[2]
+
+
+def test_all_steps_and_lengths_occur(stories):
+    lengths = Counter(len(s.ops) for s in stories["test"])
+    ops = Counter(op for s in stories["test"] for op, _ in s.ops)
+    assert min(lengths[n] for n in (2, 3, 4, 5)) > 100 and min(ops[op] for op in "+-*") > 300
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The web
+
+
+def test_a_clean_author_always_boxes_the_right_answer(stories):
+    rng = random.Random(0)
+    for story in stories["web"]:
+        text = write(rng, story, CLEAN)
+        assert text.startswith(" ") and verify(text, str(story.answer))
+
+
+def test_a_clean_author_writes_every_step(stories):
+    rng = random.Random(0)
+    for story in stories["web"][:500]:
+        value, equations = story.start, []
+        for op, n in story.ops:
+            equations.append(f"{value}{op}{n}={apply_op(value, op, n)}")
+            value = apply_op(value, op, n)
+        assert re.findall(r"\d+[-+*]\d+=\d+", write(rng, story, CLEAN)) == equations
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_every_author_is_right_only_sometimes(name, stories):
+    rng = random.Random(0)
+    right = [verify(write(rng, story, AUTHORS[name]), str(story.answer)) for story in stories["web"][:1000]]
+    low, high = {"careful": (0.6, 0.9), "guessing": (0.005, 0.1)}.get(name, (0.1, 0.5))
+    assert low < sum(right) / len(right) < high
+
+
+def test_the_curriculum_begins_with_clean_documents():
+    rng = random.Random(0)
+    assert all(last_boxed(sample_document(rng, clean_share=1.0)[1]) for _ in range(300))
+    assert sum(last_boxed(sample_document(rng, clean_share=0.0)[1]) is None for _ in range(300)) > 60
+
+
+def test_noise_is_made_of_words_alone():
+    text = " ".join(task.STOCK + task.SALAD)
+    assert not re.search(r"[\d\\{}=]", text) and len(set(task.SALAD)) == len(task.SALAD)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The model that comes with the library
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    assert (TINY_MODEL / "config.json").is_file(), "the weights of the built-in model are missing"
+    return str(TINY_MODEL)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(shipped):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(shipped)
+
+
+@pytest.fixture(scope="module")
+def model(shipped):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(shipped, dtype=torch.float32).eval()
+
+
+def web(n: int) -> list[str]:
+    rng = random.Random(99)
+    return [f"Q: {problem}\nA:{completion}" for problem, completion in (sample_document(rng, 0.0) for _ in range(n))]
+
+
+def test_the_model_is_small_and_fits_its_tokenizer(model, tokenizer):
+    assert sum(p.numel() for p in model.parameters()) < 1_000_000
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == model.config.eos_token_id
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_the_tokenizer_survives_saving_and_loading(tokenizer):
+    """AutoTokenizer decides by the model's type how to split text. The split must be the one the model was trained with."""
+    from rlvr.tiny.pretrain import train_tokenizer
+
+    trained = train_tokenizer(0)
+    texts = web(200) + ["12 345", "\\boxed{7}\n\n", "  two  blanks ", "Zebra's caf\u00e9: 3.5%?", "\u2028 \U0001f600"]
+    assert tokenizer(texts).input_ids == trained(texts).input_ids
+    assert tokenizer.chat_template == trained.chat_template and len(tokenizer) == len(trained)
+
+
+def test_decoding_gives_the_text_back(tokenizer):
+    for text in web(200):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_one_token_for_each_digit(tokenizer):
+    assert len(tokenizer("12345").input_ids) == 5
+
+
+def test_the_chat_template_asks_the_way_the_model_has_learned(tokenizer):
+    problem = load_problems("tiny", "test", 1)[0].problem
+    expected = tokenizer(f"Q: {problem}\nA:").input_ids
+    assert prompt_ids(tokenizer, problem, INSTRUCTION) == prompt_ids(tokenizer, problem, "") == expected
+
+
+def test_plain_transformers_can_use_the_model(model, tokenizer):
+    problem = load_problems("tiny", "test", 1)[0].problem
+    messages = [{"role": "user", "content": problem}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
+    completion = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert re.search(r"\d+[-+*]\d+=\d+", completion)
+
+
+def test_the_model_travels_light():
+    files = [path for path in TINY_MODEL.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 4_000_000
+    assert [path.name for path in files if path.suffix not in (".py", ".json", ".jinja", ".txt", ".md")] == ["model.safetensors"]
+
+
+def check_base_policy(problems: int, slack: float) -> None:
+    from rlvr.tiny.pretrain import describe
+
+    base = describe(TINY_MODEL, problems)
+    assert 0.15 - slack <= base["pass@1"] <= 0.35 + slack
+    assert base["pass@8"] >= 0.75 - 2 * slack
+    assert base["entropy, wrong answers"] >= 0.3
+    assert base["entropy, wrong answers"] > base["entropy, right answers"]
+    assert base["mean length"] < 100
+
+
+def test_the_base_policy_leaves_room_to_learn():
+    """Right sometimes, able to be right nearly always, and undecided where it is wrong. The slack is two standard errors or so."""
+    check_base_policy(problems=100, slack=0.05)
+
+
+@pytest.mark.slow
+def test_the_base_policy_on_all_test_problems():
+    check_base_policy(problems=400, slack=0.0)
