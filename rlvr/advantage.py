@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rlvr.entropy import log_perplexity
+
 
 def grpo_advantages(rewards: Tensor, group: Tensor) -> Tensor:
     """Group-normalised advantages: (reward - group mean) / (group standard deviation + 1e-6).
@@ -41,8 +43,7 @@ def ppl_weights(old_logp: Tensor, mask: Tensor, group: Tensor, alpha: float, dir
     """
     if direction not in ("low", "high"):
         raise ValueError(f"direction is {direction!r}; it must be 'low' or 'high'")
-    mask = mask.bool()
-    log_ppl = -old_logp.detach().masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+    log_ppl = log_perplexity(old_logp.detach(), mask)
     w = torch.zeros_like(log_ppl)
     for g in group.unique():
         rows = group == g
@@ -105,7 +106,8 @@ def shape(
     """Give every token its advantage: advantages [N] -> [N, T], 0 outside the mask.
 
     "grpo" repeats the row's advantage; the other methods change it, in the order they are named. At strength 0 each of them returns
-    bit for bit what "grpo" does. "ppl+pos" is our combination: the released code never joins the two.
+    bit for bit what "grpo" does. "ppl+pos" is our combination: the released code never joins the two. Its bonus, and the cap of the
+    bonus, come from the row's plain advantage.
     """
     shaped = advantages.detach()[:, None] * mask.to(advantages.dtype)
     settings = dict(ppl_alpha=ppl_alpha, ppl_direction=ppl_direction, pos_alpha=pos_alpha, pos_direction=pos_direction)

@@ -1,5 +1,6 @@
 """Every setting once, with its help text, its range and the presets. No torch here, so that `--help` answers at once."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ class TrainConfig:
     filter_groups: bool = True
     """Drop groups that are all right or all wrong, whose advantage is zero (dynamic sampling)."""
     sampling_rounds: int = 2
-    """At most so many rounds of sampling to refill the batch after filtering; then the step uses what it has (paper: 5 to 10, then it stops)."""
+    """At most so many rounds of sampling to refill the batch after filtering; then the step uses what it has (paper: 5 to 10, then it
+    stops)."""
 
     # Sampling
     max_new_tokens: int = 120
@@ -210,13 +212,20 @@ def _flag_value(argv: list[str], flag: str) -> str | None:
     return None
 
 
+def _preset_for(model: str) -> str:
+    """The preset when none is named: that of a run for its run folder, tiny for the built-in model, hf for any other."""
+    try:
+        return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["preset"]
+    except (OSError, ValueError, KeyError, TypeError):  # not a run folder (a model folder has a config.json too, without a preset)
+        return "tiny" if model == "tiny" else "hf"
+
+
 def parse_train(argv: list[str] | None = None) -> TrainConfig:
     """Command line -> checked settings. A preset gives the defaults, flags override it."""
     import tyro
 
     argv = sys.argv[1:] if argv is None else argv
-    model = _flag_value(argv, "--model")
-    preset = _flag_value(argv, "--preset") or ("hf" if model not in (None, "tiny") else "tiny")
+    preset = _flag_value(argv, "--preset") or _preset_for(_flag_value(argv, "--model") or "tiny")
     if preset not in PRESETS:
         raise SettingError(f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
     config = tyro.cli(TrainConfig, args=argv, default=TrainConfig(**{"preset": preset} | PRESETS[preset]), prog="train.py")
@@ -236,7 +245,7 @@ def _check_ranges(config, at_least: dict[int, str], positive: str = "") -> None:
     for low, names in at_least.items():
         for name in names.split():
             if not low <= getattr(config, name) < float("inf"):
-                raise SettingError(f"--{name.replace('_', '-')} is {getattr(config, name)}, which is too small. Choose {low} or more.")
+                raise SettingError(f"--{name.replace('_', '-')} is {getattr(config, name)}. Choose {low} or more.")
     for name in positive.split():
         if not 0 < getattr(config, name) < float("inf"):
             raise SettingError(f"--{name.replace('_', '-')} is {getattr(config, name)}. Choose a positive number.")
@@ -246,37 +255,45 @@ def check_train(c: TrainConfig) -> None:
     """Refuse settings that cannot work, before anything is loaded. Raises SettingError."""
     if c.completions_per_prompt < 2:
         raise SettingError(
-            f"--completions-per-prompt is {c.completions_per_prompt}, but the advantage compares the completions of one prompt. Choose 2 or more."
+            f"--completions-per-prompt is {c.completions_per_prompt}, but the advantage compares the completions of one prompt. "
+            "Choose 2 or more."
         )
     _check_ranges(
         c,
         {
-            1: "steps prompts_per_step mini_batch_prompts micro_batch_tokens sampling_rounds max_new_tokens max_prompt_tokens sampling_rows "
-            "eval_completions",
+            1: "steps prompts_per_step mini_batch_prompts micro_batch_tokens sampling_rounds max_new_tokens max_prompt_tokens "
+            "sampling_rows eval_completions",
             0: "warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha pos_alpha shape_stop eval_every "
             "final_eval_problems show_every log_completions threads seed",
         },
         positive="lr temperature max_grad_norm",
     )
     if c.eval_every and c.final_eval_problems and c.eval_problems < 1:
-        raise SettingError(f"--eval-problems is {c.eval_problems}. Choose 1 or more, or --eval-every 0 to evaluate only at the start and the end.")
+        raise SettingError(
+            f"--eval-problems is {c.eval_problems}. Choose 1 or more, or --eval-every 0 to evaluate only at the start and the end."
+        )
     if not (0 <= c.clip_low < 1 and c.clip_high >= 0):
         raise SettingError(
-            f"Clip values {c.clip_low} and {c.clip_high} leave no valid range for the ratio. Choose 0 <= --clip-low < 1 and --clip-high >= 0."
+            f"Clip values {c.clip_low} and {c.clip_high} leave no valid range for the ratio. "
+            "Choose --clip-low from 0 to below 1, and --clip-high 0 or more."
         )
     if c.overlong_buffer > c.max_new_tokens:
         raise SettingError(
-            f"--overlong-buffer {c.overlong_buffer} is longer than --max-new-tokens {c.max_new_tokens}. Choose a shorter buffer, or 0 for none."
+            f"--overlong-buffer {c.overlong_buffer} is longer than --max-new-tokens {c.max_new_tokens}. "
+            "Choose a shorter buffer, or 0 for none."
         )
     if c.shape_start != "plateau":
         if not 1 <= c.shape_start:
             raise SettingError(f"--shape-start is {c.shape_start}, but steps count from 1. Choose 1 or more, or 'plateau'.")
         if c.shape_stop and c.shape_stop < c.shape_start:
             raise SettingError(
-                f"The window from --shape-start {c.shape_start} to --shape-stop {c.shape_stop} is empty. Choose a stop that is not before the start."
+                f"The window from --shape-start {c.shape_start} to --shape-stop {c.shape_stop} is empty. "
+                "Choose a stop that is not before the start."
             )
     if c.name and (c.name != Path(c.name).name or c.name in (".", "..")):
-        raise SettingError(f"--name {c.name!r} is not a plain folder name. Choose a name without slashes, and --out for the folder around it.")
+        raise SettingError(
+            f"--name {c.name!r} is not a plain folder name. Choose a name without slashes, and --out for the folder around it."
+        )
 
 
 def check_eval(c: EvalConfig) -> None:

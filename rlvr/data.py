@@ -102,7 +102,9 @@ def _read_file(path: Path) -> list[dict]:
                     rows.append(json.loads(line))
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4300 digits
         place = "" if path.suffix == ".json" else f", line {number}"
-        raise SettingError(f"The file {path}{place} is not valid JSON ({error}). Write one object with problem and answer per line.") from None
+        raise SettingError(
+            f"The file {path}{place} is not valid JSON ({error}). Write one object with problem and answer per line."
+        ) from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SettingError(f"The file {path} holds something other than objects. Write one object with problem and answer per line.")
     return rows
@@ -120,7 +122,9 @@ def _read_hub(name: str, split: str) -> list[dict]:
         return datasets.load_dataset(hub_id, configuration, split=chosen).to_list()
     except Exception as error:  # the Hub client raises many kinds: no network, no such set, no such split, gated
         reason = " ".join(str(error).split())[:200]
-        raise SettingError(f"The data set {hub_id!r} ({chosen} split) cannot be loaded ({reason}). Check the name and the network, or name a file.") from None
+        raise SettingError(
+            f"The data set {hub_id!r} ({chosen} split) cannot be loaded ({reason}). Check the name and the network, or name a file."
+        ) from None
 
 
 def load_problems(data: str, split: str = "train", limit: int = 0, seed: int = 0) -> list[Problem]:
@@ -157,8 +161,13 @@ def prompt_ids(tokenizer, problem: str, instruction: str) -> list[int]:
     return tokenizer(content + "\n").input_ids
 
 
-def encode_prompts(tokenizer, problems: Iterable[Problem], instruction: str, max_prompt_tokens: int) -> tuple[list[Problem], list[list[int]], int]:
-    """Problems whose prompt fits, their prompts, and how many were left out for length. Nothing is cut. Raises SettingError if none fits."""
+def encode_prompts(
+    tokenizer, problems: Iterable[Problem], instruction: str, max_prompt_tokens: int
+) -> tuple[list[Problem], list[list[int]], int]:
+    """The problems whose prompt fits, their prompts, and how many were left out for length. Nothing is cut.
+
+    Raises SettingError if none fits.
+    """
     problems = list(problems)
     prompts = [prompt_ids(tokenizer, p.problem, instruction) for p in problems]
     fits = [i for i, ids in enumerate(prompts) if 0 < len(ids) <= max_prompt_tokens]

@@ -20,7 +20,13 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     tensor(1.3863)
     """
     logp = torch.log_softmax(logits.float() / temperature, dim=-1)
-    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+    return entropy_from_logp(logp)
+
+
+def entropy_from_logp(logp: Tensor, p: Tensor | None = None) -> Tensor:
+    """The same from log-probs that are there already: logp [..., V] (and p = exp(logp), if at hand) -> [...]."""
+    p = logp.exp() if p is None else p
+    return -(p * logp.clamp(min=-1e4)).sum(-1)  # the clamp makes 0 * -inf a plain 0
 
 
 def log_perplexity(logp: Tensor, mask: Tensor) -> Tensor:
@@ -39,7 +45,7 @@ def perplexity(logp: Tensor, mask: Tensor) -> Tensor:
 
 
 def branching_factor(logits: Tensor, top_p: float = 0.95) -> Tensor:
-    """Size of the smallest set of tokens that holds `top_p` of the probability (Deng et al. 2025b, arXiv 2508.07534). [..., V] -> [...] int.
+    """Size of the smallest set of tokens that holds `top_p` of the probability: [..., V] -> [...] int (Deng et al. 2025b, 2508.07534).
 
     >>> branching_factor(torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])), top_p=0.8)
     tensor(2)
@@ -49,21 +55,26 @@ def branching_factor(logits: Tensor, top_p: float = 0.95) -> Tensor:
     return ((p.cumsum(-1) - p) < top_p - 1e-9).sum(-1)
 
 
-def plateau_step(entropies: Sequence[float], window: int = 8, fraction: float = 0.1, smoothing: float = 0.7) -> int | None:
+def plateau_step(
+    entropies: Sequence[float], window: int = 8, fraction: float = 0.1, least_fall: float = 0.25, smoothing: float = 0.7
+) -> int | None:
     """The stage detector: at which step (from 1) the rising stage was over, or None while it lasts.
 
     The papers split training where entropy stops falling fast and give no number; this criterion is ours. The entropy of each step is
     smoothed (exponential moving average); its slope is the change over `window` steps. The plateau begins at the first step at which the
-    entropy falls at less than `fraction` of its steepest fall so far. It needs the past alone, so a run can act on it.
+    entropy is `least_fall` (a quarter) below its highest value and falls at less than `fraction` of its steepest fall so far. It needs
+    the past alone, so a run can act on it. Steps without a number (NaN) are passed over.
     """
-    smooth, steepest = [], 0.0
+    smooth: list[float] = []
+    steepest = 0.0
     for step, value in enumerate(entropies, start=1):
-        if value != value:  # NaN: a step without a completion
-            value = smooth[-1] if smooth else 0.0
-        smooth.append(value if not smooth else smoothing * smooth[-1] + (1 - smoothing) * value)
-        if step > window:
-            fall = (smooth[-1 - window] - smooth[-1]) / window
-            steepest = max(steepest, fall)
-            if step >= 2 * window and steepest > 0 and fall < fraction * steepest:
+        if value != value:
+            continue
+        smooth.append(smoothing * smooth[-1] + (1 - smoothing) * value if smooth else value)
+        if len(smooth) > window:
+            slope = (smooth[-1 - window] - smooth[-1]) / window
+            steepest = max(steepest, slope)
+            has_fallen = smooth[-1] <= (1 - least_fall) * max(smooth)
+            if has_fallen and slope < fraction * steepest:
                 return step
     return None

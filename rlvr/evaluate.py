@@ -72,8 +72,8 @@ def evaluate(
     """
     generator = torch.Generator(policy.model.device).manual_seed(seed)
     rollouts = sample(
-        policy.model, policy.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=max_new_tokens, stop_ids=policy.stop_ids,
-        temperature=temperature, top_p=top_p, generator=generator, sampling_rows=sampling_rows, progress=progress,
+        policy.model, policy.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=max_new_tokens,
+        stop_ids=policy.stop_ids, temperature=temperature, top_p=top_p, generator=generator, sampling_rows=sampling_rows, progress=progress,
     )  # fmt: skip
     group = rollouts.group.tolist()
     correct = verify_all(rollouts.text, [problems[g].answer for g in group])
@@ -92,21 +92,34 @@ def evaluate(
             }
         )
     ks = [k for k in (2**i for i in range(20)) if k < completions] + [completions]
-    per_problem = {f"acc@{completions}": [r["correct"] / completions for r in rows], f"maj@{completions}": [float(r["majority_correct"]) for r in rows]}
+    per_problem = {
+        f"acc@{completions}": [r["correct"] / completions for r in rows],
+        f"maj@{completions}": [float(r["majority_correct"]) for r in rows],
+    }
     per_problem |= {f"pass@{k}": [pass_at_k(completions, r["correct"], k) for r in rows] for k in ks}
     metrics = {name: (sum(v) / len(v), *bootstrap_interval(v)) for name, v in per_problem.items()}
     return Evaluation(metrics, rows, rollouts, correct)
 
 
+def _free_path(path: Path) -> Path:
+    """The path, or the first free of path-2, path-3, ...: a new evaluation does not overwrite an old one."""
+    taken, number = path, 2
+    while taken.exists():
+        taken, number = path.with_stem(f"{path.stem}-{number}"), number + 1
+    return taken
+
+
 def compare(config: EvalConfig) -> dict:
     """Evaluate several models on the same problems, print one table with intervals, and write it with every problem's counts as JSON.
 
-    Returns what it wrote. Raises SettingError for anything that cannot be loaded, before the first model runs.
+    Returns what it wrote. Raises SettingError: for names, files and --out that cannot work before the first model runs, for a model that
+    cannot be loaded when its turn comes.
     """
     c = config
-    for name in c.models:
+    models = list(dict.fromkeys(c.models))  # each once
+    for name in models:
         check_model_name(name)
-    path = Path(c.out) if c.out else Path("runs") / f"eval-{Path(c.data).stem}.json"
+    path = Path(c.out) if c.out else _free_path(Path("runs") / f"eval-{Path(c.data).name.split('.')[0]}.json")
     if path.is_dir() or path.parent.is_file():
         raise SettingError(f"The file {path} cannot be written. Choose another --out, as in: --out runs/eval.json")
     if c.threads:
@@ -114,7 +127,7 @@ def compare(config: EvalConfig) -> dict:
     problems = load_problems(c.data, "test", limit=c.problems or (0 if c.data != "tiny" else 1000))
     max_new_tokens = c.max_new_tokens or (120 if c.data == "tiny" else 1024)
     results, rows = {}, []
-    for name in c.models:
+    for name in models:
         policy = load_policy(name, c.device, c.dtype)
         fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens)
         started = time.perf_counter()
@@ -128,12 +141,15 @@ def compare(config: EvalConfig) -> dict:
         results[name] = {"metrics": {k: dict(zip(("mean", "low", "high"), v)) for k, v in result.metrics.items()}, "mean_length": length,
                          "truncated": truncated, "prompts_left_out": too_long, "seconds": seconds, "problems": result.rows}  # fmt: skip
         shown = [m for m in result.metrics if m != "pass@1"]  # the same number as acc@N
-        rows.append([name, *(f"{m:.3f} [{lo:.3f}, {hi:.3f}]" for m, lo, hi in (result.metrics[k] for k in shown)), f"{length:.0f}", f"{truncated:.1%}"])
+        numbers = ["{:.3f} [{:.3f}, {:.3f}]".format(*result.metrics[k]) for k in shown]
+        rows.append([name, str(len(fitting)), *numbers, f"{length:.0f}", f"{truncated:.1%}"])
         if too_long:
             print(f"{name}: {too_long} of {len(problems)} problems left out, their prompt is longer than {c.max_prompt_tokens} tokens")
-    print(f"\n{c.data}: {len(problems)} problems, {c.completions} completions each, temperature {c.temperature}, top-p {c.top_p}, "
-          f"at most {max_new_tokens} tokens; in brackets 95 % intervals over problems\n")  # fmt: skip
-    print(table(["model", *shown, "length", "truncated"], rows))
+    print(
+        f"\n{c.data}: {c.completions} completions each, temperature {c.temperature}, top-p {c.top_p}, at most {max_new_tokens} tokens; "
+        "in brackets 95 % intervals over problems\n"
+    )
+    print(table(["model", "problems", *shown, "length", "truncated"], rows))
     path.parent.mkdir(parents=True, exist_ok=True)
     written = {"settings": dataclasses.asdict(c) | {"max_new_tokens": max_new_tokens}, "results": results}
     write_atomically(path, json.dumps(written, indent=1) + "\n")

@@ -25,8 +25,9 @@ def clipped_loss(
     mask = mask.bool()
     if denominator is None:
         denominator = max(int(mask.sum()), 1)
-    # Clean up before exp: inf * 0 at a padded position would be NaN, and stay NaN in the gradient.
-    log_ratio = torch.where(mask, logp - old_logp, 0.0)
+    # Clean up before exp: inf * 0 at a padded position would be NaN, and stay NaN in the gradient. For the same reason exp must not
+    # overflow; e^20 is far outside any clip.
+    log_ratio = torch.where(mask, logp - old_logp, 0.0).clamp(-20, 20)
     advantages = torch.where(mask, advantages, 0.0)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlvr.config import TINY_MODEL, SettingError
+from rlvr.entropy import entropy_from_logp
 from rlvr.rollout import ATTENTION, Rollouts
 
 LOGITS_AT_ONCE = 2**26  # numbers in a chunk of logits: 256 MiB in float32, whatever the vocabulary
@@ -38,9 +40,13 @@ def check_model_name(name: str) -> str:
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise SettingError(f"The folder {path} holds no model (no config.json). Name a Hugging Face model folder, a run folder or a Hub id.")
+            raise SettingError(
+                f"The folder {path} holds no model (no config.json). Name a Hugging Face model folder, a run folder or a Hub id."
+            )
         if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
-            raise SettingError(f"The model folder {path} has no tokenizer. Save the tokenizer there too: tokenizer.save_pretrained({path!r}).")
+            raise SettingError(
+                f"The model folder {path} has no tokenizer. Save the tokenizer there too: tokenizer.save_pretrained({path!r})."
+            )
     elif path.count("/") > 1 or path.startswith((".", "/", "~")) or folder.exists():
         raise SettingError(f"There is no model folder {path}. Name a Hugging Face model folder, a run folder or a Hub id.")
     return path
@@ -69,10 +75,13 @@ def load_policy(name: str, device: str = "auto", dtype: str = "auto") -> Policy:
         dtype = "bfloat16" if device == "cuda" else "float32"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingError(f"The model {name!r} cannot be loaded: {reason} Name a Hugging Face model folder, a run folder or a Hub id.") from None
+        # safetensors alone: other weight files are pickles, which can run code
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise SettingError(
+            f"The model {name!r} cannot be loaded ({reason}). Name a Hugging Face model folder, a run folder or a Hub id."
+        ) from None
     model.to(device)
     model.set_attn_implementation(ATTENTION)
     stop_ids = {tokenizer.eos_token_id}
@@ -80,9 +89,24 @@ def load_policy(name: str, device: str = "auto", dtype: str = "auto") -> Policy:
     stop_ids |= set(eos) if isinstance(eos, list) else {eos}
     stop_ids.discard(None)
     if not stop_ids:
-        raise SettingError(f"The model {name!r} names no token that ends a text. Set eos_token in its tokenizer or its generation_config.json.")
+        raise SettingError(
+            f"The model {name!r} names no token that ends a text. Set eos_token in its tokenizer or its generation_config.json."
+        )
+    _check_attention(model, name)
     _check_head(model, name)
     return Policy(model, tokenizer, stop_ids)
+
+
+def _check_attention(model, name: str) -> None:
+    """The sampler lets every token see all earlier ones. Refuse models in which some layers see a window, or keep a state instead."""
+    config = model.config.get_text_config()
+    layer_types = getattr(config, "layer_types", None)
+    full = all(t == "full_attention" for t in layer_types) if layer_types else getattr(config, "sliding_window", None) is None
+    if not full or getattr(model, "_is_stateful", False):
+        raise SettingError(
+            f"The model {name!r} has layers without full attention (a sliding window, or a state), which the sampler cannot follow. "
+            "Choose a model with full attention, such as Qwen2.5, Llama 3 or SmolLM2."
+        )
 
 
 @torch.no_grad()
@@ -91,14 +115,17 @@ def _check_head(model, name: str) -> None:
     ids = torch.tensor([[3, 5, 7]], device=model.device)
     direct = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
     if not torch.allclose(direct, model(input_ids=ids).logits, rtol=1e-2, atol=1e-2):
-        raise SettingError(f"The model {name!r} changes its logits after the output layer, which this library cannot follow. Choose another model.")
+        raise SettingError(
+            f"The model {name!r} changes its logits after the output layer, which this library cannot follow. "
+            "Choose another model, such as Qwen2.5, Llama 3 or SmolLM2."
+        )
 
 
 def _head_logp_entropy(head, hidden: Tensor, targets: Tensor, temperature: float, with_grad_entropy: bool) -> tuple[Tensor, Tensor]:
     """hidden [K, H], targets [K] -> log-prob of each target [K] and entropy [K], float32."""
     logp = torch.log_softmax(head(hidden).float() / temperature, dim=-1)
     with torch.set_grad_enabled(with_grad_entropy and torch.is_grad_enabled()):
-        entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
+        entropy = entropy_from_logp(logp)
     return logp.gather(-1, targets[:, None])[:, 0], entropy
 
 

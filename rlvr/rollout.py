@@ -10,6 +10,7 @@ Plain `generate()` spends most of its time on waste. Five things remove it, and 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from rlvr.entropy import entropy_from_logp
 
 ATTENTION = "rlvr"  # the name under which our attention is registered; policy.py sets it on the model
 GROW = 16  # columns by which the cache grows, and steps between two looks at which rows have ended
@@ -82,7 +85,9 @@ class GrowingLayer(DynamicLayer):
     Columns not yet written hold zeros and are hidden by the mask. Nothing is concatenated from token to token.
     """
 
-    written = 0
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.written = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:  # the prompts
@@ -110,7 +115,9 @@ class GrowingLayer(DynamicLayer):
         return self.written
 
 
-def decode_attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs):
+def decode_attention(
+    module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs
+):
     """One new token against the cache: matmul, softmax, matmul. Longer queries (prompts, training) go to the stock SDPA attention."""
     rows, heads, length, dim = query.shape
     if length > 1 or attention_mask is None or kwargs.get("softcap") is not None:
@@ -137,10 +144,13 @@ def _keep_top_p(probs: Tensor, top_p: float) -> Tensor:
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one token per row. logits [B, V] -> token [B], its log-prob [B], entropy [B]; both at `temperature`, before top-p. 0 is greedy."""
+    """Draw one token per row: logits [B, V] -> token [B], its log-prob [B], entropy [B], both at `temperature` and before top-p.
+
+    Temperature 0 takes the most likely token (and gives log-prob and entropy at 1).
+    """
     logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
     probs = logp.exp()
-    entropy = -(probs * logp.clamp(min=-1e4)).sum(-1)  # the clamp only spares 0 * -inf
+    entropy = entropy_from_logp(logp, probs)
     if temperature == 0:
         token = logp.argmax(-1)
     else:
@@ -174,18 +184,18 @@ def _sample_batch(model, prompts, repeats, stop_ids, max_new_tokens, temperature
         input_ids=ids, attention_mask=mask, position_ids=position.clamp(min=0), past_key_values=cache, use_cache=True, logits_to_keep=1
     )
 
-    rows = torch.arange(len(prompts), device=device).repeat_interleave(repeats)  # here: which prompt; in the loop: which completion
-    logits, position, valid = out.logits[rows, -1], position[rows, -1:], valid[rows]
+    prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(repeats)
+    logits, position, valid = out.logits[prompt_of, -1], position[prompt_of, -1:], valid[prompt_of]
     tokens = torch.zeros(n, max_new_tokens, dtype=torch.long, device=device)
     logp, entropy = torch.zeros(2, n, max_new_tokens, device=device).unbind(0)
     lengths = torch.full((n,), max_new_tokens, device=device)
     finished = torch.zeros(n, dtype=torch.bool, device=device)
     stops = torch.tensor(sorted(stop_ids), device=device)
-    kept = rows  # what the cache must keep or repeat at the next rearrangement
-    rows = torch.arange(n, device=device)
+    rows = torch.arange(n, device=device)  # the completions in the batch
+    cached = prompt_of  # for each of them, where its keys and values lie in the cache: at first with its prompt
     for t in range(max_new_tokens):
-        token, tokens_logp, tokens_entropy = choose(logits, temperature, top_p, generator)
-        tokens[rows, t], logp[rows, t], entropy[rows, t] = token, tokens_logp, tokens_entropy
+        token, token_logp, position_entropy = choose(logits, temperature, top_p, generator)
+        tokens[rows, t], logp[rows, t], entropy[rows, t] = token, token_logp, position_entropy
         ended = finished[rows]
         ends = torch.isin(token, stops) & ~ended
         lengths[rows] = torch.where(ends, t + 1, lengths[rows])  # no boolean indexing here: it would make a GPU wait at every token
@@ -198,9 +208,9 @@ def _sample_batch(model, prompts, repeats, stop_ids, max_new_tokens, temperature
             if len(alive) == 0:
                 break
             columns = width + t + GROW
-            kept = alive if t else kept[alive]
             for layer in cache.layers:
-                layer.rearrange(kept, columns)
+                layer.rearrange(cached[alive], columns)
+            cached = torch.arange(len(alive), device=device)
             rows, token, position, valid = rows[alive], token[alive], position[alive], valid[alive]
             mask = torch.full((len(rows), 1, 1, columns), hidden, dtype=model.dtype, device=device)
             mask[:, 0, 0, :width].masked_fill_(valid, 0.0)
@@ -224,20 +234,23 @@ def sample(
     """
     if any(len(p) == 0 for p in prompts):
         raise ValueError("A prompt has no token. Give every prompt at least one token, for example the tokenizer's BOS.")
-    training = model.training
-    model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     per_batch = max(1, sampling_rows // completions_per_prompt)
+    at_once = min(completions_per_prompt, sampling_rows)
     parts, groups = [], []
-    with tqdm(total=len(prompts) * completions_per_prompt, desc=progress, unit="completion", leave=False, disable=not progress) as bar:
-        for start in range(0, len(order), per_batch):
-            batch = order[start : start + per_batch]
-            prompts_here = [prompts[i] for i in batch]
-            parts.append(
-                _sample_batch(model, prompts_here, completions_per_prompt, stop_ids, max_new_tokens, temperature, top_p, generator, bar.update)
-            )
-            groups += [i for i in batch for _ in range(completions_per_prompt)]
-    model.train(training)
+    training = model.training
+    model.eval()
+    try:
+        with tqdm(total=len(prompts) * completions_per_prompt, desc=progress, unit="completion", leave=False, disable=not progress) as bar:
+            for start, done in itertools.product(range(0, len(order), per_batch), range(0, completions_per_prompt, at_once)):
+                batch, repeats = order[start : start + per_batch], min(at_once, completions_per_prompt - done)
+                batch_prompts = [prompts[i] for i in batch]
+                parts.append(
+                    _sample_batch(model, batch_prompts, repeats, stop_ids, max_new_tokens, temperature, top_p, generator, bar.update)
+                )
+                groups += [i for i in batch for _ in range(repeats)]
+    finally:
+        model.train(training)
 
     group = torch.tensor(groups)
     back = group.argsort(stable=True)  # to the order in which the prompts came

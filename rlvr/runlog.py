@@ -1,4 +1,7 @@
-"""The record of a run: config.json, metrics.csv, rollouts.jsonl, summary.json, curves.png and the model. The glossary explains each number."""
+"""The record of a run: config.json, metrics.csv, rollouts.jsonl, summary.json, curves.png and the model.
+
+tutorials/glossary.md explains each number.
+"""
 
 import csv
 import dataclasses
@@ -75,16 +78,18 @@ class RunLog:
         self.folder, self.config, self.policy = folder, config, policy
         self.started = time.perf_counter()
         self.pending: dict[str, float] = {}  # numbers of an evaluation, for the row of its step
-        self.first: Evaluation | None = None
-        self.last: Evaluation | None = None
+        self.steps_done = 0
+        self.first: Evaluation | None = None  # before the first step
+        self.last: Evaluation | None = None  # after the last step
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         parameters = sum(p.numel() for p in policy.model.parameters())
         left_out = f" ({too_long} left out, prompt too long)" if too_long else ""
-        measured = f"{held_out} held-out problems" if held_out else "no held-out problems to measure progress on (name some with --eval-data)"
+        measured = f"{held_out} held-out problems" if held_out else "no held-out problems (name some with --eval-data)"
         print(
             f"{config.method} on {config.model}: {parameters / 1e6:.2f} M parameters, {policy.model.dtype}, {policy.model.device}; "
-            f"{problems} problems{left_out}, {measured}; {config.steps} steps of {config.prompts_per_step} x {config.completions_per_prompt} completions\n"
+            f"{problems} problems{left_out}, {measured}; {config.steps} steps of {config.prompts_per_step} x "
+            f"{config.completions_per_prompt} completions\n"
             f"run folder: {folder}"
         )
 
@@ -105,13 +110,14 @@ class RunLog:
             return
         mean, low, high = result.metrics["pass@1"]
         most = result.metrics[f"pass@{self.config.eval_completions}"][0]
-        numbers = dict(eval_pass_at_1=mean, eval_pass_at_1_low=low, eval_pass_at_1_high=high, eval_pass_at_max=most, eval_problems=len(result.rows))
-        self.first, self.last = self.first or result, result
+        numbers = {"eval_pass_at_1": mean, "eval_pass_at_1_low": low, "eval_pass_at_1_high": high, "eval_pass_at_max": most}
+        numbers["eval_problems"] = len(result.rows)
         tqdm.write(
             f"step {step}: held-out pass@1 {mean:.3f} [{low:.3f}, {high:.3f}], pass@{self.config.eval_completions} {most:.3f} "
             f"({len(result.rows)} problems)"
         )
         if step == 0:
+            self.first = result
             correct = torch.tensor(result.correct)
             entropy = {
                 f"entropy{s}": _mean(result.rollouts.entropy[r][result.rollouts.mask[r]])
@@ -121,6 +127,7 @@ class RunLog:
         elif step < self.config.steps:
             self.pending = numbers
         else:  # the last step has been logged already: its evaluation has more problems and gets a row of its own
+            self.last = result
             self._row({"step": step, "stage": "end"} | numbers)
 
     def _row(self, metrics: dict) -> None:
@@ -131,7 +138,7 @@ class RunLog:
         """Log one step: CSV row, a few completions, progress bar, now and then a sample on the screen."""
         self._row(metrics | self.pending)
         self.pending = {}
-        step = metrics["step"]
+        step = self.steps_done = metrics["step"]
         for i in self._spread(len(batch)):
             self.jsonl_file.write(json.dumps(self._completion(step, batch, correct, shaped, i)) + "\n")
         self.jsonl_file.flush()
@@ -182,7 +189,7 @@ class RunLog:
         summary = {
             "method": c.method,
             "seed": c.seed,
-            "steps": c.steps,
+            "steps": self.steps_done,
             "wall_seconds": round(time.perf_counter() - self.started, 1),
             "pass_at_1_start": metric(self.first, "pass@1"),
             "pass_at_1_end": metric(self.last, "pass@1"),
@@ -192,13 +199,14 @@ class RunLog:
         }
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         figure = draw_curves(self.folder)
-        if self.first:
-            names = ["pass@1", f"pass@{k}", f"maj@{k}"]
-            rows = [
-                [when, *("{:.3f} [{:.3f}, {:.3f}]".format(*r.metrics[n]) for n in names)]
-                for when, r in ((f"start ({len(self.first.rows)} problems)", self.first), (f"end ({len(self.last.rows)} problems)", self.last))
-            ]
-            print("\n" + table(["held-out", *names], rows))
+        names = ["pass@1", f"pass@{k}", f"maj@{k}"]
+        rows = [
+            [f"{when} ({len(result.rows)} problems)", *("{:.3f} [{:.3f}, {:.3f}]".format(*result.metrics[n]) for n in names)]
+            for when, result in (("start", self.first), ("end", self.last))
+            if result
+        ]
+        if rows:
+            print("\n" + table(["held-out, 95 % interval", *names], rows))
         minutes, seconds = divmod(round(summary["wall_seconds"]), 60)
         stage = f"the plateau began at step {plateau}" if plateau else "the plateau was not reached"
         print(f"\n{minutes} min {seconds} s; {stage}\nmodel:  {self.folder / 'model'}\nfigure: {figure}")

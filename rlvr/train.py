@@ -16,7 +16,8 @@ from rlvr.entropy import plateau_step
 from rlvr.evaluate import Evaluation, evaluate
 from rlvr.loss import clipped_loss
 from rlvr.policy import MasterWeights, Policy, load_policy, logp_and_entropy, micro_batches, score
-from rlvr.reward import overlong_penalty, stats as verifier_stats, verify_all
+from rlvr.reward import overlong_penalty, verify_all
+from rlvr.reward import stats as verifier_stats
 from rlvr.rollout import Rollouts, sample
 from rlvr.runlog import RunLog, batch_metrics
 
@@ -175,7 +176,7 @@ class Trainer:
         log = {"lr": lr, "updates": len(norms), "skipped_updates": int(totals["skipped_updates"])}
         log["grad_norm"] = sum(norms) / len(norms) if norms else None
         log |= {name: totals[name] / tokens for name in ("loss", "clipped_low", "clipped_high")}
-        log["logp_drift"] = totals["drift"] / max(totals["first_tokens"], 1)
+        log["logp_drift"] = totals["drift"] / totals["first_tokens"] if totals["first_tokens"] else None
         if c.kl_coef:
             log["kl"] = totals["kl"] / tokens
         return log
@@ -225,7 +226,7 @@ class Trainer:
         return norm if finite else None
 
     def _learning_rate(self) -> float:
-        """Linear warm-up from 0, then constant, or linear to a tenth at the last step. It moves once per step, not per update."""
+        """Linear warm-up, then constant, or linear to a tenth at the last step. It moves once per step, not per update."""
         c = self.config
         if self.step_number <= c.warmup_steps:
             return c.lr * self.step_number / (c.warmup_steps + 1)
@@ -290,8 +291,8 @@ def train(config: TrainConfig) -> dict:
     trainer = Trainer(config, policy, problems, prompts)
     log = RunLog(folder, config, policy, problems=len(problems), too_long=too_long, held_out=len(progress.problems))
     with log:
-        log.evaluation(0, progress.measure(config.final_eval_problems))
         try:
+            log.evaluation(0, progress.measure(config.final_eval_problems))
             with tqdm(total=config.steps, desc=config.method, unit="step") as bar:
                 for step in range(1, config.steps + 1):
                     metrics, batch, correct, shaped = trainer.step()
@@ -301,5 +302,5 @@ def train(config: TrainConfig) -> dict:
                     bar.update()
             log.evaluation(config.steps, progress.measure(config.final_eval_problems))
         except KeyboardInterrupt:
-            print(f"\ninterrupted in step {trainer.step_number}; saving the model as it is")
+            print(f"\ninterrupted in step {trainer.step_number}; the model is saved as it is")
         return log.finish(trainer.plateau)

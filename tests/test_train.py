@@ -14,7 +14,9 @@ from rlvr.evaluate import evaluate
 from rlvr.policy import load_policy
 from rlvr.train import Trainer, train
 
-SMALL = dict(prompts_per_step=8, completions_per_prompt=4, mini_batch_prompts=4, steps=3, sampling_rounds=1, final_eval_problems=0, warmup_steps=0)
+SMALL = dict(
+    prompts_per_step=8, completions_per_prompt=4, mini_batch_prompts=4, steps=3, sampling_rounds=1, warmup_steps=0, final_eval_problems=0
+)
 
 
 def make_trainer(**settings) -> Trainer:
@@ -107,14 +109,30 @@ def test_all_problems_come_once_before_one_comes_again():
     assert sorted(trainer._next_problems(64)) == list(range(64))
 
 
-def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(monkeypatch):
+def test_rows_without_advantage_are_skipped_but_count_as_tokens(monkeypatch):
+    """With filtering off, a group that is all right has advantage 0: no work, but its tokens are in the mean."""
+    trainer = make_trainer(filter_groups=False, mini_batch_prompts=8, overlong_buffer=0, micro_batch_tokens=100_000)
+    monkeypatch.setattr(train_module, "verify_all", lambda texts, golds: [True] * 16 + [True, False] * ((len(texts) - 16) // 2))
+    real, seen = train_module.clipped_loss, []
+
+    def watched(logp, old_logp, advantages, mask, **settings):
+        seen.append((len(mask), settings["denominator"]))
+        return real(logp, old_logp, advantages, mask, **settings)
+
+    monkeypatch.setattr(train_module, "clipped_loss", watched)
+    _, batch, _, _ = trainer.step()
+    assert seen == [(16, int(batch.mask.sum()))]
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(monkeypatch, poison):
     trainer = make_trainer(mini_batch_prompts=8)
     real, calls = train_module.clipped_loss, []
 
     def poisoned(*args, **kwargs):
         calls.append(1)
         loss, stats = real(*args, **kwargs)
-        return (loss * math.nan if len(calls) == 1 else loss), stats
+        return (loss * poison if len(calls) == 1 else loss), stats
 
     monkeypatch.setattr(train_module, "clipped_loss", poisoned)
     before = weights(trainer)
@@ -134,13 +152,15 @@ def test_a_run_whose_gradients_stay_non_finite_stops_with_a_diagnosis(monkeypatc
 
 
 def test_gradients_above_the_norm_limit_are_scaled_down():
-    free, tight = make_trainer(max_grad_norm=1e9), make_trainer(max_grad_norm=1e-9)
-    seen = []
-    for trainer in (free, tight):
-        step = trainer.optimizer.step
-        trainer.optimizer.step = lambda t=trainer, step=step: (seen.append(sum(p.grad.norm() ** 2 for p in t.weights.parameters) ** 0.5), step())
+    def norm_in_the_update(limit):
+        trainer, norms = make_trainer(max_grad_norm=limit), []
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_: norms.append(sum(p.grad.norm() ** 2 for p in trainer.weights.parameters) ** 0.5)
+        )
         trainer.step()
-    assert seen[0] > 1e-2 and seen[-1] <= 1.01e-9
+        return norms[-1]
+
+    assert norm_in_the_update(1e9) > 1e-2 and norm_in_the_update(1e-9) <= 1.01e-9
 
 
 def test_learning_rate_warms_up_then_stays_or_decays_to_a_tenth():

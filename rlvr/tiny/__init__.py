@@ -1,1 +1,1 @@
-"""The built-in model and its task: `task.py` (stories and the noisy web), `pretrain.py` (how the weights are made), `model/` (the weights)."""
+"""The built-in model: `task.py` (stories and the noisy web), `pretrain.py` (how the weights are made), `model/` (the weights)."""

@@ -39,7 +39,7 @@ def train_tokenizer(seed: int) -> Qwen2Tokenizer:
     documents = [f"Q: {p}\nA:{c}" for p, c in (sample_document(rng, 0.0) for _ in range(4000))]
     untrained = Qwen2Tokenizer(unk_token=EOS, eos_token=EOS, pad_token=PAD)
     tokenizer = untrained.train_new_from_iterator(documents, vocab_size=VOCABULARY, show_progress=False)
-    tokenizer.model_max_length = 1024
+    tokenizer.model_max_length = 512
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -123,7 +123,7 @@ def describe(folder: Path, problems: int = 400) -> dict[str, float]:
     """What a base model is like on the test problems: 8 completions each at temperature 1, as in training."""
     policy = load_policy(str(folder), device="cpu")
     stories, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "test", problems), "", 128)
-    result = evaluate(policy, stories, prompts, completions=8, temperature=1.0, top_p=1.0, max_new_tokens=120, progress=f"measuring {folder}")
+    result = evaluate(policy, stories, prompts, temperature=1.0, top_p=1.0, max_new_tokens=120, progress=f"measuring {folder}")
     correct, rollouts = torch.tensor(result.correct), result.rollouts
     steps = [stories[g].steps for g in rollouts.group.tolist()]
     found = [defects(t, done, n) for t, done, n in zip(rollouts.text, rollouts.finished.tolist(), steps)]
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the new model")
     parser.add_argument("--seed", type=int, default=0, help="seeds the documents and the first weights (the shipped model: 0)")
-    parser.add_argument("--steps", type=int, default=5500, help="optimiser steps; fewer make a worse model sooner (the shipped model: 5500)")
+    parser.add_argument("--steps", type=int, default=5500, help="optimiser steps; fewer: a worse model, sooner (the shipped one: 5500)")
     args = parser.parse_args()
     if args.out.exists() and any(args.out.iterdir()):
         parser.error(f"the folder {args.out} is not empty; choose another --out")
@@ -153,7 +153,8 @@ def main() -> None:
     print(table(["on 400 test problems", "new", "shipped"], [[name, f"{new[name]:.3f}", f"{shipped[name]:.3f}"] for name in new]))
     digests = {hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (args.out, SHIPPED)}
     # Sums of floats depend on the processor and the number of threads, so another machine may end with other last digits.
-    print("The weights are equal bit for bit." if len(digests) == 1 else "The weights differ: another seed, number of steps, threads or processor.")
+    differ = "The weights differ: another seed, number of steps, number of threads or processor."
+    print("The weights are equal bit for bit." if len(digests) == 1 else differ)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ That is what reinforcement learning then has to sort out.
 
 import hashlib
 import random
-import re
 from dataclasses import dataclass
 
 MAX_VALUE = 60  # running values stay in 1..60: arithmetic that a very small model can learn
