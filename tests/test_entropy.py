@@ -146,3 +146,17 @@ def test_a_missing_entropy_does_not_break_the_detector():
     entropies = curve(120)
     with_gap = entropies[:20] + [math.nan] + entropies[21:]
     assert abs(plateau_step(with_gap) - plateau_step(entropies)) <= 3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_there_is_no_plateau_before_the_entropy_has_fallen(seed):
+    torch.manual_seed(seed)
+    flat = (1.0 + 0.01 * torch.randn(60)).tolist()
+    assert plateau_step(flat) is None
+    late = flat[:20] + [0.1 + 0.9 * math.exp(-t / 6) + 0.01 * flat[t % 60] for t in range(40)]
+    assert 30 <= plateau_step(late) <= 50
+
+
+def test_steps_without_a_number_are_passed_over():
+    falling = [0.1 + 0.9 * math.exp(-t / 6) for t in range(60)]
+    assert plateau_step([math.nan] * 3 + falling) == 3 + plateau_step(falling)
