@@ -122,7 +122,7 @@ class TrainConfig:
     """Put on a new line after each problem. The built-in model has never seen one: its template leaves it out."""
 
     # Watching
-    eval_every: int = 20
+    eval_every: int = 10
     """Steps between two evaluations; 0: only at the start and the end."""
     eval_problems: int = 128
     """Problems of an evaluation during the run."""

@@ -22,7 +22,7 @@ def _series(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
     return [p[0] for p in points], [p[1] for p in points]
 
 
-def smoothed(values: list[float], weight: float = 0.7) -> list[float]:
+def smoothed(values: list[float], weight: float = 0.5) -> list[float]:
     """Exponential moving average, started at the first value."""
     out: list[float] = []
     for v in values:
@@ -47,7 +47,7 @@ def draw_curves(folder: Path) -> Path:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(8, 10), sharex=True, constrained_layout=True)
-    figure.suptitle(f"{config['method']}, {config['model']} on {config['data']}, seed {config['seed']}")
+    figure.suptitle(f"method {config['method']}, model {config['model']}, data {config['data']}, seed {config['seed']}")
 
     trained = [row for row in rows if row["accuracy"] is not None]
     _faint_and_smooth(top, *_series(trained, "accuracy"), GREY, "training problems")
@@ -57,7 +57,8 @@ def draw_curves(folder: Path) -> Path:
         low = [row["eval_pass_at_1"] - row["eval_pass_at_1_low"] for row in held_out]
         high = [row["eval_pass_at_1_high"] - row["eval_pass_at_1"] for row in held_out]
         top.errorbar(x, y, yerr=[low, high], color=BLUE, marker="o", markersize=4, capsize=3, label="held-out pass@1, 95 % interval")
-        top.plot(*_series(held_out, "eval_pass_at_max"), color=GREEN, marker="s", markersize=3, linewidth=1, label="held-out pass@N")
+        label = f"held-out pass@{config['eval_completions']}"
+        top.plot(*_series(held_out, "eval_pass_at_max"), color=GREEN, marker="s", markersize=3, linewidth=1, label=label)
     top.set(ylabel="share of right answers", ylim=(0, 1.02))
 
     for name, colour, label in (("entropy_right", GREEN, "right answers"), ("entropy_wrong", ORANGE, "wrong answers")):
@@ -65,7 +66,8 @@ def draw_curves(folder: Path) -> Path:
     middle.set(ylabel="token entropy (nats)", ylim=(0, None))
 
     for name, colour in zip(DEFECTS, COLOURS):
-        bottom.plot(*_smooth_series(trained, f"defect_{name}"), color=colour, linewidth=1.5, label=name.replace("_", " "))
+        x, y = _series(trained, f"defect_{name}")
+        bottom.plot(x, smoothed(y), color=colour, linewidth=1.5, label=name.replace("_", " "))
     bottom.set(ylabel="share of completions with the defect", ylim=(0, None), xlabel="step")
 
     for axis in (top, middle, bottom):
@@ -77,8 +79,3 @@ def draw_curves(folder: Path) -> Path:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
-
-
-def _smooth_series(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
-    x, y = _series(rows, name)
-    return x, smoothed(y)
