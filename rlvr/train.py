@@ -1,9 +1,11 @@
 """The training loop of GRPO: sample, reward, advantage, shape, update, log. One step reads from top to bottom in `Trainer.step`."""
 
 import copy
+import math
 import random
 import time
 from collections import defaultdict
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -149,8 +151,12 @@ class Trainer:
         start = (self.plateau or float("inf")) if c.shape_start == "plateau" else c.shape_start
         return start <= self.step_number and (not c.shape_stop or self.step_number <= c.shape_stop)
 
+    @contextmanager
     def _timed(self, part: str):
-        return _Timer(self.seconds, part)
+        """Adds the seconds spent inside to seconds[part]."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - started
 
     # -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -212,7 +218,7 @@ class Trainer:
                 totals["first_tokens"] += int(mask.sum())
         totals["tokens"] += denominator
         norm = torch.nn.utils.clip_grad_norm_(self.weights.parameters, c.max_grad_norm).item()
-        finite = norm == norm and norm != float("inf")
+        finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()
             self.weights.write_back()
@@ -234,19 +240,6 @@ class Trainer:
             return c.lr
         done = (self.step_number - c.warmup_steps) / max(c.steps - c.warmup_steps, 1)
         return c.lr * (1 - 0.9 * done)
-
-
-class _Timer:
-    """Adds the seconds spent inside to seconds[part]."""
-
-    def __init__(self, seconds: dict[str, float], part: str):
-        self.seconds, self.part = seconds, part
-
-    def __enter__(self):
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.seconds[self.part] += time.perf_counter() - self.started
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
