@@ -79,6 +79,10 @@ def position_bonus(advantages: Tensor, mask: Tensor, alpha: float, direction: st
 # The methods. Each one: (token advantages [N, T], row advantages [N], old_logp, mask, group, strengths) -> token advantages [N, T].
 
 
+def _grpo(shaped, *_, **__):
+    return shaped
+
+
 def _ppl(shaped, advantages, old_logp, mask, group, *, ppl_alpha, ppl_direction, **_):
     return shaped * ppl_weights(old_logp, mask, group, ppl_alpha, ppl_direction)[:, None]
 
@@ -87,7 +91,7 @@ def _pos(shaped, advantages, old_logp, mask, group, *, pos_alpha, pos_direction,
     return shaped + position_bonus(advantages, mask, pos_alpha, pos_direction)
 
 
-METHODS: dict[str, Callable | None] = {"grpo": None, "ppl": _ppl, "pos": _pos}
+METHODS: dict[str, Callable] = {"grpo": _grpo, "ppl": _ppl, "pos": _pos}
 
 
 def method_parts(method: str) -> list[str]:
@@ -112,6 +116,5 @@ def shape(
     shaped = advantages.detach()[:, None] * mask.to(advantages.dtype)
     settings = dict(ppl_alpha=ppl_alpha, ppl_direction=ppl_direction, pos_alpha=pos_alpha, pos_direction=pos_direction)
     for name in method_parts(method):
-        if METHODS[name] is not None:
-            shaped = METHODS[name](shaped, advantages, old_logp, mask, group, **settings)
+        shaped = METHODS[name](shaped, advantages, old_logp, mask, group, **settings)
     return shaped

@@ -68,7 +68,7 @@ class TrainConfig:
     mini_batch_prompts: int = 16
     """Prompts per optimiser update; smaller than --prompts-per-step means several updates on one batch (paper: 32)."""
     micro_batch_tokens: int = 4096
-    """Tokens, padding included, that go through the model at once in an update. Changes memory and speed, never the result."""
+    """Tokens, padding included, that go through the model at once in an update. Changes memory and speed, not the result (but rounding)."""
     filter_groups: bool = True
     """Drop groups that are all right or all wrong, whose advantage is zero (dynamic sampling)."""
     sampling_rounds: int = 2
@@ -136,10 +136,10 @@ class TrainConfig:
     """Completions written to rollouts.jsonl in each step."""
 
     # Machine
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: cuda if there is one, else mps, else cpu."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
+    """auto (the default for any other model): cuda if there is one, else mps, else cpu. The built-in model is fastest on the cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the forward and backward pass; bfloat16 keeps float32 master weights. auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Precision of the forward and backward pass; bfloat16 keeps float32 master weights. auto: bfloat16 on cuda, else float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     threads: int = 0
@@ -159,8 +159,8 @@ class EvalConfig:
     """Run folders, model folders, Hub ids, or 'tiny' (the built-in model)."""
     data: str = "tiny"
     """'tiny' (built-in test problems), a name (gsm8k, math500, aime24, aime25, amc23), a file, or a Hub id."""
-    problems: int = 400
-    """At most so many problems, the first ones; 0: all."""
+    problems: int = 0
+    """At most so many problems, the first ones; 0: 400 of the built-in ones, all of any other set."""
     completions: int = 8
     """N, completions for each problem (paper: 8)."""
     temperature: float = 0.6
@@ -182,7 +182,7 @@ class EvalConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: cuda if there is one, else mps, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 on a GPU, float32 on a CPU."""
+    """auto: bfloat16 on cuda, else float32."""
     threads: int = 0
     """CPU threads; 0: torch's own choice."""
 
@@ -190,7 +190,7 @@ class EvalConfig:
 # A preset is what differs from the defaults above, which are those of the built-in model.
 _REAL = dict(
     data="gsm8k", lr=1e-6, lr_schedule="constant", warmup_steps=10, weight_decay=0.1, steps=200, max_new_tokens=512, max_prompt_tokens=512,
-    overlong_buffer=64, micro_batch_tokens=8192, sampling_rows=256, eval_problems=64, final_eval_problems=200, show_every=5,
+    overlong_buffer=64, micro_batch_tokens=8192, sampling_rows=256, eval_problems=64, final_eval_problems=200, show_every=5, device="auto",
 )  # fmt: skip
 PRESETS = {
     "tiny": {},
@@ -214,10 +214,12 @@ def _flag_value(argv: list[str], flag: str) -> str | None:
 
 def _preset_for(model: str) -> str:
     """The preset when none is named: that of a run for its run folder, tiny for the built-in model, hf for any other."""
-    try:
-        return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["preset"]
-    except (OSError, ValueError, KeyError, TypeError):  # not a run folder (a model folder has a config.json too, without a preset)
-        return "tiny" if model == "tiny" else "hf"
+    for folder in (Path(model), Path(model).parent):  # a run folder, or the model in it
+        try:
+            return json.loads((folder / "config.json").read_text(encoding="utf-8"))["preset"]
+        except (OSError, ValueError, KeyError, TypeError):  # no run folder (a model folder has a config.json too, without a preset)
+            pass
+    return "tiny" if model == "tiny" else "hf"
 
 
 def parse_train(argv: list[str] | None = None) -> TrainConfig:
@@ -285,6 +287,8 @@ def check_train(c: TrainConfig) -> None:
     if c.shape_start != "plateau":
         if not 1 <= c.shape_start:
             raise SettingError(f"--shape-start is {c.shape_start}, but steps count from 1. Choose 1 or more, or 'plateau'.")
+        if c.shape_start > c.steps:
+            raise SettingError(f"--shape-start {c.shape_start} comes after the last step, {c.steps}. Choose an earlier one.")
         if c.shape_stop and c.shape_stop < c.shape_start:
             raise SettingError(
                 f"The window from --shape-start {c.shape_start} to --shape-stop {c.shape_stop} is empty. "

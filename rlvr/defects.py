@@ -20,13 +20,13 @@ def defects(text: str, finished: bool, steps: int | None) -> dict[str, bool]:
     an equation a+b=c that is false. skipped_step: fewer equations than steps. chatter: a sentence without a number. loop: a sentence
     three times. overlong: truncated.
     """
-    box = last_boxed(text)
+    box, has_box = last_boxed(text), re.search(r"\\f?box(?:ed)?", text) is not None
     equations = _EQUATION.findall(text)
     sentences = [s.strip() for s in _SENTENCE.findall(text)]
     right = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
     return {
-        "no_box": "\\boxed" not in text,
-        "broken_box": "\\boxed" in text and not (box or "").strip(),
+        "no_box": not has_box,
+        "broken_box": has_box and not (box or "").strip(),
         "wrong_step": any(right[op](int(a), int(b)) != int(c) for a, op, b, c in equations),
         "skipped_step": steps is not None and len(equations) < steps,
         "chatter": steps is not None and any(not any(c.isdigit() for c in s) for s in sentences),

@@ -50,9 +50,9 @@ def branching_factor(logits: Tensor, top_p: float = 0.95) -> Tensor:
     >>> branching_factor(torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])), top_p=0.8)
     tensor(2)
     """
-    p = torch.softmax(logits.double(), dim=-1).sort(dim=-1, descending=True).values
+    p = torch.softmax(logits.float(), dim=-1).sort(dim=-1, descending=True).values
     # A token is needed if those before it do not reach top_p yet; the tolerance forgives the rounding of the sum.
-    return ((p.cumsum(-1) - p) < top_p - 1e-9).sum(-1)
+    return ((p.cumsum(-1) - p) < top_p - 1e-6).sum(-1)
 
 
 def plateau_step(

@@ -14,7 +14,7 @@ import torch
 from rlvr.config import EvalConfig, SettingError
 from rlvr.data import Problem, encode_prompts, load_problems
 from rlvr.files import table, write_atomically
-from rlvr.policy import Policy, check_model_name, load_policy
+from rlvr.policy import Policy, check_length, check_model_name, choose_device, load_policy
 from rlvr.reward import answer_key, verify_all
 from rlvr.rollout import Rollouts, sample
 
@@ -124,12 +124,16 @@ def compare(config: EvalConfig) -> dict:
         raise SettingError(f"The file {path} cannot be written. Choose another --out, as in: --out runs/eval.json")
     if c.threads:
         torch.set_num_threads(c.threads)
-    problems = load_problems(c.data, "test", limit=c.problems or (0 if c.data != "tiny" else 1000))
+    choose_device(c.device)
+    problems = load_problems(c.data, "test", limit=c.problems or (400 if c.data == "tiny" else 0))
     max_new_tokens = c.max_new_tokens or (120 if c.data == "tiny" else 1024)
     results, rows = {}, []
+    policy = None
     for name in models:
+        del policy  # one model in memory at a time
         policy = load_policy(name, c.device, c.dtype)
         fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens)
+        check_length(policy, prompts, max_new_tokens)
         started = time.perf_counter()
         result = evaluate(
             policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, max_new_tokens=max_new_tokens,

@@ -37,16 +37,14 @@ def _faint_and_smooth(axis, x, y, colour, label) -> None:
 
 def draw_curves(folder: Path) -> Path:
     """Draw curves.png from metrics.csv, config.json and summary.json of a run folder. Returns its path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: it would switch a notebook's own backend
 
     folder = Path(folder)
     rows = read_metrics(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(8, 10), sharex=True, constrained_layout=True)
+    figure = Figure(figsize=(8, 10), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
     figure.suptitle(f"method {config['method']}, model {config['model']}, data {config['data']}, seed {config['seed']}")
 
     trained = [row for row in rows if row["accuracy"] is not None]
@@ -77,5 +75,4 @@ def draw_curves(folder: Path) -> Path:
         axis.legend(fontsize=8, loc="center right" if axis is top else "upper right", ncols=1 if axis is not bottom else 2)
     path = folder / "curves.png"
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path

@@ -8,7 +8,7 @@ def clipped_loss(
     logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2, clip_high: float = 0.28,
     denominator: float | None = None, ref_logp: Tensor | None = None, kl_coef: float = 0.0,
     entropy: Tensor | None = None, entropy_coef: float = 0.0,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """PPO's clipped objective with "clip-higher", negated to be minimised (Deng et al. 2025, released code; DAPO).
 
         loss = sum over valid tokens of  max(-ratio * A, -clip(ratio, 1 - clip_low, 1 + clip_high) * A)  / denominator
@@ -37,7 +37,7 @@ def clipped_loss(
         "clipped_high": ((ratio > 1 + clip_high) & (advantages > 0)).sum(),
     }
     if kl_coef:  # the "k3" estimator of KL(policy || reference), never negative (Schulman 2020, Approximating KL Divergence)
-        log_ref = torch.where(mask, ref_logp - logp, 0.0)
+        log_ref = torch.where(mask, ref_logp - logp, 0.0).clamp(-20, 20)
         kl = torch.where(mask, log_ref.exp() - 1 - log_ref, 0.0).sum()
         loss = loss + kl_coef * kl / denominator
         stats["kl"] = kl.detach()

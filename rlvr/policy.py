@@ -60,8 +60,8 @@ def choose_device(device: str) -> str:
     return device
 
 
-def load_policy(name: str, device: str = "auto", dtype: str = "auto") -> Policy:
-    """Load a model folder, run folder or Hub id. Weights in the precision of the forward pass; float32 masters are MasterWeights' business.
+def load_policy(name: str, device: str = "cpu", dtype: str = "auto") -> Policy:
+    """Load a model folder, run folder or Hub id, with its weights in the precision of the forward pass (MasterWeights keeps float32 ones).
 
     Raises SettingError when the folder, the model or its tokenizer is missing, or the device is not there.
     """
@@ -95,6 +95,17 @@ def load_policy(name: str, device: str = "auto", dtype: str = "auto") -> Policy:
     _check_attention(model, name)
     _check_head(model, name)
     return Policy(model, tokenizer, stop_ids)
+
+
+def check_length(policy: Policy, prompts: list[list[int]], max_new_tokens: int) -> None:
+    """Refuse completions that could run past the positions the model was made for. Raises SettingError."""
+    limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts)) + max_new_tokens
+    if limit and longest > limit:
+        raise SettingError(
+            f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {limit}. "
+            "Lower --max-new-tokens or --max-prompt-tokens."
+        )
 
 
 def _check_attention(model, name: str) -> None:
@@ -136,7 +147,8 @@ def logp_and_entropy(
 
     prompt_ids: n lists; completion_ids, mask [n, T] -> logp [n, T], entropy [n, T], float32, 0 outside the mask. The rows go through the
     model as they are, padded on the right: with causal attention nothing looks there, so no attention mask is needed. The output layer
-    runs on completion positions alone, in chunks whose logits are thrown away and recomputed in the backward pass.
+    runs on completion positions alone; if their logits are more than LOGITS_AT_ONCE numbers, in chunks whose logits are thrown away and
+    recomputed in the backward pass.
     """
     device = model.device
     mask = mask.to(device)

@@ -27,6 +27,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 ANSWER_SECONDS = 2.0  # wall clock for one answer in the child; then the child is killed and the answer is wrong
+BATCH_SECONDS = 30.0  # wall clock after which verify_all asks the child nothing more: what it would have to decide is wrong
 START_SECONDS = 120.0  # wall clock for the child to import sympy, which takes a second or two on an idle machine
 MEMORY_BYTES = 2**30  # address space of the child, where the system can limit it
 MAX_CHARS = 8000  # longer answers are right only if they equal the gold answer letter by letter
@@ -36,7 +37,8 @@ MAX_DIGITS = 1000  # of a number that we compare ourselves; Python refuses to pr
 # What happened since the program started. A run that logs these sees how many answers were killed.
 # checks: calls of verify. slow: answers that went to the child. timeouts: killed by the clock.
 # crashes: the child died (usually of its memory limit). restarts: children started after the first.
-stats = Counter(checks=0, slow=0, timeouts=0, crashes=0, restarts=0)
+# skipped: not asked, because the batch had used up its time.
+stats = Counter(checks=0, slow=0, timeouts=0, crashes=0, restarts=0, skipped=0)
 
 
 # --- finding the answer -------------------------------------------------------------------------------------------
@@ -195,7 +197,8 @@ _HUGE = re.compile(r"\^[{(]*-?(?:\d{4}|\d+\^[{(]*\d)|\d{5}[)}]*!|\d{50}")  # x^{
 
 
 @lru_cache(maxsize=8192)
-def _equal(answer: str, gold: str) -> bool:
+def _decide(answer: str, gold: str) -> bool | tuple[str, str]:
+    """The verdict, or what math-verify must be asked: answer and gold in one spelling."""
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):  # the usual case, and the fastest
         return int(answer) == int(gold)
     answer, gold = _normalise(answer), _normalise(gold)
@@ -215,7 +218,12 @@ def _equal(answer: str, gold: str) -> bool:
     except ZeroDivisionError:
         return False
     except ValueError:
-        return not _too_heavy(answer) and not _too_heavy(gold) and _worker.ask(answer, gold)
+        return False if _too_heavy(answer) or _too_heavy(gold) else (answer, gold)
+
+
+@lru_cache(maxsize=8192)
+def _ask(answer: str, gold: str) -> bool:
+    return _worker.ask(answer, gold)
 
 
 def _equal_numbers(answer: str, gold: str) -> bool:
@@ -247,6 +255,10 @@ def verify(response: str, gold: str) -> bool:
     >>> verify("... so it is 0.5.", "0.5")
     False
     """
+    return _verify(response, gold, may_ask=True)
+
+
+def _verify(response: str, gold: str, may_ask: bool) -> bool:
     stats["checks"] += 1
     answer = last_boxed(response) if isinstance(response, str) else None
     if answer is None or gold is None:
@@ -254,18 +266,26 @@ def verify(response: str, gold: str) -> bool:
     gold = str(gold)
     if max(len(answer), len(gold)) > MAX_CHARS:
         return answer.strip() == gold.strip()
-    return _equal(answer, gold)
+    verdict = _decide(answer, gold)
+    if isinstance(verdict, bool):
+        return verdict
+    if not may_ask:
+        stats["skipped"] += 1
+        return False
+    return _ask(*verdict)
 
 
 def verify_all(responses: list[str], golds: list[str]) -> list[bool]:
     r"""``verify`` for each pair. Each different pair of answer and gold is checked once, since they are cached.
 
+    A batch of hostile answers costs BATCH_SECONDS at most: after that only the quick checks are made.
     Raises ValueError if the lists differ in length.
 
     >>> verify_all([r"\boxed{1}", r"\boxed{2}"], ["1", "1"])
     [True, False]
     """
-    return [verify(response, gold) for response, gold in zip(responses, golds, strict=True)]
+    end = time.monotonic() + BATCH_SECONDS
+    return [_verify(response, gold, may_ask=time.monotonic() < end) for response, gold in zip(responses, golds, strict=True)]
 
 
 def answer_key(response: str) -> str | None:

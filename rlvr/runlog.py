@@ -54,8 +54,8 @@ def batch_metrics(batch: Rollouts, correct: Tensor, rewards: Tensor, steps: list
         "truncated": _mean(~batch.finished),
         "completions": len(batch),
         "groups": len(right_in_group),
-        "groups_all_right": int((right_in_group == 1).sum()),
-        "groups_all_wrong": int((right_in_group == 0).sum()),
+        "groups_all_right": _mean(right_in_group == 1),
+        "groups_all_wrong": _mean(right_in_group == 0),
     }
     for suffix, rows in (("", torch.ones_like(correct)), ("_right", correct), ("_wrong", ~correct)):
         metrics["entropy" + suffix] = _mean(batch.entropy[rows][batch.mask[rows]])
@@ -105,7 +105,7 @@ class RunLog:
         self.jsonl_file.close()
 
     def evaluation(self, step: int, result: Evaluation | None) -> None:
-        """Keep an evaluation for the row of the step that is logged next (step 0 gets a row of its own), and print it."""
+        """Print an evaluation and keep its numbers for the row of its step, which is logged next; step 0 gets a row here."""
         if result is None:
             return
         mean, low, high = result.metrics["pass@1"]
@@ -124,11 +124,10 @@ class RunLog:
                 for s, r in (("", correct | True), ("_right", correct), ("_wrong", ~correct))
             }
             self._row({"step": 0, "stage": "rising"} | entropy | numbers)
-        elif step < self.config.steps:
+        else:
             self.pending = numbers
-        else:  # the last step has been logged already: its evaluation has more problems and gets a row of its own
+        if step == self.config.steps:
             self.last = result
-            self._row({"step": step, "stage": "end"} | numbers)
 
     def _row(self, metrics: dict) -> None:
         self.csv.writerow([_number(metrics.get(name)) for name in COLUMNS])

@@ -17,7 +17,17 @@ from rlvr.data import Problem, encode_prompts, has_test_split, load_problems
 from rlvr.entropy import plateau_step
 from rlvr.evaluate import Evaluation, evaluate
 from rlvr.loss import clipped_loss
-from rlvr.policy import MasterWeights, Policy, load_policy, logp_and_entropy, micro_batches, score
+from rlvr.policy import (
+    MasterWeights,
+    Policy,
+    check_length,
+    check_model_name,
+    choose_device,
+    load_policy,
+    logp_and_entropy,
+    micro_batches,
+    score,
+)
 from rlvr.reward import overlong_penalty, verify_all
 from rlvr.reward import stats as verifier_stats
 from rlvr.rollout import Rollouts, sample
@@ -39,7 +49,9 @@ class Trainer:
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.0
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers renamed this; the old name goes in version 6
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef else None
         self.weights = MasterWeights(model)
         self.optimizer = torch.optim.AdamW(self.weights.parameters, lr=config.lr, weight_decay=config.weight_decay)
@@ -61,7 +73,7 @@ class Trainer:
         self.seconds = defaultdict(float)
         started = time.perf_counter()
 
-        killed_before = verifier_stats["timeouts"] + verifier_stats["crashes"]
+        killed_before = sum(verifier_stats[k] for k in ("timeouts", "crashes", "skipped"))
         sampled, correct, problem_ids, rounds = self._collect()
         if self._scores_anew():
             with self._timed("scoring"):
@@ -89,7 +101,7 @@ class Trainer:
         metrics = {"step": self.step_number, "stage": "plateau" if self.plateau else "rising", "shaped": int(method != "grpo")}
         metrics |= batch_metrics(sampled, correct, rewards, [self.problems[i].steps for i in problem_ids])
         metrics |= {"groups_kept": len(kept), "sampling_rounds": rounds} | update
-        metrics["verifier_kills"] = verifier_stats["timeouts"] + verifier_stats["crashes"] - killed_before
+        metrics["verifier_kills"] = sum(verifier_stats[k] for k in ("timeouts", "crashes", "skipped")) - killed_before
         if drift is not None:
             metrics["logp_drift"] = drift
         metrics |= {f"seconds_{k}": self.seconds[k] for k in ("sampling", "reward", "scoring", "update")}
@@ -127,11 +139,11 @@ class Trainer:
         return Rollouts.concat(parts), torch.tensor(correct), problem_ids, rounds
 
     def _kept_groups(self, group: Tensor, correct: Tensor) -> list[int]:
-        """The groups to learn from: all, or with filtering those with right and wrong completions; at most prompts_per_step."""
+        """The groups to learn from: all, or with filtering those with right and wrong completions."""
         ids = group.unique().tolist()
         if self.config.filter_groups:
             ids = [g for g in ids if 0 < int(correct[group == g].sum()) < int((group == g).sum())]
-        return ids[: self.config.prompts_per_step]
+        return ids
 
     def _next_problems(self, n: int) -> list[int]:
         """The next n problems (indices) of a shuffled pass over the data; a new pass starts when one is through."""
@@ -226,8 +238,7 @@ class Trainer:
         self.failed_updates_in_a_row = 0 if finite else self.failed_updates_in_a_row + 1
         if self.failed_updates_in_a_row >= NON_FINITE_LIMIT:
             raise SettingError(
-                f"The gradient was not finite in {NON_FINITE_LIMIT} updates in a row; the weights are as they were before. "
-                "Lower --lr, or use --dtype float32."
+                f"The gradient was not finite in {NON_FINITE_LIMIT} updates in a row. Lower --lr, or use --dtype float32."
             )
         return norm if finite else None
 
@@ -272,6 +283,8 @@ def train(config: TrainConfig) -> dict:
         method_parts(config.method)
     except ValueError as error:
         raise SettingError(str(error)) from None
+    check_model_name(config.model)
+    choose_device(config.device)
     folder = run_folder(config)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -281,6 +294,7 @@ def train(config: TrainConfig) -> dict:
     policy = load_policy(config.model, config.device, config.dtype)
     problems, prompts, too_long = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
     progress = Progress(config, policy, held_out)
+    check_length(policy, prompts + progress.prompts, config.max_new_tokens)
     trainer = Trainer(config, policy, problems, prompts)
     log = RunLog(folder, config, policy, problems=len(problems), too_long=too_long, held_out=len(progress.problems))
     with log:
@@ -289,11 +303,12 @@ def train(config: TrainConfig) -> dict:
             with tqdm(total=config.steps, desc=config.method, unit="step") as bar:
                 for step in range(1, config.steps + 1):
                     metrics, batch, correct, shaped = trainer.step()
-                    if config.eval_every and step % config.eval_every == 0 and step < config.steps:
+                    if step == config.steps:
+                        log.evaluation(step, progress.measure(config.final_eval_problems))
+                    elif config.eval_every and step % config.eval_every == 0:
                         log.evaluation(step, progress.measure(config.eval_problems))
                     log.step(metrics, batch, correct, shaped, bar)
                     bar.update()
-            log.evaluation(config.steps, progress.measure(config.final_eval_problems))
         except KeyboardInterrupt:
             print(f"\ninterrupted in step {trainer.step_number}; the model is saved as it is")
         return log.finish(trainer.plateau)

@@ -22,7 +22,15 @@ def close(a, b, tolerance=1e-6):
 
 # -- group-normalised advantages --------------------------------------------------------------------------------------------------------
 
-# k right of 8, rewards +1 and -1: advantage of a right and of a wrong completion (from the sample standard deviation)
+@pytest.mark.parametrize("k", range(1, 8))
+def test_advantages_of_k_right_out_of_8(k):
+    # k times +1 and 8 - k times -1: the squared differences from the mean add up to k * (8 - k) / 2, and the divisor is 7
+    mean, std = (2 * k - 8) / 8, math.sqrt(k * (8 - k) / 14) + 1e-6
+    rewards = torch.tensor([1.0] * k + [-1.0] * (8 - k), dtype=D)
+    close(grpo_advantages(rewards, torch.zeros(8, dtype=torch.long)), [(1 - mean) / std] * k + [(-1 - mean) / std] * (8 - k), 1e-12)
+
+
+# The same as the paper prints it: k, advantage of a right and of a wrong completion
 TABLE = [
     (1, 2.475, -0.354), (2, 1.620, -0.540), (3, 1.208, -0.725), (4, 0.935, -0.935),
     (5, 0.725, -1.208), (6, 0.540, -1.620), (7, 0.354, -2.475),
@@ -30,7 +38,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("k, right, wrong", TABLE)
-def test_advantages_of_k_right_out_of_8(k, right, wrong):
+def test_the_printed_table_of_advantages(k, right, wrong):
     rewards = torch.tensor([1.0] * k + [-1.0] * (8 - k))
     close(grpo_advantages(rewards, torch.zeros(8, dtype=torch.long)), [right] * k + [wrong] * (8 - k), 6e-4)
 

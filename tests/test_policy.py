@@ -11,7 +11,7 @@ from conftest import V, make_rollouts, new_model, reference_logp_and_entropy
 from rlvr import policy
 from rlvr.config import SettingError
 from rlvr.loss import clipped_loss
-from rlvr.policy import MasterWeights, load_policy, logp_and_entropy, micro_batches, score
+from rlvr.policy import MasterWeights, check_length, load_policy, logp_and_entropy, micro_batches, score
 
 PROMPT_LENGTHS, LENGTHS = [3, 1, 7, 2, 5], [6, 9, 1, 4, 0]
 
@@ -272,3 +272,23 @@ def test_a_model_that_changes_its_logits_after_the_output_layer_is_refused(model
     GraniteForCausalLM(GraniteConfig(**shape, logits_scaling=8.0)).save_pretrained(folder)
     with pytest.raises(SettingError, match="changes its logits"):
         load_policy(str(folder), device="cpu")
+
+
+def test_completions_that_would_run_past_the_positions_of_the_model_are_refused():
+    policy = load_policy("tiny")  # 512 positions
+    check_length(policy, [[3] * 12], 500)
+    with pytest.raises(SettingError, match="make 513 tokens, but the model has positions for 512"):
+        check_length(policy, [[3], [3] * 13], 500)
+
+
+def test_models_that_the_sampler_cannot_follow_are_refused(tmp_path, model_folder):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shutil.copytree(model_folder, tmp_path / "m")
+    small = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    MistralForCausalLM(MistralConfig(**small, sliding_window=4)).save_pretrained(tmp_path / "m")
+    with pytest.raises(SettingError, match="without full attention"):
+        load_policy(str(tmp_path / "m"))
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(SettingError, match="cannot be loaded"):
+        load_policy(str(tmp_path / "m"))

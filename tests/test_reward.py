@@ -57,7 +57,8 @@ def children(monkeypatch):
             processes.append(self)
 
     reward._worker.stop()
-    reward._equal.cache_clear()
+    reward._decide.cache_clear()
+    reward._ask.cache_clear()
     monkeypatch.setattr(reward.subprocess, "Popen", Recorded)
     yield processes
     reward._worker.stop()
@@ -441,3 +442,14 @@ def test_overlong_penalty():
 
 def test_examples_in_the_docstrings():
     assert doctest.testmod(reward).failed == 0
+
+
+def test_a_batch_of_answers_that_need_the_child_ends_when_its_time_is_up(monkeypatch):
+    responses = [r"\boxed{\sqrt{%d}}" % (10_000 + i) for i in range(4)]
+    golds = [r"2\sqrt{\frac{%d}{4}}" % (10_000 + i) for i in range(4)]
+    monkeypatch.setattr(reward, "BATCH_SECONDS", 0.0)
+    skipped = reward.stats["skipped"]
+    assert reward.verify_all(responses + [r"\boxed{7}"], golds + ["7"]) == [False] * 4 + [True]
+    assert reward.stats["skipped"] == skipped + 4
+    monkeypatch.setattr(reward, "BATCH_SECONDS", 30.0)
+    assert reward.verify_all(responses, golds) == [True] * 4  # an answer that was left out is not remembered as wrong

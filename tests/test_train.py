@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from rlvr import train as train_module
+from rlvr.advantage import grpo_advantages
 from rlvr.config import SettingError, TrainConfig
 from rlvr.data import encode_prompts, load_problems
+from rlvr.defects import defects
 from rlvr.evaluate import evaluate
 from rlvr.policy import load_policy
 from rlvr.train import Trainer, train
@@ -74,7 +76,8 @@ def test_groups_that_are_all_right_or_all_wrong_are_dropped_and_counted(monkeypa
     pattern = [True] * 8 + [False] * 4 + [True, False, False, False] * 5
     monkeypatch.setattr(train_module, "verify_all", lambda texts, golds: pattern[: len(texts)])
     metrics, _, _, shaped = trainer.step()
-    assert (metrics["groups"], metrics["groups_kept"], metrics["groups_all_right"], metrics["groups_all_wrong"]) == (8, 5, 2, 1)
+    assert (metrics["groups"], metrics["groups_kept"]) == (8, 5)
+    assert (metrics["groups_all_right"], metrics["groups_all_wrong"]) == (2 / 8, 1 / 8)  # shares of the groups sampled
 
 
 def test_the_filter_looks_at_correctness_and_not_at_the_reward(monkeypatch):
@@ -122,6 +125,69 @@ def test_rows_without_advantage_are_skipped_but_count_as_tokens(monkeypatch):
     monkeypatch.setattr(train_module, "clipped_loss", watched)
     _, batch, _, _ = trainer.step()
     assert seen == [(16, int(batch.mask.sum()))]
+
+
+def test_each_kept_group_is_in_exactly_one_update(monkeypatch):
+    trainer = make_trainer(filter_groups=False, mini_batch_prompts=3)
+    real, updates = trainer._update_once, []
+
+    def watched(batch, shaped, rows, *args, **kwargs):
+        updates.append(batch.group[rows].tolist())
+        return real(batch, shaped, rows, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "_update_once", watched)
+    trainer.step()
+    assert [len(rows) for rows in updates] == [3 * 4, 3 * 4, 2 * 4]
+    assert sorted(sum(updates, [])) == [group for group in range(8) for _ in range(4)]
+
+
+def one_right_in_four(texts, golds):
+    """Stands in for verify_all: one right completion in each group of four, so that every group is kept."""
+    return [i % 4 == 0 for i in range(len(texts))]
+
+
+def test_a_right_answer_earns_1_and_a_wrong_one_minus_1(monkeypatch):
+    monkeypatch.setattr(train_module, "verify_all", one_right_in_four)
+    metrics, *_ = make_trainer(overlong_buffer=0).step()
+    assert (metrics["accuracy"], metrics["reward"]) == (0.25, -0.5)
+
+
+def test_the_overlong_penalty_is_added_to_the_reward_and_scaled_by_its_factor(monkeypatch):
+    monkeypatch.setattr(train_module, "verify_all", one_right_in_four)
+    trainer = make_trainer(method="grpo", max_new_tokens=60, overlong_buffer=40, overlong_factor=0.5)
+    metrics, batch, correct, shaped = trainer.step()
+    penalties = [min(0.0, -0.5 * (length - 20) / 40) for length in batch.lengths.tolist()]  # from token 20 on, -0.5 at token 60
+    assert len(set(penalties)) > 2
+    rewards = torch.tensor([(1.0 if right else -1.0) + penalty for right, penalty in zip(correct.tolist(), penalties)])
+    assert metrics["reward"] == pytest.approx(rewards.mean().item(), abs=1e-6)
+    torch.testing.assert_close(shaped[:, 0], grpo_advantages(rewards, batch.group), rtol=0, atol=1e-5)
+
+
+def test_the_shares_of_clipped_tokens_and_the_loss_are_means_over_the_tokens(monkeypatch):
+    monkeypatch.setattr(train_module, "verify_all", one_right_in_four)
+    real, clipped = train_module.clipped_loss, []
+
+    def watched(*args, **kwargs):
+        loss, stats = real(*args, **kwargs)
+        clipped.append([stats["clipped_low"].item(), stats["clipped_high"].item(), loss.item() * kwargs["denominator"]])
+        return loss, stats
+
+    monkeypatch.setattr(train_module, "clipped_loss", watched)
+    metrics, batch, *_ = make_trainer(mini_batch_prompts=2, lr=5e-3).step()
+    tokens = int(batch.mask.sum())
+    low, high, loss = (sum(column) for column in zip(*clipped))
+    assert low > 0 and high > 0
+    assert (metrics["clipped_low"], metrics["clipped_high"]) == (low / tokens, high / tokens)
+    assert metrics["loss"] == pytest.approx(loss / tokens)
+
+
+def test_the_defects_of_a_row_are_counted_with_the_steps_of_its_own_problem():
+    trainer = make_trainer()
+    metrics, batch, *_ = trainer.step()
+    problems = [trainer.problems[trainer.prompts.index(prompt)] for prompt in batch.prompt_ids]
+    rows = zip(batch.text, batch.finished.tolist(), problems)
+    skipped = [defects(text, finished, problem.steps)["skipped_step"] for text, finished, problem in rows]
+    assert metrics["defect_skipped_step"] == sum(skipped) / len(skipped) > 0
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -174,6 +240,20 @@ def test_learning_rate_warms_up_then_stays_or_decays_to_a_tenth():
     assert rates(lr_schedule="linear")[:4] == [0.2, 0.4, 0.6, 0.8] and rates(lr_schedule="linear")[-1] == 0.1
 
 
+def test_learning_rate_and_weight_decay_reach_the_optimizer():
+    trainer = make_trainer(lr=1e-2, warmup_steps=3, weight_decay=0.1)
+    metrics, *_ = trainer.step()
+    assert [(group["lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups] == [(0.0025, 0.1)]
+    assert metrics["lr"] == 0.0025
+
+
+def test_gradient_checkpointing_is_switched_on_and_changes_no_weight():
+    trainer = make_trainer(gradient_checkpointing=True)
+    assert trainer.policy.model.is_gradient_checkpointing
+    trainer.step()
+    assert torch.equal(weights(trainer), after(steps=1))
+
+
 def test_shaping_is_on_inside_its_window_alone():
     trainer = make_trainer(shape_start=3, shape_stop=5)
     on = []
@@ -186,6 +266,14 @@ def test_shaping_is_on_inside_its_window_alone():
     assert not trainer._shaping_is_on()
     trainer.plateau = 9
     assert trainer._shaping_is_on()
+
+
+def test_the_plateau_that_is_found_switches_shaping_on(monkeypatch):
+    monkeypatch.setattr(train_module, "plateau_step", lambda entropies: 2 if len(entropies) >= 2 else None)
+    trainer = make_trainer(method="pos", shape_start="plateau")
+    log = [trainer.step()[0] for _ in range(3)]
+    assert [(m["stage"], m["shaped"]) for m in log] == [("rising", 0), ("plateau", 1), ("plateau", 1)]
+    assert torch.equal(weights(trainer), after(steps=3, method="pos", shape_start=2))
 
 
 def test_outside_the_window_a_run_is_bit_equal_to_grpo():
@@ -253,8 +341,9 @@ def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
     )
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [r["step"] for r in rows] == ["0", "1", "2", "3", "3"]
-    assert [bool(r["eval_pass_at_1"]) for r in rows] == [True, False, True, False, True]
+    assert [r["step"] for r in rows] == ["0", "1", "2", "3"]
+    assert [bool(r["eval_pass_at_1"]) for r in rows] == [True, False, True, True]
+    assert {r["stage"] for r in rows} == {"rising"}
     assert all(0 <= float(r["accuracy"]) <= 1 and float(r["entropy"]) > 0 and float(r["seconds_step"]) > 0 for r in rows[1:4])
 
     lines = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
@@ -277,6 +366,19 @@ def test_the_saved_model_is_the_trained_policy(tmp_path):
     moved = [not torch.equal(a, b) for a, b in zip(saved.parameters(), base.parameters())]
     assert all(moved)
     assert load_policy(str(tmp_path / "r")).model.config._name_or_path.endswith("model")  # a run folder is a model name
+
+
+def test_progress_is_measured_with_the_sampling_of_training(tmp_path, monkeypatch):
+    real, seen = train_module.evaluate, []
+
+    def watched(policy, problems, prompts, **settings):
+        seen.append((len(problems), settings["temperature"], settings["top_p"], settings["max_new_tokens"]))
+        return real(policy, problems, prompts, **settings)
+
+    monkeypatch.setattr(train_module, "evaluate", watched)
+    settings = dict(steps=2, temperature=0.9, max_new_tokens=50, eval_every=1, eval_problems=2, final_eval_problems=3)
+    train(TrainConfig(**(SMALL | settings | dict(out=str(tmp_path)))))
+    assert seen == [(3, 0.9, 1.0, 50), (2, 0.9, 1.0, 50), (3, 0.9, 1.0, 50)]
 
 
 def test_the_csv_reads_back_equal_for_equal_seeds(tmp_path):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils import logging
 
+from rlvr.config import TINY_MODEL
 from rlvr.data import encode_prompts, load_problems
 from rlvr.defects import DEFECTS, defects
 from rlvr.evaluate import evaluate
@@ -25,7 +26,6 @@ from rlvr.files import table
 from rlvr.policy import load_policy
 from rlvr.tiny.task import sample_document
 
-SHIPPED = Path(__file__).parent / "model"
 PAD, EOS = "<pad>", "<eos>"
 VOCABULARY = 768
 # The template keeps the first line of the message, the story: this model has never seen an instruction such as "put your answer in a box".
@@ -143,15 +143,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seeds the documents and the first weights (the shipped model: 0)")
     parser.add_argument("--steps", type=int, default=5500, help="optimiser steps; fewer: a worse model, sooner (the shipped one: 5500)")
     args = parser.parse_args()
-    if args.out.exists() and any(args.out.iterdir()):
-        parser.error(f"the folder {args.out} is not empty; choose another --out")
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        parser.error(f"{args.out} is a file or a folder that is not empty; choose another --out")
     started = time.perf_counter()
     pretrain(args.out, args.seed, args.steps)
     print(f"pre-trained in {time.perf_counter() - started:.0f} s, saved to {args.out}")
 
-    new, shipped = describe(args.out), describe(SHIPPED)
+    new, shipped = describe(args.out), describe(TINY_MODEL)
     print(table(["on 400 test problems", "new", "shipped"], [[name, f"{new[name]:.3f}", f"{shipped[name]:.3f}"] for name in new]))
-    digests = {hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (args.out, SHIPPED)}
+    digests = {hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (args.out, TINY_MODEL)}
     # Sums of floats depend on the processor and the number of threads, so another machine may end with other last digits.
     differ = "The weights differ: another seed, number of steps, number of threads or processor."
     print("The weights are equal bit for bit." if len(digests) == 1 else differ)
