@@ -222,7 +222,7 @@ MUTANTS = [
     ("train: weight decay ignored", "train -k reach_the_optimizer", "train", "weight_decay=config.weight_decay", "weight_decay=0.0"),
     ("train: every update sees the first groups", "train -k each_kept_group", "train",
      "groups[start : start + c.mini_batch_prompts]", "groups[: c.mini_batch_prompts]"),
-    ("train: rewards 0 and 1", "train -k earns", "train", "2.0 * correct.float() - 1.0 + overlong", "correct.float() + overlong"),
+    ("train: rewards 0 and 1", "train -k minus_1", "train", "2.0 * correct.float() - 1.0 + overlong", "correct.float() + overlong"),
     ("train: overlong factor ignored", "train -k overlong", "train", "c.overlong_buffer, c.overlong_factor)", "c.overlong_buffer)"),
     ("train: clipped tokens counted, not their share", "train -k shares", "train",
      'totals[name] / tokens for name in ("loss",', 'totals[name] for name in ("loss",'),
@@ -233,7 +233,8 @@ MUTANTS = [
     # -- the record of a run
     ("runlog: right and wrong swapped", "runlog", "runlog",
      '("_right", correct), ("_wrong", ~correct)):\n        metrics', '("_right", ~correct), ("_wrong", correct)):\n        metrics'),
-    ("runlog: entropy of the padding counts", "runlog", "runlog", "_mean(batch.entropy[rows][batch.mask[rows]])", "_mean(batch.entropy[rows])"),
+    ("runlog: entropy of the padding counts", "runlog", "runlog",
+     "_mean(batch.entropy[rows][batch.mask[rows]])", "_mean(batch.entropy[rows])"),
     ("runlog: the summary's start is the end", "runlog", "runlog",
      '"pass_at_1_start": metric(self.first,', '"pass_at_1_start": metric(self.last,'),
     ("runlog: entropies written as advantages", "runlog", "runlog", '"advantage": numbers(shaped)', '"advantage": numbers(batch.entropy)'),
