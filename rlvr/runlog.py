@@ -153,7 +153,8 @@ class RunLog:
 
     def _spread(self, n: int) -> list[int]:
         """Indices of the completions to keep: evenly spread over the batch."""
-        return [n * i // self.config.log_completions for i in range(min(self.config.log_completions, n))]
+        kept = min(self.config.log_completions, n)
+        return [n * i // kept for i in range(kept)]
 
     def _completion(self, step: int, batch: Rollouts, correct: Tensor, shaped: Tensor, i: int) -> dict:
         n = int(batch.lengths[i])

@@ -22,6 +22,7 @@ def close(a, b, tolerance=1e-6):
 
 # -- group-normalised advantages --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("k", range(1, 8))
 def test_advantages_of_k_right_out_of_8(k):
     # k times +1 and 8 - k times -1: the squared differences from the mean add up to k * (8 - k) / 2, and the divisor is 7

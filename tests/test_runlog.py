@@ -100,3 +100,10 @@ def test_each_evaluation_stands_in_the_row_of_its_step(run):
         rows = list(csv.DictReader(file))
     numbers = [(int(row["step"]), float(row["eval_pass_at_1"]), float(row["eval_pass_at_max"])) for row in rows]
     assert numbers == [(0, 0.1, 0.6), (1, 0.2, 0.7), (2, 0.3, 0.8)]
+
+
+@pytest.mark.parametrize("kept, n, rows", [(4, 8, [0, 2, 4, 6]), (16, 4, [0, 1, 2, 3]), (3, 4, [0, 1, 2]), (0, 4, [])])
+def test_the_logged_completions_are_spread_over_the_batch_each_once(kept, n, rows):
+    log = object.__new__(RunLog)
+    log.config = TrainConfig(log_completions=kept)
+    assert log._spread(n) == rows
