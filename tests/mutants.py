@@ -53,7 +53,8 @@ MUTANTS = [
      "log_perplexity(old_logp.detach(), mask)", "-old_logp.detach().mean(1)"),
     ("entropy: perplexity NaN for a row without tokens", "entropy", "entropy", "/ mask.sum(-1).clamp(min=1)", "/ mask.sum(-1)"),
     ("ppl: equal perplexities divided by their deviation", "advantage", "advantage", "(std if std > 1e-6 else 1.0)", "std"),
-    ("ppl: gradient through the weight", "advantage", "advantage", "log_perplexity(old_logp.detach(), mask)", "log_perplexity(old_logp, mask)"),
+    ("ppl: gradient through the weight", "advantage", "advantage",
+     "log_perplexity(old_logp.detach(), mask)", "log_perplexity(old_logp, mask)"),
     # -- position shaping
     ("pos: early and late swapped", "advantage", "advantage",
      'slope = k if direction == "late" else -k', 'slope = -k if direction == "late" else k'),
