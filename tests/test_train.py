@@ -190,15 +190,23 @@ def test_the_defects_of_a_row_are_counted_with_the_steps_of_its_own_problem():
     assert metrics["defect_skipped_step"] == sum(skipped) / len(skipped) > 0
 
 
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(monkeypatch, poison):
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_an_update_whose_gradient_norm_is_not_finite_is_skipped(monkeypatch, norm):
+    trainer = make_trainer(mini_batch_prompts=8)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: torch.tensor(norm))
+    before = weights(trainer)
+    metrics, *_ = trainer.step()
+    assert metrics["skipped_updates"] == 1 and metrics["grad_norm"] is None and torch.equal(weights(trainer), before)
+
+
+def test_a_step_with_a_non_finite_gradient_is_skipped_and_counted(monkeypatch):
     trainer = make_trainer(mini_batch_prompts=8)
     real, calls = train_module.clipped_loss, []
 
     def poisoned(*args, **kwargs):
         calls.append(1)
         loss, stats = real(*args, **kwargs)
-        return (loss * poison if len(calls) == 1 else loss), stats
+        return (loss * math.nan if len(calls) == 1 else loss), stats
 
     monkeypatch.setattr(train_module, "clipped_loss", poisoned)
     before = weights(trainer)
