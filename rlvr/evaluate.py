@@ -14,7 +14,7 @@ import torch
 from rlvr.config import EvalConfig, SettingError
 from rlvr.data import Problem, encode_prompts, load_problems
 from rlvr.files import table, write_atomically
-from rlvr.policy import Policy, check_length, check_model_name, choose_device, load_policy
+from rlvr.policy import Policy, check_length, check_model_name, choose_device, load_policy, positions
 from rlvr.reward import answer_key, verify_all
 from rlvr.rollout import Rollouts, sample
 
@@ -126,13 +126,14 @@ def compare(config: EvalConfig) -> dict:
         torch.set_num_threads(c.threads)
     choose_device(c.device)
     problems = load_problems(c.data, "test", limit=c.problems or (400 if c.data == "tiny" else 0))
-    max_new_tokens = c.max_new_tokens or (120 if c.data == "tiny" else 1024)
     results, rows = {}, []
     policy = None
     for name in models:
         del policy  # one model in memory at a time
         policy = load_policy(name, c.device, c.dtype)
         fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens)
+        room = positions(policy) - max(map(len, prompts))
+        max_new_tokens = c.max_new_tokens or int(min(120 if c.data == "tiny" else 1024, room))
         check_length(policy, prompts, max_new_tokens)
         started = time.perf_counter()
         result = evaluate(
@@ -144,7 +145,7 @@ def compare(config: EvalConfig) -> dict:
         truncated = 1 - result.rollouts.finished.float().mean().item()
         results[name] = {"metrics": {k: dict(zip(("mean", "low", "high"), v)) for k, v in result.metrics.items()}, "mean_length": length,
                          "truncated": truncated, "prompts_left_out": too_long, "seconds": seconds, "problems": result.rows}  # fmt: skip
-        shown = [m for m in result.metrics if m != "pass@1"]  # the same number as acc@N
+        shown = [f"{metric}@{c.completions}" for metric in ("acc", "maj", "pass")]  # the other pass@k are in the file
         numbers = ["{:.3f} [{:.3f}, {:.3f}]".format(*result.metrics[k]) for k in shown]
         rows.append([name, str(len(fitting)), *numbers, f"{length:.0f}", f"{truncated:.1%}"])
         if too_long:

@@ -65,14 +65,16 @@ def draw_curves(folder: Path) -> Path:
 
     for name, colour in zip(DEFECTS, COLOURS):
         x, y = _series(trained, f"defect_{name}")
-        bottom.plot(x, smoothed(y), color=colour, linewidth=1.5, label=name.replace("_", " "))
+        if any(y):
+            bottom.plot(x, smoothed(y), color=colour, linewidth=1.5, label=name.replace("_", " "))
     bottom.set(ylabel="share of completions with the defect", ylim=(0, None), xlabel="step")
 
     for axis in (top, middle, bottom):
         axis.grid(alpha=0.2)
         if summary["plateau_step"]:
             axis.axvline(summary["plateau_step"], color="black", linestyle="--", linewidth=1, label="plateau begins")
-        axis.legend(fontsize=8, loc="center right" if axis is top else "upper right", ncols=1 if axis is not bottom else 2)
+        axis.legend(fontsize=8, loc="best", ncols=1 if axis is not bottom else 2)
+    bottom.xaxis.get_major_locator().set_params(integer=True)
     path = folder / "curves.png"
     figure.savefig(path, dpi=120)
     return path

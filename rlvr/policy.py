@@ -47,7 +47,7 @@ def check_model_name(name: str) -> str:
             raise SettingError(
                 f"The model folder {path} has no tokenizer. Save the tokenizer there too: tokenizer.save_pretrained({path!r})."
             )
-    elif path.count("/") > 1 or path.startswith((".", "/", "~")) or folder.exists():
+    elif path.count("/") > 1 or path.startswith((".", "/", "~")) or folder.exists() or ("/" in path and folder.parent.is_dir()):
         raise SettingError(f"There is no model folder {path}. Name a Hugging Face model folder, a run folder or a Hub id.")
     return path
 
@@ -65,10 +65,12 @@ def load_policy(name: str, device: str = "cpu", dtype: str = "auto") -> Policy:
 
     Raises SettingError when the folder, the model or its tokenizer is missing, or the device is not there.
     """
+    from huggingface_hub.utils import logging as hub_logging
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()  # no page of retries before our one sentence
     path = check_model_name(name)
     device = choose_device(device)
     if dtype == "auto":
@@ -97,13 +99,17 @@ def load_policy(name: str, device: str = "cpu", dtype: str = "auto") -> Policy:
     return Policy(model, tokenizer, stop_ids)
 
 
+def positions(policy: Policy) -> float:
+    """How many tokens, prompt and completion together, the model was made for."""
+    return getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+
+
 def check_length(policy: Policy, prompts: list[list[int]], max_new_tokens: int) -> None:
     """Refuse completions that could run past the positions the model was made for. Raises SettingError."""
-    limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts)) + max_new_tokens
-    if limit and longest > limit:
+    if longest > positions(policy):
         raise SettingError(
-            f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {limit}. "
+            f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {positions(policy)}. "
             "Lower --max-new-tokens or --max-prompt-tokens."
         )
 

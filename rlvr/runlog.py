@@ -78,17 +78,17 @@ class RunLog:
         self.folder, self.config, self.policy = folder, config, policy
         self.started = time.perf_counter()
         self.pending: dict[str, float] = {}  # numbers of an evaluation, for the row of its step
-        self.steps_done = 0
+        self.steps_done = self.updates = 0
         self.first: Evaluation | None = None  # before the first step
         self.last: Evaluation | None = None  # after the last step
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         parameters = sum(p.numel() for p in policy.model.parameters())
-        left_out = f" ({too_long} left out, prompt too long)" if too_long else ""
+        left_out = f" ({too_long} left out, prompt over {config.max_prompt_tokens} tokens)" if too_long else ""
         measured = f"{held_out} held-out problems" if held_out else "no held-out problems (name some with --eval-data)"
         print(
             f"{config.method} on {config.model}: {parameters / 1e6:.2f} M parameters, {policy.model.dtype}, {policy.model.device}; "
-            f"{problems} problems{left_out}, {measured}; {config.steps} steps of {config.prompts_per_step} x "
+            f"{problems} problems{left_out}, {measured}; {config.steps} steps of {config.prompts_per_step} prompts x "
             f"{config.completions_per_prompt} completions\n"
             f"run folder: {folder}"
         )
@@ -138,12 +138,13 @@ class RunLog:
         self._row(metrics | self.pending)
         self.pending = {}
         step = self.steps_done = metrics["step"]
+        self.updates += metrics["updates"]
         for i in self._spread(len(batch)):
             self.jsonl_file.write(json.dumps(self._completion(step, batch, correct, shaped, i)) + "\n")
         self.jsonl_file.flush()
         bar.set_postfix(
             reward=f"{metrics['reward']:+.2f}", accuracy=f"{metrics['accuracy']:.2f}", entropy=f"{metrics['entropy']:.3f}",
-            s_per_step=f"{metrics['seconds_step']:.2f}", refresh=False,
+            refresh=False,
         )  # fmt: skip
         if self.config.show_every and (step == 1 or step % self.config.show_every == 0):
             i = (step * 7919) % len(batch)  # any row, but not always the same one
@@ -208,6 +209,11 @@ class RunLog:
         if rows:
             print("\n" + table(["held-out, 95 % interval", *names], rows))
         minutes, seconds = divmod(round(summary["wall_seconds"]), 60)
-        stage = f"the plateau began at step {plateau}" if plateau else "the plateau was not reached"
+        stage = f"the plateau began at step {plateau}" if plateau else "still in the rising stage"
+        if not self.updates:
+            print(
+                "\nNo update was made: no group had both right and wrong completions. If nearly all are wrong (groups_all_wrong in "
+                "metrics.csv), choose easier problems or a better model; if nearly all are right, harder problems."
+            )
         print(f"\n{minutes} min {seconds} s; {stage}\nmodel:  {self.folder / 'model'}\nfigure: {figure}")
         return summary

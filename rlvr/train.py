@@ -310,5 +310,7 @@ def train(config: TrainConfig) -> dict:
                     log.step(metrics, batch, correct, shaped, bar)
                     bar.update()
         except KeyboardInterrupt:
+            if not log.steps_done:
+                raise SettingError(f"Interrupted before the first step was done; nothing was trained. {folder} can be deleted.") from None
             print(f"\ninterrupted in step {trainer.step_number}; the model is saved as it is")
         return log.finish(trainer.plateau)

@@ -96,6 +96,7 @@ def test_every_number_of_an_evaluation_has_an_entry(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_policy", lambda *args: policy)
     monkeypatch.setattr(evaluate, "encode_prompts", lambda *args: ([Problem("p", "1")], [[3]], 0))
     monkeypatch.setattr(evaluate, "check_length", lambda *args: None)
+    monkeypatch.setattr(evaluate, "positions", lambda policy: 512)
     monkeypatch.setattr(evaluate, "sample", lambda *args, **kwargs: make_rollouts([1, 1], [3, 4]))
     written = evaluate.compare(EvalConfig(models=["tiny"], completions=2, problems=1, out=str(tmp_path / "eval.json")))
     result = written["results"]["tiny"]
