@@ -393,12 +393,20 @@ def test_hundred_hostile_answers_leave_nothing_behind(children, impatient):
     threads = threading.active_count()
     before = reward.stats["timeouts"]
     hostile = [boxed(rf"\binom{{10^8}}{{5\cdot10^7+{i}}}") for i in range(100)]
-    assert verify_all(hostile, ["5"] * 100) == [False] * 100
+    assert [verify(answer, "5") for answer in hostile] == [False] * 100  # one by one: a batch would stop asking
     assert reward.stats["timeouts"] == before + 100
     assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
     assert sum(process.poll() is None for process in children) == 1
     time.sleep(0.5)
     assert threading.active_count() <= threads + 1
+
+
+def test_a_batch_of_hostile_answers_ends_soon_after_its_time_is_up(impatient, monkeypatch):
+    monkeypatch.setattr(reward, "BATCH_SECONDS", 2.0)
+    skipped, started = reward.stats["skipped"], time.monotonic()
+    hostile = [boxed(rf"\binom{{10^8}}{{4\cdot10^7+{i}}}") for i in range(50)]
+    assert verify_all(hostile, ["5"] * 50) == [False] * 50
+    assert time.monotonic() - started < 15 and reward.stats["skipped"] > skipped
 
 
 def test_missing_math_verify_is_a_clear_error(children, monkeypatch):
