@@ -385,7 +385,7 @@ def test_child_does_not_outlive_its_parent(how):
     env = os.environ | {"PYTHONPATH": str(Path(reward.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code, *how], stdout=subprocess.PIPE, text=True, env=env, timeout=60)
     assert done.returncode == (-signal.SIGKILL if how else 0)
-    assert gone(int(done.stdout), seconds=30 if how == ["busy"] else 5)
+    assert gone(int(done.stdout), seconds=90 if how == ["busy"] else 5)  # its limit is in CPU time: a busy machine takes longer
 
 
 @pytest.mark.slow
