@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rlvr.files import first_free
+
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."  # Deng et al. 2025, released code
 
@@ -322,8 +324,4 @@ def run_folder(c: TrainConfig) -> Path:
         if taken(out / c.name):
             raise SettingError(f"The run folder {out / c.name} is not empty. Choose another --name, or delete it.")
         return out / c.name
-    stem, number = f"{c.method}-seed{c.seed}", 2
-    folder = out / stem
-    while taken(folder):
-        folder, number = out / f"{stem}-{number}", number + 1
-    return folder
+    return first_free(out / f"{c.method}-seed{c.seed}", taken)

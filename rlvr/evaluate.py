@@ -13,7 +13,7 @@ import torch
 
 from rlvr.config import EvalConfig, SettingError
 from rlvr.data import Problem, encode_prompts, load_problems
-from rlvr.files import table, write_atomically
+from rlvr.files import first_free, table, write_atomically
 from rlvr.policy import Policy, check_length, check_model_name, choose_device, load_policy, positions
 from rlvr.reward import answer_key, verify_all
 from rlvr.rollout import Rollouts, sample
@@ -101,14 +101,6 @@ def evaluate(
     return Evaluation(metrics, rows, rollouts, correct)
 
 
-def _free_path(path: Path) -> Path:
-    """The path, or the first free of path-2, path-3, ...: a new evaluation does not overwrite an old one."""
-    taken, number = path, 2
-    while taken.exists():
-        taken, number = path.with_stem(f"{path.stem}-{number}"), number + 1
-    return taken
-
-
 def compare(config: EvalConfig) -> dict:
     """Evaluate several models on the same problems, print one table with intervals, and write it with every problem's counts as JSON.
 
@@ -119,7 +111,7 @@ def compare(config: EvalConfig) -> dict:
     models = list(dict.fromkeys(c.models))  # each once
     for name in models:
         check_model_name(name)
-    path = Path(c.out) if c.out else _free_path(Path("runs") / f"eval-{Path(c.data).name.split('.')[0]}.json")
+    path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{Path(c.data).name.split('.')[0]}.json")
     if path.is_dir() or path.parent.is_file():
         raise SettingError(f"The file {path} cannot be written. Choose another --out, as in: --out runs/eval.json")
     if c.threads:

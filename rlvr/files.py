@@ -1,7 +1,7 @@
 """Small helpers for what a run prints and writes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -13,6 +13,14 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def first_free(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """The path, or the first of path-2, path-3, ... that is not taken: nothing new overwrites what is there."""
+    free, number = path, 2
+    while taken(free):
+        free, number = path.with_stem(f"{path.stem}-{number}"), number + 1
+    return free
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
