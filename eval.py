@@ -11,6 +11,8 @@ def main() -> None:
         from rlvr.evaluate import compare  # torch and transformers, only once the settings are known to be good
 
         compare(config)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

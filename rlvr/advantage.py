@@ -16,14 +16,16 @@ def grpo_advantages(rewards: Tensor, group: Tensor) -> Tensor:
     """Group-normalised advantages: (reward - group mean) / (group standard deviation + 1e-6).
 
     rewards [N] float, group [N] int -> [N] float. The standard deviation is that of a sample (divisor G - 1), as in the released code
-    (Deng et al. 2025). A group whose rewards are all equal, or with one row, gets exactly 0.
+    (Deng et al. 2025). A group whose rewards are all equal, or with one row, gets exactly 0. A row whose reward is NaN (it could not be
+    scored) gets 0 too, and the rest of its group is normalised as if it were not there.
 
     >>> grpo_advantages(torch.tensor([1., -1., -1., 1., 1.]), torch.tensor([0, 0, 0, 7, 7]))
     tensor([ 1.1547, -0.5773, -0.5773,  0.0000,  0.0000])
     """
     advantages = torch.zeros_like(rewards)
-    for g in group.unique():
-        rows = group == g
+    scored = ~rewards.isnan()
+    for g in group[scored].unique():
+        rows = (group == g) & scored
         r = rewards[rows]
         # Compare, do not compute a variance: three rewards of 0.1 have a mean that is not exactly 0.1.
         if r.max() > r.min():

@@ -1,13 +1,20 @@
 """Every setting once, with its help text, its range and the presets. No torch here, so that `--help` answers at once."""
 
+import contextlib
+import dataclasses
+import io
 import json
+import os
+import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rlvr.files import first_free
 
+LOCK = ".lock"  # the file in a run folder that its process holds
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."  # Deng et al. 2025, released code
 
@@ -70,7 +77,8 @@ class TrainConfig:
     mini_batch_prompts: int = 16
     """Prompts per optimiser update; smaller than --prompts-per-step means several updates on one batch (paper: 32)."""
     micro_batch_tokens: int = 4096
-    """Tokens, padding included, that go through the model at once in an update. Changes memory and speed, not the result (but rounding)."""
+    """Tokens, padding included, that go through the model at once in an update. Changes memory and speed, not the result (but rounding).
+    Halved when memory runs out."""
     filter_groups: bool = True
     """Drop groups that are all right or all wrong, whose advantage is zero (dynamic sampling)."""
     sampling_rounds: int = 2
@@ -85,7 +93,7 @@ class TrainConfig:
     temperature: float = 1.0
     """Sampling temperature; log-probs and entropies are taken at the same one."""
     sampling_rows: int = 512
-    """Completions sampled side by side. Lower it when sampling runs out of memory."""
+    """Completions sampled side by side. Changes memory and speed, not the result (but rounding). Halved when memory runs out."""
     old_logp: Literal["auto", "sampler", "recompute"] = "auto"
     """Where the old log-probs come from: the sampler, or a pass of the training forward; auto: the sampler in float32, else a pass."""
 
@@ -122,6 +130,16 @@ class TrainConfig:
     # Prompt
     instruction: str = INSTRUCTION
     """Put on a new line after each problem. The built-in model has never seen one: its template leaves it out."""
+
+    # Saving and resuming
+    resume: str = ""
+    """Continue this run folder from its newest checkpoint, as in --resume runs/pos-seed0, with the settings it was started with. --steps may
+    be raised to train longer; else only flags that cannot change the result (machine, saving, watching) may be given."""
+    save_every: int = 1
+    """Steps between two checkpoints; 0: only at the end, and when a signal ends the run. A run that is killed loses the steps after the
+    last one, and --resume makes them again, exactly."""
+    keep: int = 2
+    """Checkpoints to keep: the newest ones. Each holds the weights in float32 and the optimiser's two numbers for each."""
 
     # Watching
     eval_every: int = 10
@@ -178,7 +196,7 @@ class EvalConfig:
     seed: int = 0
     """Seeds the sampling."""
     sampling_rows: int = 512
-    """Completions sampled side by side. Lower it when sampling runs out of memory."""
+    """Completions sampled side by side. Changes memory and speed, not the result (but rounding). Halved when memory runs out."""
     out: str = ""
     """The JSON file to write; empty: runs/eval-<data>.json."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -193,6 +211,7 @@ class EvalConfig:
 _REAL = dict(
     data="gsm8k", lr=1e-6, lr_schedule="constant", warmup_steps=10, weight_decay=0.1, steps=200, max_new_tokens=512, max_prompt_tokens=512,
     overlong_buffer=64, micro_batch_tokens=8192, sampling_rows=256, eval_problems=64, final_eval_problems=200, show_every=5, device="auto",
+    save_every=10,
 )  # fmt: skip
 PRESETS = {
     "tiny": {},
@@ -202,6 +221,11 @@ PRESETS = {
         overlong_buffer=256, micro_batch_tokens=16384, sampling_rows=512, sampling_rounds=3, gradient_checkpointing=True, dtype="bfloat16",
     ),
 }  # fmt: skip
+
+# Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
+MAY_CHANGE = set(
+    "steps save_every keep show_every log_completions device threads micro_batch_tokens sampling_rows gradient_checkpointing".split()
+)
 
 
 def _flag_value(argv: list[str], flag: str) -> str | None:
@@ -225,24 +249,75 @@ def _preset_for(model: str) -> str:
 
 
 def parse_train(argv: list[str] | None = None) -> TrainConfig:
-    """Command line -> checked settings. A preset gives the defaults, flags override it."""
-    import tyro
-
+    """Command line -> checked settings. A preset (or the run that is resumed) gives the defaults, flags override it. Raises SettingError."""
     argv = sys.argv[1:] if argv is None else argv
-    preset = _flag_value(argv, "--preset") or _preset_for(_flag_value(argv, "--model") or "tiny")
-    if preset not in PRESETS:
-        raise SettingError(f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
-    config = tyro.cli(TrainConfig, args=argv, default=TrainConfig(**{"preset": preset} | PRESETS[preset]), prog="train.py")
+    folder = _flag_value(argv, "--resume")
+    if folder:
+        saved = dataclasses.replace(read_config(Path(folder)), resume=folder)
+        config = _parse(TrainConfig, argv, "train.py", default=saved)
+        changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(saved, f.name)]
+        if fixed := [f"--{name.replace('_', '-')}" for name in changed if name not in MAY_CHANGE]:
+            raise SettingError(
+                f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "
+                f"--model {folder}."
+            )
+    else:
+        preset = _flag_value(argv, "--preset") or _preset_for(_flag_value(argv, "--model") or "tiny")
+        if preset not in PRESETS:
+            raise SettingError(f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
+        config = _parse(TrainConfig, argv, "train.py", default=TrainConfig(**{"preset": preset} | PRESETS[preset]))
     check_train(config)
     return config
 
 
 def parse_eval(argv: list[str] | None = None) -> EvalConfig:
+    """Command line -> checked settings. Raises SettingError."""
     import tyro
 
-    config = tyro.cli(EvalConfig, args=argv, prog="eval.py", config=(tyro.conf.PositionalRequiredArgs,))
+    config = _parse(EvalConfig, argv, "eval.py", config=(tyro.conf.PositionalRequiredArgs,))
     check_eval(config)
     return config
+
+
+def _parse(kind, argv: list[str] | None, program: str, **options):
+    """tyro's parse, with its box of an error message made into our one line. `--help` prints and exits as usual."""
+    import tyro
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, args=argv, prog=program, **options)
+    except SystemExit as end:
+        if not end.code:
+            raise
+    lines = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
+    sections = " ".join("─" if line.startswith("─") else line for line in lines).split("─")
+    cause = " ".join(sections[0].split(" Got errors:")[0].split())[:200].rstrip(".")
+    meant = re.search(r"Perhaps you meant:.*?(--[a-z-]+)", " ".join(sections))
+    raise SettingError(f"{cause}. " + (f"Did you mean {meant[1]}? " if meant else "") + f"See python {program} --help.")
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The settings that a run folder was made with. Raises SettingError for anything but what a run has written."""
+    path = folder / "config.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise SettingError(f"{folder} is not a run folder (no readable config.json). Name one, as in --resume runs/pos-seed0.") from None
+    except (ValueError, RecursionError):
+        raise SettingError(f"{path} is damaged (not JSON). Put back the file that the run wrote.") from None
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    if not isinstance(saved, dict) or not {"preset", "method"} <= saved.keys():
+        raise SettingError(f"{path} does not belong to a run. Name a run folder, as in --resume runs/pos-seed0.")
+    if set(saved) != set(fields):
+        wrong = sorted(set(saved) ^ set(fields))
+        raise SettingError(f"{path} was written by another version (it differs in {', '.join(wrong)[:100]}). Resume with that version.")
+    for name, value in saved.items():
+        kinds = {float: (float, int), bool: bool, int: int, str: str}[type(fields[name].default)]
+        right = isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))
+        if not right and not (name == "shape_start" and value == "plateau"):
+            raise SettingError(f"{path} has {value!r} for {name}. Put back the file that the run wrote.")
+    return TrainConfig(**saved)
 
 
 def _check_ranges(config, at_least: dict[int, str], positive: str = "") -> None:
@@ -255,8 +330,48 @@ def _check_ranges(config, at_least: dict[int, str], positive: str = "") -> None:
             raise SettingError(f"--{name.replace('_', '-')} is {getattr(config, name)}. Choose a positive number.")
 
 
+def _check_values(config) -> None:
+    """Numbers of a size that can be computed with, texts that can be encoded, and names that a file system takes."""
+    for field in dataclasses.fields(config):
+        value, flag = getattr(config, field.name), "The model" if field.name == "models" else f"--{field.name.replace('_', '-')}"
+        if isinstance(value, (int, float)) and 10**15 <= abs(value) < float("inf"):
+            raise SettingError(f"{flag} is out of all bounds. Choose a number of at most 15 digits.")
+        for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
+            is_name = field.name != "instruction"
+            if re.search("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]" if is_name else "[\0\ud800-\udfff]", text):
+                raise SettingError(f"{flag} {text[:40]!r} has characters that cannot be shown. Choose plain text.")
+            if is_name and (len(text) > 1000 or max(len(part.encode()) for part in text.split("/")) > 200):
+                raise SettingError(f"{flag} {text[:40] + '...'!r} is too long for a file name. Choose a shorter one.")
+            if not text and field.name in ("model", "models", "data"):
+                raise SettingError(f"{flag} is empty. Choose a name, or leave it out for the built-in one.")
+    if 0 < config.temperature < 0.01:  # divided by less, logits overflow
+        raise SettingError(f"--temperature is {config.temperature}. Choose 0.01 or more.")
+    if config.threads > 1024:
+        raise SettingError(f"--threads is {config.threads}. Choose at most as many as there are processor cores.")
+
+
+def check_size(completions: int, max_new_tokens: int, flags: str) -> None:
+    """Refuse batches that no memory holds: sampling keeps about 20 bytes for every token that may come. Raises SettingError."""
+    if completions * max_new_tokens > 2**31:
+        raise SettingError(
+            f"{flags} make {completions} completions of up to {max_new_tokens} tokens, too many for any memory. Choose fewer."
+        )
+
+
+def check_can_write(folder: Path, what: str) -> None:
+    """Refuse a folder in which no file can be made, before any work is done for it. Raises SettingError."""
+    there = folder
+    while not os.path.lexists(there):  # what does not exist yet can be made if the nearest parent lets us; a dead link is there
+        there = there.parent
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # on Linux it never has a name
+    except OSError as error:
+        raise SettingError(f"Nothing can be written to {what}, {folder} ({error.strerror}). Choose another one.") from None
+
+
 def check_train(c: TrainConfig) -> None:
     """Refuse settings that cannot work, before anything is loaded. Raises SettingError."""
+    _check_values(c)
     if c.completions_per_prompt < 2:
         raise SettingError(
             f"--completions-per-prompt is {c.completions_per_prompt}, but the advantage compares the completions of one prompt. "
@@ -266,8 +381,8 @@ def check_train(c: TrainConfig) -> None:
         c,
         {
             1: "steps prompts_per_step mini_batch_prompts micro_batch_tokens sampling_rounds max_new_tokens max_prompt_tokens "
-            "sampling_rows eval_completions",
-            0: "warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha pos_alpha shape_stop eval_every "
+            "sampling_rows eval_completions keep",
+            0: "save_every warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha pos_alpha shape_stop eval_every "
             "final_eval_problems show_every log_completions threads seed",
         },
         positive="lr temperature max_grad_norm",
@@ -300,15 +415,23 @@ def check_train(c: TrainConfig) -> None:
         raise SettingError(
             f"--name {c.name!r} is not a plain folder name. Choose a name without slashes, and --out for the folder around it."
         )
+    check_size(c.prompts_per_step * c.completions_per_prompt, c.max_new_tokens, "--prompts-per-step and --completions-per-prompt")
+    check_size(c.final_eval_problems * c.eval_completions, c.max_new_tokens, "--final-eval-problems and --eval-completions")
+    if c.eval_data and not c.final_eval_problems:
+        raise SettingError("--eval-data names problems, but --final-eval-problems 0 evaluates none. Choose one of the two.")
+    if not c.resume:
+        check_can_write(Path(c.out, c.name), "the run folder")
 
 
 def check_eval(c: EvalConfig) -> None:
     """The same for an evaluation. Raises SettingError."""
     if not c.models:
         raise SettingError("No model was named. Name one or more, as in: python eval.py tiny runs/pos-seed0")
+    _check_values(c)
     _check_ranges(c, {1: "completions max_prompt_tokens sampling_rows", 0: "problems temperature max_new_tokens threads seed"})
     if not 0 < c.top_p <= 1:
         raise SettingError(f"--top-p is {c.top_p}. Choose a number above 0 and at most 1.")
+    check_size(max(c.problems, 1) * c.completions, max(c.max_new_tokens, 1), "--problems and --completions")
 
 
 def run_folder(c: TrainConfig) -> Path:
@@ -317,11 +440,13 @@ def run_folder(c: TrainConfig) -> Path:
     if any(path.is_file() for path in (out, *out.parents)):
         raise SettingError(f"--out {out} is a file or lies in one. Choose a folder.")
 
-    def taken(path: Path) -> bool:
-        return path.exists() and (not path.is_dir() or any(path.iterdir()))
-
     if c.name:
-        if taken(out / c.name):
+        if in_use(out / c.name):
             raise SettingError(f"The run folder {out / c.name} is not empty. Choose another --name, or delete it.")
         return out / c.name
-    return first_free(out / f"{c.method}-seed{c.seed}", taken)
+    return first_free(out / f"{c.method}-seed{c.seed}", in_use)
+
+
+def in_use(path: Path) -> bool:
+    """Whether a path is anything but free, an empty folder, or one whose run was killed before it wrote its settings."""
+    return path.exists() and not (path.is_dir() and all(p.name == LOCK or p.suffix == ".part" for p in path.iterdir()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rlvr.config import EvalConfig, SettingError
+from rlvr.config import EvalConfig, SettingError, check_can_write, check_size
 from rlvr.data import Problem, encode_prompts, load_problems
 from rlvr.files import first_free, table, write_atomically
 from rlvr.policy import Policy, check_length, check_model_name, choose_device, load_policy, positions
@@ -70,7 +71,7 @@ def evaluate(
     pass@k, for k = 1, 2, 4, ... N. Every metric is a mean over problems, with a 95 % interval from resampling problems.
     The sampling draws from a generator of its own, so an evaluation does not disturb a training run.
     """
-    generator = torch.Generator(policy.model.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     rollouts = sample(
         policy.model, policy.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=max_new_tokens,
         stop_ids=policy.stop_ids, temperature=temperature, top_p=top_p, generator=generator, sampling_rows=sampling_rows, progress=progress,
@@ -104,29 +105,39 @@ def evaluate(
 def compare(config: EvalConfig) -> dict:
     """Evaluate several models on the same problems, print one table with intervals, and write it with every problem's counts as JSON.
 
-    Returns what it wrote. Raises SettingError: for names, files and --out that cannot work before the first model runs, for a model that
-    cannot be loaded when its turn comes.
+    Returns what it wrote. Raises SettingError before the first model runs: for names, files, models and --out that cannot work.
     """
     c = config
     models = list(dict.fromkeys(c.models))  # each once
     for name in models:
         check_model_name(name)
     path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{Path(c.data).name.split('.')[0]}.json")
-    if path.is_dir() or path.parent.is_file():
-        raise SettingError(f"The file {path} cannot be written. Choose another --out, as in: --out runs/eval.json")
+    if os.path.lexists(path):
+        raise SettingError(f"There is a file or folder {path} already. Choose another --out, or delete it.")
+    check_can_write(path.parent, "the folder of --out")
     if c.threads:
         torch.set_num_threads(c.threads)
     choose_device(c.device)
     problems = load_problems(c.data, "test", limit=c.problems or (400 if c.data == "tiny" else 0))
+    usual_length = 120 if c.data == "tiny" else 1024
+    check_size(len(problems) * c.completions, c.max_new_tokens or usual_length, "--problems and --completions")
+
+    def prepare(name: str) -> tuple:
+        """A model, and the problems as prompts for it."""
+        policy = load_policy(name, c.device, c.dtype)
+        fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens)
+        room = positions(policy) - max(map(len, prompts))
+        max_new_tokens = c.max_new_tokens or max(1, int(min(usual_length, room)))
+        check_length(policy, prompts, max_new_tokens)
+        return policy, fitting, prompts, too_long, max_new_tokens
+
+    for name in models[1:]:  # a mistake in the last one must not cost the evaluation of the first
+        prepare(name)
     results, rows = {}, []
     policy = None
     for name in models:
         del policy  # one model in memory at a time
-        policy = load_policy(name, c.device, c.dtype)
-        fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens)
-        room = positions(policy) - max(map(len, prompts))
-        max_new_tokens = c.max_new_tokens or int(min(120 if c.data == "tiny" else 1024, room))
-        check_length(policy, prompts, max_new_tokens)
+        policy, fitting, prompts, too_long, max_new_tokens = prepare(name)
         started = time.perf_counter()
         result = evaluate(
             policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, max_new_tokens=max_new_tokens,

@@ -1,18 +1,95 @@
-"""Small helpers for what a run prints and writes."""
+"""Small helpers for what a run prints and writes. What is written is written whole or not at all; what cannot be printed stops nothing."""
 
 import os
+import shutil
+import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk and would survive a power cut."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot, and need not
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write beside and rename into place: a reader, or a crash, never sees half a file."""
     beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+        sync(beside)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # it takes up room on what may be a full disk
+        raise
+
+
+def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """The same for a folder: `write` fills one beside, which is renamed into place. What stood there before stays until then."""
+    beside, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
+    remove_folder(beside)
+    try:
+        beside.mkdir(parents=True)
+        write(beside)
+        for file in beside.iterdir():
+            sync(file)
+        sync(beside)
+        if path.exists():  # no system can swap two folders at once: for a moment the old one has another name
+            remove_folder(old)
+            path.rename(old)
+        beside.rename(path)
+    except BaseException:
+        remove_folder(beside)
+        raise
+    sync(path.parent)
+    remove_folder(old)
+
+
+def remove_folder(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class Appender:
+    """A text file that only grows. What could not be written (the disk is full) waits, and is tried again with what comes next."""
+
+    def __init__(self, path: Path):
+        self.file = open(path, "ab", buffering=0)
+        self.waiting = b""
+
+    def write(self, text: str) -> None:
+        """Raises OSError if some of it has to wait."""
+        self.waiting += text.encode("utf-8")
+        while self.waiting:  # a disk that is nearly full takes a part, and says so in the count
+            self.waiting = self.waiting[self.file.write(self.waiting) :]
+
+    def sync(self) -> None:
+        """Write what waits, and return when all is safely on the disk. Raises OSError."""
+        self.write("")
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def cut_back(path: Path, keep: Callable[[bytes], bool]) -> None:
+    """Cut a text file after its last line that is whole and for which `keep` says yes; lines after the first that it refuses go."""
+    size = 0
+    with open(path, "r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n") or not keep(line):
+                break
+            size += len(line)
+        file.truncate(size)
 
 
 def first_free(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
@@ -29,3 +106,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in cells]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def say(text: str) -> None:
+    """Print above the progress bar. A terminal that is gone (a closed connection, a broken pipe) must not end a run."""
+    try:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        tqdm.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except (OSError, ValueError):  # ValueError: the stream is closed
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # what comes later, the progress bar's too, would fail again
+
+
+def printable(text: str) -> str:
+    r"""What a model wrote, made safe for a terminal: control characters (which could move the cursor, or worse) as \x1b."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text)

@@ -1,16 +1,18 @@
 """The policy: load a model and its tokenizer, and ask it for the log-prob and entropy of given tokens, lean in memory."""
 
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlvr.config import TINY_MODEL, SettingError
 from rlvr.entropy import entropy_from_logp
+from rlvr.files import printable
 from rlvr.rollout import ATTENTION, Rollouts
 
 LOGITS_AT_ONCE = 2**26  # numbers in a chunk of logits: 256 MiB in float32, whatever the vocabulary
@@ -29,27 +31,48 @@ def resolve_model(name: str) -> str:
     """'tiny' -> the shipped folder; a run folder -> the model in it; anything else stays as it is."""
     if name == "tiny":
         return str(TINY_MODEL)
-    if (Path(name) / "model" / "config.json").is_file():
-        return str(Path(name) / "model")
-    return name
+    inside = os.path.join(name, "model")
+    return inside if os.path.isfile(os.path.join(inside, "config.json")) else name
 
 
 def check_model_name(name: str) -> str:
     """The path or Hub id behind a name, checked as far as that goes without loading. Raises SettingError."""
     path = resolve_model(name)
     folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise SettingError(
-                f"The folder {path} holds no model (no config.json). Name a Hugging Face model folder, a run folder or a Hub id."
-            )
-        if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
-            raise SettingError(
-                f"The model folder {path} has no tokenizer. Save the tokenizer there too: tokenizer.save_pretrained({path!r})."
-            )
-    elif path.count("/") > 1 or path.startswith((".", "/", "~")) or folder.exists() or ("/" in path and folder.parent.is_dir()):
-        raise SettingError(f"There is no model folder {path}. Name a Hugging Face model folder, a run folder or a Hub id.")
+    if not os.path.isdir(path):
+        is_path = path.count("/") > 1 or path.startswith((".", "/", "~")) or ("/" in path and os.path.isdir(folder.parent))
+        if is_path or os.path.exists(path):
+            raise SettingError(f"There is no model folder {path}. Name a Hugging Face model folder, a run folder or a Hub id.")
+        return path
+    config = _json_object(folder / "config.json")
+    if config is None:
+        raise SettingError(
+            f"The folder {path} holds no model (no config.json). Name a Hugging Face model folder, a run folder or a Hub id."
+        )
+    if "preset" in config:  # that of a run
+        raise SettingError(f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {path}")
+    for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
+        _json_object(folder / file)
+    if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
+        raise SettingError(f"The model folder {path} has no tokenizer. Save the tokenizer there too: tokenizer.save_pretrained({path!r}).")
+    if not any(folder.glob("*.safetensors")):
+        pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]
+        weights = f"only a pickle of weights ({pickles[0]}), which could run any code when opened" if pickles else "no weights"
+        raise SettingError(f"The model folder {path} has {weights}. Save them as safetensors: model.save_pretrained({path!r}).")
     return path
+
+
+def _json_object(file: Path) -> dict | None:
+    """What a JSON file of a model says; None if there is no such file. Raises SettingError if it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise SettingError(f"The file {file} cannot be read as a JSON object. Copy the model folder again, or name another.")
+    return content
 
 
 def choose_device(device: str) -> str:
@@ -63,33 +86,41 @@ def choose_device(device: str) -> str:
 def load_policy(name: str, device: str = "cpu", dtype: str = "auto") -> Policy:
     """Load a model folder, run folder or Hub id, with its weights in the precision of the forward pass (MasterWeights keeps float32 ones).
 
-    Raises SettingError when the folder, the model or its tokenizer is missing, or the device is not there.
+    Raises SettingError when the folder, the model or its tokenizer is missing or damaged, or the device is not there. No code that comes
+    with a model is run: none of its own (trust_remote_code), and none in a pickle (weights are read from safetensors alone).
     """
     from huggingface_hub.utils import logging as hub_logging
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()  # no page of retries before our one sentence
+    logging.set_verbosity_error()  # no page of warnings or retries before our one sentence
+    hub_logging.set_verbosity_error()
     path = check_model_name(name)
     device = choose_device(device)
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        # safetensors alone: other weight files are pickles, which can run code
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
+            raise ValueError("its tokenizer has no vocabulary")
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        if missing := sorted(loading["missing_keys"]):  # transformers has filled them with random numbers
+            raise ValueError(f"its weights lack {missing[0]}")
+        if damaged := [weight for weight, p in model.named_parameters() if not p.isfinite().all()]:
+            raise ValueError(f"its weights hold NaN or infinity in {damaged[0]}")
+        model.to(device)
+    except Exception as error:  # a damaged folder makes transformers raise nearly every kind there is
         raise SettingError(
-            f"The model {name!r} cannot be loaded ({reason}). Name a Hugging Face model folder, a run folder or a Hub id."
+            f"The model {name!r} cannot be loaded ({_reason(error)}). Check its name and its files, or choose another model."
         ) from None
-    model.to(device)
     model.set_attn_implementation(ATTENTION)
-    stop_ids = {tokenizer.eos_token_id}
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     eos = model.generation_config.eos_token_id
-    stop_ids |= set(eos) if isinstance(eos, list) else {eos}
-    stop_ids.discard(None)
+    ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+    stop_ids = {i for i in ends if isinstance(i, int) and 0 <= i < vocabulary}
     if not stop_ids:
         raise SettingError(
             f"The model {name!r} names no token that ends a text. Set eos_token in its tokenizer or its generation_config.json."
@@ -99,13 +130,29 @@ def load_policy(name: str, device: str = "cpu", dtype: str = "auto") -> Policy:
     return Policy(model, tokenizer, stop_ids)
 
 
+def _reason(error: Exception) -> str:
+    """Why a model could not be loaded, in one line."""
+    text = printable(" ".join(str(error).split()))
+    if "trust_remote_code" in text:
+        return "it needs Python code that comes with it, and such code is not run here"
+    if "ignore_mismatched_sizes" in text:
+        return "its weights have other shapes than its config.json says"
+    return text[:150].rstrip(".") if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"[:150].rstrip(".")
+
+
 def positions(policy: Policy) -> float:
     """How many tokens, prompt and completion together, the model was made for."""
     return getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
 
 
 def check_length(policy: Policy, prompts: list[list[int]], max_new_tokens: int) -> None:
-    """Refuse completions that could run past the positions the model was made for. Raises SettingError."""
+    """Refuse prompts and completions that do not fit the model: its vocabulary, or the positions it was made for. Raises SettingError."""
+    highest, vocabulary = max(map(max, prompts)), policy.model.get_input_embeddings().weight.shape[0]
+    if highest >= vocabulary:
+        raise SettingError(
+            f"The tokenizer makes token {highest} of a prompt, but the model knows only {vocabulary} tokens. "
+            "Save the tokenizer that belongs to the model beside it."
+        )
     longest = max(map(len, prompts)) + max_new_tokens
     if longest > positions(policy):
         raise SettingError(
@@ -128,9 +175,15 @@ def _check_attention(model, name: str) -> None:
 
 @torch.no_grad()
 def _check_head(model, name: str) -> None:
-    """Logits are computed in chunks as head(hidden state). Some architectures scale or cap them afterwards; refuse those."""
-    ids = torch.tensor([[3, 5, 7]], device=model.device)
-    direct = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
+    """Logits are computed in chunks as head(hidden state). Some architectures scale or cap them afterwards; refuse those.
+
+    So are those in which a token sees later ones.
+    """
+    ids = torch.tensor([[3, 5, 7], [3, 5, 9]], device=model.device) % model.get_input_embeddings().weight.shape[0]
+    hidden = model.base_model(input_ids=ids).last_hidden_state
+    if not torch.allclose(hidden[0, :2], hidden[1, :2], rtol=1e-3, atol=1e-3):
+        raise SettingError(f"The model {name!r} lets a token see later ones. Choose a causal model, such as Qwen2.5, Llama 3 or SmolLM2.")
+    direct = model.get_output_embeddings()(hidden)
     if not torch.allclose(direct, model(input_ids=ids).logits, rtol=1e-2, atol=1e-2):
         raise SettingError(
             f"The model {name!r} changes its logits after the output layer, which this library cannot follow. "
@@ -233,6 +286,11 @@ class MasterWeights:
                 grad = p.grad.float()
                 master.grad = grad if master.grad is None else master.grad.add_(grad)
                 p.grad = None
+
+    def zero_grad(self) -> None:
+        """Free all gradients, of the model and of the masters."""
+        for p in (*self.parameters, *(p for p, _ in self.pairs)):
+            p.grad = None
 
     @torch.no_grad()
     def write_back(self) -> None:

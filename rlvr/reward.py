@@ -14,6 +14,7 @@ with a memory limit, and the parent kills it when an answer takes longer than ``
 import atexit
 import importlib.util
 import json
+import math
 import os
 import queue
 import re
@@ -288,6 +289,46 @@ def verify_all(responses: list[str], golds: list[str]) -> list[bool]:
     return [_verify(response, gold, may_ask=time.monotonic() < end) for response, gold in zip(responses, golds, strict=True)]
 
 
+def rewards_from(function, responses: list[str], golds: list[str]) -> list[float]:
+    """The rewards of a batch by any reward function; NaN for a completion that could not be scored.
+
+    function(responses, golds) -> one number for each (above 0: right), or True for 1 and False for -1. If it raises, it is called anew for
+    each completion alone, so that a bad one costs only itself. None, NaN, infinities and what is no number count as not scored.
+
+    Raises ValueError if it returns another number of rewards, or fails for every completion.
+    """
+    name = getattr(function, "__name__", str(function))
+    problem = None
+    try:
+        rewards = list(function(responses, golds))
+    except Exception as error:
+        rewards, problem = [], error
+        for response, gold in zip(responses, golds, strict=True):
+            try:
+                rewards.extend(function([response], [gold]))
+            except Exception:
+                rewards.append(None)
+    if len(rewards) != len(responses):
+        raise ValueError(
+            f"The reward function {name} returned {len(rewards)} rewards for {len(responses)} completions. Return one for each, in order."
+        )
+    rewards = [_plain(r) for r in rewards]
+    if all(map(math.isnan, rewards)):
+        reason = f"{type(problem).__name__}: {problem}" if problem else "it returned no finite number"
+        raise ValueError(f"The reward function {name} failed for all {len(responses)} completions ({reason}). Mend it, then --resume.")
+    return rewards
+
+
+def _plain(reward) -> float:
+    """True -> 1, False -> -1, a number as it is; NaN for everything else."""
+    if isinstance(reward, bool):
+        return 1.0 if reward else -1.0
+    try:
+        return float(reward) if math.isfinite(reward) else math.nan
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return math.nan
+
+
 def answer_key(response: str) -> str | None:
     r"""The boxed answer as a string for majority voting, or None if there is none. Equal numbers get one key.
 
@@ -463,7 +504,9 @@ def _serve() -> None:
     import logging
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may want to finish its step
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a signal to all of the job is for the parent, which may want to finish its step
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     replies, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints may pass for a reply
     logging.disable()
     _limit("RLIMIT_AS", MEMORY_BYTES)

@@ -143,9 +143,10 @@ def _keep_top_p(probs: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probs).scatter_(-1, index, ordered)
 
 
-def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+def choose(logits: Tensor, temperature: float, top_p: float, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one token per row: logits [B, V] -> token [B], its log-prob [B], entropy [B], both at `temperature` and before top-p.
 
+    u [B], uniform in (0, 1], decides: the probabilities laid end to end make a line, and the token is the one that u falls on.
     Temperature 0 takes the most likely token (and gives log-prob and entropy at 1).
     """
     logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
@@ -156,8 +157,9 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     else:
         if top_p < 1:
             probs = _keep_top_p(probs, top_p)
-        # argmax(p / Exponential noise) is a draw from p, the same as multinomial but without its checks
-        token = (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
+        line = probs.cumsum(-1)
+        # u * total is above 0 and at most total, so a token of probability 0 is never hit; the clamp is for NaN, which falls on none
+        token = torch.searchsorted(line, u[:, None] * line[:, -1:])[:, 0].clamp(max=line.shape[1] - 1)
     return token, logp.gather(-1, token[:, None])[:, 0], entropy
 
 
@@ -170,8 +172,11 @@ def left_pad(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def _sample_batch(model, prompts, repeats, stop_ids, max_new_tokens, temperature, top_p, generator, on_ended):
-    """Complete `prompts`, each `repeats` times, side by side. -> ids [N, T], lengths [N], finished [N], logp [N, T], entropy [N, T]."""
+def _sample_batch(model, prompts, repeats, stop_ids, max_new_tokens, temperature, top_p, u, on_ended):
+    """Complete `prompts`, each `repeats` times, side by side; u [N, T] decides the draws.
+
+    -> ids [N, T], lengths [N], finished [N], logp [N, T], entropy [N, T].
+    """
     device = model.device
     ids, valid = left_pad(prompts, device)
     width, n = ids.shape[1], len(prompts) * repeats
@@ -194,7 +199,7 @@ def _sample_batch(model, prompts, repeats, stop_ids, max_new_tokens, temperature
     rows = torch.arange(n, device=device)  # the completions in the batch
     cached = prompt_of  # for each of them, where its keys and values lie in the cache: at first with its prompt
     for t in range(max_new_tokens):
-        token, token_logp, position_entropy = choose(logits, temperature, top_p, generator)
+        token, token_logp, position_entropy = choose(logits, temperature, top_p, u[rows, t])
         tokens[rows, t], logp[rows, t], entropy[rows, t] = token, token_logp, position_entropy
         ended = finished[rows]
         ends = torch.isin(token, stops) & ~ended
@@ -230,13 +235,16 @@ def sample(
     """Sample `completions_per_prompt` completions of each prompt (lists of token ids) -> Rollouts; group i holds those of prompt i.
 
     At most `sampling_rows` completions run side by side, prompts of like length together. A completion ends with the first token of
-    `stop_ids`, which belongs to it, or is truncated after `max_new_tokens`. Everything random comes from `generator`.
+    `stop_ids`, which belongs to it, or is truncated after `max_new_tokens`. Everything random is drawn from `generator` (a CPU one) at the
+    start: one number for each token of each completion. So what a completion says does not depend on which others run beside it, on how
+    many, or on the device (but for rounding).
     """
     if any(len(p) == 0 for p in prompts):
         raise ValueError("A prompt has no token. Give every prompt at least one token, for example the tokenizer's BOS.")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     per_batch = max(1, sampling_rows // completions_per_prompt)
     at_once = min(completions_per_prompt, sampling_rows)
+    u = 1 - torch.rand(len(prompts), completions_per_prompt, max_new_tokens, generator=generator)  # (0, 1]
     parts, groups = [], []
     training = model.training
     model.eval()
@@ -244,9 +252,9 @@ def sample(
         with tqdm(total=len(prompts) * completions_per_prompt, desc=progress, unit="completion", leave=False, disable=not progress) as bar:
             for start, done in itertools.product(range(0, len(order), per_batch), range(0, completions_per_prompt, at_once)):
                 batch, repeats = order[start : start + per_batch], min(at_once, completions_per_prompt - done)
-                batch_prompts = [prompts[i] for i in batch]
+                batch_prompts, batch_u = [prompts[i] for i in batch], u[batch, done : done + repeats].flatten(0, 1).to(model.device)
                 parts.append(
-                    _sample_batch(model, batch_prompts, repeats, stop_ids, max_new_tokens, temperature, top_p, generator, bar.update)
+                    _sample_batch(model, batch_prompts, repeats, stop_ids, max_new_tokens, temperature, top_p, batch_u, bar.update)
                 )
                 groups += [i for i in batch for _ in range(repeats)]
     finally:

@@ -1,24 +1,28 @@
-"""The record of a run: config.json, metrics.csv, rollouts.jsonl, summary.json, curves.png and the model.
+"""The record of a run: config.json, metrics.csv, rollouts.jsonl, checkpoints, summary.json, curves.png and the model.
 
 tutorials/glossary.md explains each number.
 """
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from rlvr.config import TrainConfig
+from rlvr import checkpoint
+from rlvr.config import LOCK, SettingError, TrainConfig, in_use, run_folder
 from rlvr.defects import DEFECTS, defects
 from rlvr.entropy import log_perplexity
 from rlvr.evaluate import Evaluation
-from rlvr.files import table, write_atomically
+from rlvr.files import Appender, cut_back, printable, replace_folder, say, table, write_atomically
 from rlvr.policy import Policy
 from rlvr.rollout import Rollouts
 
@@ -26,7 +30,7 @@ from rlvr.rollout import Rollouts
 COLUMNS = (
     "step stage shaped accuracy reward reward_std entropy entropy_right entropy_wrong log_ppl log_ppl_right log_ppl_wrong length "
     "length_right length_wrong truncated completions groups groups_kept groups_all_right groups_all_wrong sampling_rounds loss clipped_low "
-    "clipped_high kl grad_norm lr updates skipped_updates logp_drift verifier_kills "
+    "clipped_high kl grad_norm lr updates skipped_updates logp_drift verifier_kills reward_failures "
     + " ".join(f"defect_{d}" for d in DEFECTS)
     + " eval_pass_at_1 eval_pass_at_1_low eval_pass_at_1_high eval_pass_at_max eval_problems seconds_sampling seconds_reward "
     "seconds_scoring seconds_update seconds_step"
@@ -41,16 +45,17 @@ def batch_metrics(batch: Rollouts, correct: Tensor, rewards: Tensor, steps: list
     """What a batch of completions looks like, before filtering. `steps`: solution steps of each row's problem, for the defects.
 
     The entropies are token means (every token counts the same) over all, right and wrong completions; the perplexities are means over
-    completions of the log-perplexity.
+    completions of the log-perplexity. A reward of NaN (not scored) is left out of the reward's mean and counts as not right.
     """
+    scored = rewards[~rewards.isnan()]
     log_ppl = log_perplexity(batch.old_logp, batch.mask)
     lengths = batch.lengths
     right_in_group = torch.stack([correct[batch.group == g].float().mean() for g in batch.group.unique()])
     found = [defects(text, done, n) for text, done, n in zip(batch.text, batch.finished.tolist(), steps)]
     metrics = {
         "accuracy": _mean(correct),
-        "reward": _mean(rewards),
-        "reward_std": rewards.std().item(),
+        "reward": _mean(scored),
+        "reward_std": scored.std().item(),
         "truncated": _mean(~batch.finished),
         "completions": len(batch),
         "groups": len(right_in_group),
@@ -71,38 +76,148 @@ def _number(value) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-class RunLog:
-    """Writes a run folder. Use as a context manager, so that the files are closed whatever happens."""
+def claim_run_folder(config: TrainConfig) -> tuple[Path, FileLock]:
+    """The folder of this run, locked against any other process until this one ends, however it ends. Raises SettingError."""
+    while True:
+        folder = Path(config.resume) if config.resume else run_folder(config)
+        lock = FileLock(folder / LOCK)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            if not isinstance(error, Timeout):
+                raise SettingError(f"The run folder {str(folder)!r} cannot be written ({error}). Choose another --out.") from None
+            if config.resume or config.name:
+                raise SettingError(
+                    f"Another process is writing the run folder {folder}. Wait until it has ended, or choose another --name."
+                ) from None
+            time.sleep(0.05)  # it took the name in this very moment: look for the next one
+            continue
+        if config.resume or not in_use(folder):
+            return folder, lock
+        lock.release()
 
-    def __init__(self, folder: Path, config: TrainConfig, policy: Policy, problems: int, too_long: int, held_out: int):
-        self.folder, self.config, self.policy = folder, config, policy
+
+def _csv_line(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue()
+
+
+def _step_of(number: bytes) -> int:
+    """The step that a line begins with; -1 for a line that no run has written."""
+    return int(number) if number.isdigit() else -1
+
+
+class RunLog:
+    """Writes a run folder. Use as a context manager: entering takes the folder, leaving closes the files, whatever happens."""
+
+    def __init__(self, config: TrainConfig, policy: Policy, problems: int, too_long: int, held_out: int):
+        self.config, self.policy = config, policy
+        self.problems, self.too_long, self.held_out = problems, too_long, held_out
         self.started = time.perf_counter()
         self.pending: dict[str, float] = {}  # numbers of an evaluation, for the row of its step
-        self.steps_done = self.updates = 0
-        self.first: Evaluation | None = None  # before the first step
-        self.last: Evaluation | None = None  # after the last step
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        parameters = sum(p.numel() for p in policy.model.parameters())
-        left_out = f" ({too_long} left out, prompt over {config.max_prompt_tokens} tokens)" if too_long else ""
-        measured = f"{held_out} held-out problems" if held_out else "no held-out problems (name some with --eval-data)"
-        print(
-            f"{config.method} on {config.model}: {parameters / 1e6:.2f} M parameters, {policy.model.dtype}, {policy.model.device}; "
-            f"{problems} problems{left_out}, {measured}; {config.steps} steps of {config.prompts_per_step} prompts x "
-            f"{config.completions_per_prompt} completions\n"
-            f"run folder: {folder}"
-        )
+        self.updates = self.last_step = 0  # updates made, and the last step logged
+        self.first: dict | None = None  # the evaluation before the first step: number of problems, and metrics
+        self.last: dict | None = None  # and after the last step
+        self.saved: Path | None = None  # the newest checkpoint
 
     def __enter__(self):
-        self.csv_file = open(self.folder / "metrics.csv", "w", newline="", encoding="utf-8")
-        self.jsonl_file = open(self.folder / "rollouts.jsonl", "w", encoding="utf-8")
-        self.csv = csv.writer(self.csv_file)
-        self.csv.writerow(COLUMNS)
+        self.folder, self.lock = claim_run_folder(self.config)
         return self
 
     def __exit__(self, *_):
-        self.csv_file.close()
-        self.jsonl_file.close()
+        for file in (getattr(self, "csv_file", None), getattr(self, "jsonl_file", None)):
+            if file:
+                file.close()
+        self.lock.release()
+
+    def open(self, trainer, data: str) -> None:
+        """Open the files of a new run; or put the trainer into the state of the newest checkpoint and cut the files back to its step.
+
+        data: the fingerprint of the problems, which must be those that the run began with. Raises SettingError.
+        """
+        c, self.data = self.config, data
+        found = checkpoint.load_newest(self.folder / "checkpoints") if c.resume else None
+        if found is not None:
+            path, tensors, state = found
+            if state["data"] != data:
+                raise SettingError(
+                    f"The problems are not those that {self.folder} began with. Put the old --data and --eval-data back, or start a new run."
+                )
+            if state["reward"] != trainer.reward_name:
+                raise SettingError(
+                    f"{self.folder} was trained with the reward function {state['reward']}, not {trainer.reward_name}. Pass that one to train()."
+                )
+            checkpoint.restore_trainer(trainer, tensors, state)
+            if trainer.steps_done > c.steps:
+                raise SettingError(f"{self.folder} has made {trainer.steps_done} steps already. Choose --steps {trainer.steps_done} or more.")
+            self.saved, self.last_step = path, trainer.steps_done
+            self.updates, self.first, self.last = (state["log"][name] for name in ("updates", "first", "last"))
+            self.started -= state["log"]["seconds"]
+        try:
+            # The settings first: from here on the folder is a run, which can be resumed.
+            write_atomically(self.folder / "config.json", json.dumps(dataclasses.asdict(c) | {"resume": ""}, indent=2) + "\n")
+            self._open_files(trainer.steps_done if found else -1)
+        except OSError as error:
+            raise SettingError(f"The run folder {self.folder} cannot be written ({error}). Make room, or choose another --out.") from None
+        self._say_what_runs(trainer)
+
+    def _open_files(self, last_step: int) -> None:
+        """metrics.csv and rollouts.jsonl, without what they hold of later steps than `last_step`."""
+        header = ",".join(COLUMNS).encode()
+        metrics, rollouts = self.folder / "metrics.csv", self.folder / "rollouts.jsonl"
+        for path in (metrics, rollouts):
+            path.touch()
+        with open(metrics, "rb") as file:
+            if file.readline().rstrip() not in (header, b"") and last_step >= 0:
+                raise SettingError(f"{metrics} has other columns than this version writes. Resume with the version that wrote it.")
+        cut_back(metrics, lambda line: line.rstrip() == header or 0 <= _step_of(line.split(b",")[0]) <= last_step)
+        cut_back(rollouts, lambda line: 0 <= _step_of(line[len(b'{"step": ') :].split(b",")[0]) <= last_step)
+        checkpoint.clear_leftovers(self.folder)
+        checkpoint.clear_leftovers(self.folder / "checkpoints")
+        self.csv_file, self.jsonl_file = Appender(metrics), Appender(rollouts)
+        if metrics.stat().st_size == 0:
+            self.csv_file.write(_csv_line(COLUMNS))
+
+    def _say_what_runs(self, trainer) -> None:
+        c = self.config
+        parameters = sum(p.numel() for p in self.policy.model.parameters())
+        left_out = f" ({self.too_long} left out, prompt over {c.max_prompt_tokens} tokens)" if self.too_long else ""
+        measured = f"{self.held_out} held-out problems" if self.held_out else "no held-out problems (name some with --eval-data)"
+        say(
+            f"{c.method} on {c.model}: {parameters / 1e6:.2f} M parameters, {self.policy.model.dtype}, {self.policy.model.device}; "
+            f"{self.problems} problems{left_out}, {measured}; {c.steps} steps of {c.prompts_per_step} prompts x "
+            f"{c.completions_per_prompt} completions\n"
+            f"run folder: {self.folder}"
+        )
+        if self.saved:
+            half = f" and {trainer.unfinished.updates} updates of the next" if trainer.unfinished else ""
+            say(f"resumed from {self.saved.name}: {trainer.steps_done} steps done{half}")
+        elif c.resume:
+            say("there is no checkpoint yet: the run begins anew")
+
+    def save(self, trainer, must: bool = False) -> None:
+        """Write a checkpoint. If that fails (a full disk), say so and go on without; `must`: raise SettingError."""
+        tensors, state = checkpoint.trainer_state(trainer)
+        state["data"] = self.data
+        seconds = time.perf_counter() - self.started
+        state["log"] = {"updates": self.updates, "first": self.first, "last": self.last, "seconds": seconds}
+        updates = trainer.unfinished.updates if trainer.unfinished else None
+        try:
+            self.csv_file.sync()  # the checkpoint says that these rows are there
+            self.jsonl_file.sync()
+            self.saved = checkpoint.save(
+                self.folder / "checkpoints", tensors, state, steps_done=trainer.steps_done, updates=updates, keep=self.config.keep
+            )
+        except OSError as error:
+            failed = f"The checkpoint of step {trainer.steps_done} could not be written ({error}); {self.saved_as()}"
+            if must:
+                raise SettingError(f"{failed} Make room, then: python train.py --resume {self.folder}") from None
+            say(f"{failed} The run goes on.")
+
+    def saved_as(self) -> str:
+        return f"the newest one is {self.saved}." if self.saved else "there is none yet."
 
     def evaluation(self, step: int, result: Evaluation | None) -> None:
         """Print an evaluation and keep its numbers for the row of its step, which is logged next; step 0 gets a row here."""
@@ -112,12 +227,12 @@ class RunLog:
         most = result.metrics[f"pass@{self.config.eval_completions}"][0]
         numbers = {"eval_pass_at_1": mean, "eval_pass_at_1_low": low, "eval_pass_at_1_high": high, "eval_pass_at_max": most}
         numbers["eval_problems"] = len(result.rows)
-        tqdm.write(
+        say(
             f"step {step}: held-out pass@1 {mean:.3f} [{low:.3f}, {high:.3f}], pass@{self.config.eval_completions} {most:.3f} "
             f"({len(result.rows)} problems)"
         )
         if step == 0:
-            self.first = result
+            self.first = {"problems": len(result.rows), "metrics": result.metrics}
             correct = torch.tensor(result.correct)
             entropy = {
                 f"entropy{s}": _mean(result.rollouts.entropy[r][result.rollouts.mask[r]])
@@ -127,21 +242,25 @@ class RunLog:
         else:
             self.pending = numbers
         if step == self.config.steps:
-            self.last = result
+            self.last = {"problems": len(result.rows), "metrics": result.metrics}
 
     def _row(self, metrics: dict) -> None:
-        self.csv.writerow([_number(metrics.get(name)) for name in COLUMNS])
-        self.csv_file.flush()
+        self._write(self.csv_file, _csv_line([_number(metrics.get(name)) for name in COLUMNS]))
+
+    def _write(self, file: Appender, text: str) -> None:
+        try:
+            file.write(text)
+        except OSError as error:  # a full disk: the line waits, no checkpoint is written without it, and the run goes on
+            say(f"{file.file.name} could not be written ({error.strerror}); trying again with the next step")
 
     def step(self, metrics: dict, batch: Rollouts, correct: Tensor, shaped: Tensor, bar: tqdm) -> None:
         """Log one step: CSV row, a few completions, progress bar, now and then a sample on the screen."""
         self._row(metrics | self.pending)
         self.pending = {}
-        step = self.steps_done = metrics["step"]
+        step = self.last_step = metrics["step"]
         self.updates += metrics["updates"]
-        for i in self._spread(len(batch)):
-            self.jsonl_file.write(json.dumps(self._completion(step, batch, correct, shaped, i)) + "\n")
-        self.jsonl_file.flush()
+        lines = [json.dumps(self._completion(step, batch, correct, shaped, i)) + "\n" for i in self._spread(len(batch))]
+        self._write(self.jsonl_file, "".join(lines))
         bar.set_postfix(
             reward=f"{metrics['reward']:+.2f}", accuracy=f"{metrics['accuracy']:.2f}", entropy=f"{metrics['entropy']:.3f}",
             refresh=False,
@@ -150,7 +269,7 @@ class RunLog:
             i = (step * 7919) % len(batch)  # any row, but not always the same one
             prompt = self.policy.tokenizer.decode(batch.prompt_ids[i], skip_special_tokens=True)
             verdict = "right" if correct[i] else "wrong"
-            tqdm.write(f"\n--- step {step}, a sample ({verdict}, {int(batch.lengths[i])} tokens)\n{prompt}{batch.text[i]}\n---")
+            say(f"\n--- step {step}, a sample ({verdict}, {int(batch.lengths[i])} tokens)\n{printable(prompt + batch.text[i])}\n---")
 
     def _spread(self, n: int) -> list[int]:
         """Indices of the completions to keep: evenly spread over the batch."""
@@ -176,44 +295,63 @@ class RunLog:
             "advantage": numbers(shaped),
         }
 
-    def finish(self, plateau: int | None) -> dict:
-        """Save the model, write summary.json, draw curves.png, print the table."""
+    def finish(self, trainer, stopped_by: str | None) -> dict:
+        """Save the model, write summary.json, draw curves.png, print the table. Raises SettingError if the disk is full."""
+        try:
+            return self._finish(trainer, stopped_by)
+        except OSError as error:
+            raise SettingError(
+                f"The model or the figure could not be written ({error}); {self.saved_as()} Make room, then: python train.py --resume "
+                f"{self.folder}"
+            ) from None
+
+    def _finish(self, trainer, stopped_by: str | None) -> dict:
         from rlvr.figures import draw_curves
 
         c, k = self.config, self.config.eval_completions
-        self.policy.model.save_pretrained(self.folder / "model")
-        self.policy.tokenizer.save_pretrained(self.folder / "model")
 
-        def metric(result: Evaluation | None, name: str) -> float | None:
-            return result.metrics[name][0] if result else None
+        def write_model(folder: Path) -> None:
+            self.policy.model.save_pretrained(folder)
+            self.policy.tokenizer.save_pretrained(folder)
 
+        def metric(result: dict | None, name: str) -> float | None:
+            return result["metrics"][name][0] if result else None
+
+        replace_folder(self.folder / "model", write_model)
         summary = {
             "method": c.method,
             "seed": c.seed,
-            "steps": self.steps_done,
+            "steps": trainer.steps_done,
+            "stopped_by": stopped_by,
             "wall_seconds": round(time.perf_counter() - self.started, 1),
             "pass_at_1_start": metric(self.first, "pass@1"),
             "pass_at_1_end": metric(self.last, "pass@1"),
             f"pass_at_{k}_start": metric(self.first, f"pass@{k}"),
             f"pass_at_{k}_end": metric(self.last, f"pass@{k}"),
-            "plateau_step": plateau,
+            "plateau_step": trainer.plateau,
         }
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         figure = draw_curves(self.folder)
         names = ["pass@1", f"pass@{k}", f"maj@{k}"]
         rows = [
-            [f"{when} ({len(result.rows)} problems)", *("{:.3f} [{:.3f}, {:.3f}]".format(*result.metrics[n]) for n in names)]
+            [f"{when} ({result['problems']} problems)", *("{:.3f} [{:.3f}, {:.3f}]".format(*result["metrics"][n]) for n in names)]
             for when, result in (("start", self.first), ("end", self.last))
             if result
         ]
         if rows:
-            print("\n" + table(["held-out, 95 % interval", *names], rows))
+            say("\n" + table(["held-out, 95 % interval", *names], rows))
         minutes, seconds = divmod(round(summary["wall_seconds"]), 60)
-        stage = f"the plateau began at step {plateau}" if plateau else "still in the rising stage"
-        if not self.updates:
-            print(
+        stage = f"the plateau began at step {trainer.plateau}" if trainer.plateau else "still in the rising stage"
+        if not self.updates and trainer.steps_done:
+            say(
                 "\nNo update was made: no group had both right and wrong completions. If nearly all are wrong (groups_all_wrong in "
                 "metrics.csv), choose easier problems or a better model; if nearly all are right, harder problems."
             )
-        print(f"\n{minutes} min {seconds} s; {stage}\nmodel:  {self.folder / 'model'}\nfigure: {figure}")
+        say(f"\n{minutes} min {seconds} s; {stage}\nmodel:  {self.folder / 'model'}\nfigure: {figure}")
+        if stopped_by:
+            half = f" and {trainer.unfinished.updates} updates of the next" if trainer.unfinished else ""
+            say(
+                f"\n{stopped_by}: stopped after step {trainer.steps_done} of {c.steps}{half}; all is saved.\n"
+                f"To go on: python train.py --resume {self.folder}"
+            )
         return summary

@@ -5,18 +5,22 @@ import math
 import random
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from rlvr.advantage import grpo_advantages, method_parts, shape
+from rlvr.checkpoint import fingerprint
 from rlvr.config import SettingError, TrainConfig, run_folder
 from rlvr.data import Problem, encode_prompts, has_test_split, load_problems
 from rlvr.entropy import plateau_step
 from rlvr.evaluate import Evaluation, evaluate
 from rlvr.loss import clipped_loss
+from rlvr.memory import Budget, out_of_memory
 from rlvr.policy import (
     MasterWeights,
     Policy,
@@ -28,19 +32,42 @@ from rlvr.policy import (
     micro_batches,
     score,
 )
-from rlvr.reward import overlong_penalty, verify_all
+from rlvr.reward import overlong_penalty, rewards_from, verify_all
 from rlvr.reward import stats as verifier_stats
 from rlvr.rollout import Rollouts, sample
 from rlvr.runlog import RunLog, batch_metrics
+from rlvr.stop import Stop
 
-NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite gradient before the run gives up
+NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite loss or gradient before the run gives up
+
+
+@dataclass
+class Step:
+    """A step in progress: its batch, and what was learned from it so far."""
+
+    sampled: Rollouts
+    correct: Tensor  # [N] bool
+    shaped: Tensor  # [N, T], the advantages
+    groups: list[int]  # those still to learn from, in the order of the updates
+    metrics: dict[str, float]
+    totals: dict[str, float]  # sums over the tokens of the updates made
+    norms: list[float]  # gradient norms of the updates made
+    skipped: int = 0  # updates not made, because loss or gradient was not finite
+
+    @property
+    def updates(self) -> int:
+        """Made or skipped so far."""
+        return len(self.norms) + self.skipped
 
 
 class Trainer:
-    """Everything a run keeps between steps."""
+    """Everything a run keeps between steps. checkpoint.py saves and restores it."""
 
-    def __init__(self, config: TrainConfig, policy: Policy, problems: list[Problem], prompts: list[list[int]]):
+    def __init__(
+        self, config: TrainConfig, policy: Policy, problems: list[Problem], prompts: list[list[int]], reward: Callable | None = None
+    ):
         self.config, self.policy, self.problems, self.prompts = config, policy, problems, prompts
+        self.reward = reward  # any reward function (see rewards_from); None: verify_all
         model = policy.model
         model.train()
         for module in model.modules():  # no dropout: old and new log-probs must be of the same policy
@@ -56,94 +83,152 @@ class Trainer:
         self.weights = MasterWeights(model)
         self.optimizer = torch.optim.AdamW(self.weights.parameters, lr=config.lr, weight_decay=config.weight_decay)
         self.shuffle = random.Random(config.seed)  # order of problems and of groups in mini-batches
-        self.generator = torch.Generator(model.device).manual_seed(config.seed)  # sampling
+        self.generator = torch.Generator().manual_seed(config.seed)  # sampling
         self.queue: list[int] = []  # problems still to come in this pass over the data
         self.entropies: list[float] = []  # of each step, for the stage detector
         self.plateau: int | None = None
-        self.step_number = 0
+        self.step_number = 0  # of the step in progress, or the last one
+        self.unfinished: Step | None = None  # the step in progress, if it was interrupted between two updates
         self.failed_updates_in_a_row = 0
-        self.seconds: dict[str, float] = {}
+        self.micro_batch_tokens = Budget("--micro-batch-tokens", config.micro_batch_tokens)
+        self.sampling_rows = Budget("--sampling-rows", config.sampling_rows)
+        self.seconds: dict[str, float] = defaultdict(float)  # of this step, by part
+        self.between_updates = True  # False while the optimiser changes the weights: what it leaves if that fails must not be saved
+
+    @property
+    def reward_name(self) -> str:
+        return getattr(self.reward or verify_all, "__qualname__", str(self.reward))
+
+    @property
+    def steps_done(self) -> int:
+        return self.step_number - (self.unfinished is not None)
 
     # -----------------------------------------------------------------------------------------------------------------------------------
 
-    def step(self) -> tuple[dict, Rollouts, Tensor, Tensor]:
-        """One step. Returns its metrics, the completions, whether each is correct [N], and the shaped advantages [N, T]."""
+    def step(self, interrupted: Callable[[], bool] = lambda: False) -> tuple[dict, Rollouts, Tensor, Tensor] | None:
+        """One step. Returns its metrics, the completions, whether each is correct [N], and the shaped advantages [N, T].
+
+        `interrupted` is asked before every update. If it says yes, the return value is None, `unfinished` holds the rest of the step, and
+        the next call goes on with it.
+        """
+        if self.unfinished is None:
+            self.unfinished = self._begin()
+        step = self.unfinished
+        with self._timed("update"):
+            while step.groups:
+                if interrupted():
+                    return None
+                self._update(step)
+        self.unfinished = None
+        metrics = step.metrics | self._update_metrics(step)
+        metrics |= {f"seconds_{k}": self.seconds[k] for k in ("sampling", "reward", "scoring", "update")}
+        metrics["seconds_step"] = self.seconds["begin"] + self.seconds["update"]
+        return metrics, step.sampled, step.correct, step.shaped
+
+    def _begin(self) -> Step:
+        """The first half of a step: sample, reward, advantage, shape, and choose what to learn from."""
         c = self.config
         self.step_number += 1
-        self.seconds = defaultdict(float)
-        started = time.perf_counter()
-
-        killed_before = sum(verifier_stats[k] for k in ("timeouts", "crashes", "skipped"))
-        sampled, correct, problem_ids, rounds = self._collect()
-        if self._scores_anew():
-            with self._timed("scoring"):
-                sampler_logp = sampled.old_logp
-                sampled.old_logp, sampled.entropy = score(self.policy.model, sampled, c.temperature, c.micro_batch_tokens)
-                drift = (sampled.old_logp - sampler_logp).abs()[sampled.mask].mean().item()
-        else:
+        self.seconds.clear()
+        with self._undone_if_it_fails(), self._timed("begin"):
+            killed_before = self._verifier_kills()
+            sampled, rewards, problem_ids, rounds = self._collect()
+            correct = rewards > 0
             drift = None  # measured in the first update
+            if self._scores_anew():
+                with self._timed("scoring"):
+                    sampler_logp = sampled.old_logp
+                    sampled.old_logp, sampled.entropy = self.micro_batch_tokens.run(
+                        lambda tokens: score(self.policy.model, sampled, c.temperature, tokens)
+                    )
+                    drift = (sampled.old_logp - sampler_logp).abs()[sampled.mask].mean().item()
+            self.entropies.append(sampled.entropy[sampled.mask].mean().item())
+            if self.plateau is None:
+                self.plateau = plateau_step(self.entropies)
 
-        self.entropies.append(sampled.entropy[sampled.mask].mean().item())
-        if self.plateau is None:
-            self.plateau = plateau_step(self.entropies)
+            kept = self._kept_groups(sampled.group, rewards)
+            self.shuffle.shuffle(kept)
+            rewards = rewards + overlong_penalty(sampled.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
+            advantages = grpo_advantages(rewards, sampled.group)
+            method = c.method if self._shaping_is_on() else "grpo"
+            shaped = shape(
+                method, advantages, sampled.old_logp, sampled.mask, sampled.group, ppl_alpha=c.ppl_alpha, ppl_direction=c.ppl_direction,
+                pos_alpha=c.pos_alpha, pos_direction=c.pos_direction,
+            )  # fmt: skip
 
-        rewards = 2.0 * correct.float() - 1.0 + overlong_penalty(sampled.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
-        advantages = grpo_advantages(rewards, sampled.group)
-        method = c.method if self._shaping_is_on() else "grpo"
-        shaped = shape(
-            method, advantages, sampled.old_logp, sampled.mask, sampled.group, ppl_alpha=c.ppl_alpha, ppl_direction=c.ppl_direction,
-            pos_alpha=c.pos_alpha, pos_direction=c.pos_direction,
-        )  # fmt: skip
-        kept = self._kept_groups(sampled.group, correct)
-        with self._timed("update"):
-            update = self._update(sampled, shaped, kept)
+            metrics = {"step": self.step_number, "stage": "plateau" if self.plateau else "rising", "shaped": int(method != "grpo")}
+            metrics |= batch_metrics(sampled, correct, rewards, [self.problems[i].steps for i in problem_ids])
+            metrics |= {"groups_kept": len(kept), "sampling_rounds": rounds, "verifier_kills": self._verifier_kills() - killed_before}
+            metrics["reward_failures"] = int(rewards.isnan().sum())
+            if drift is not None:
+                metrics["logp_drift"] = drift
+        return Step(sampled, correct, shaped, groups=kept, metrics=metrics, totals={}, norms=[])
 
-        metrics = {"step": self.step_number, "stage": "plateau" if self.plateau else "rising", "shaped": int(method != "grpo")}
-        metrics |= batch_metrics(sampled, correct, rewards, [self.problems[i].steps for i in problem_ids])
-        metrics |= {"groups_kept": len(kept), "sampling_rounds": rounds} | update
-        metrics["verifier_kills"] = sum(verifier_stats[k] for k in ("timeouts", "crashes", "skipped")) - killed_before
-        if drift is not None:
-            metrics["logp_drift"] = drift
-        metrics |= {f"seconds_{k}": self.seconds[k] for k in ("sampling", "reward", "scoring", "update")}
-        metrics["seconds_step"] = time.perf_counter() - started
-        return metrics, sampled, correct, shaped
+    @contextmanager
+    def _undone_if_it_fails(self):
+        """Whatever goes wrong inside (a reward function that raises, say) leaves the trainer as it was after the step before."""
+        state = (self.step_number - 1, self.queue, list(self.entropies), self.plateau)
+        shuffle, generator = self.shuffle.getstate(), self.generator.get_state()
+        try:
+            yield
+        except BaseException:
+            self.step_number, self.queue, self.entropies, self.plateau = state
+            self.shuffle.setstate(shuffle)
+            self.generator.set_state(generator)
+            raise
 
     # -----------------------------------------------------------------------------------------------------------------------------------
 
     def _collect(self) -> tuple[Rollouts, Tensor, list[int], int]:
         """Sample until enough groups can be learned from, or the rounds are used up (dynamic sampling).
 
-        Returns all completions sampled, correctness [N], the problem of each row, and the rounds it took. Right or wrong decides, not the
-        reward: a group that differs only in the overlong penalty is dropped too (Deng et al. 2025, released code).
+        Returns all completions sampled, their rewards [N] (NaN: could not be scored), the problem of each row, and the rounds it took.
+        Right or wrong decides, not the reward: a group that differs only in the overlong penalty is dropped too (Deng et al. 2025,
+        released code).
         """
-        c, parts, problem_ids, correct = self.config, [], [], []
+        c, parts, problem_ids, rewards = self.config, [], [], []
         useful = 0
         for rounds in range(1, c.sampling_rounds + 1):
             chosen = self._next_problems(c.prompts_per_step - useful)
             with self._timed("sampling"):
-                part = sample(
-                    self.policy.model, self.policy.tokenizer, [self.prompts[i] for i in chosen], stop_ids=self.policy.stop_ids,
-                    completions_per_prompt=c.completions_per_prompt, max_new_tokens=c.max_new_tokens, temperature=c.temperature,
-                    generator=self.generator, sampling_rows=c.sampling_rows,
-                )  # fmt: skip
+                part = self._sample([self.prompts[i] for i in chosen])
             ids = [chosen[g] for g in part.group.tolist()]
             with self._timed("reward"):
-                right = verify_all(part.text, [self.problems[i].answer for i in ids])
+                try:
+                    rewards += rewards_from(self.reward or verify_all, part.text, [self.problems[i].answer for i in ids])
+                except ValueError as error:
+                    raise SettingError(str(error)) from None
             part.group += sum(len(p) for p in parts) // c.completions_per_prompt  # group ids go on: a problem drawn twice is two groups
             parts.append(part)
             problem_ids += ids
-            correct += right
-            useful = len(self._kept_groups(torch.cat([p.group for p in parts]), torch.tensor(correct)))
+            useful = len(self._kept_groups(torch.cat([p.group for p in parts]), torch.tensor(rewards)))
             if useful >= c.prompts_per_step:
                 break
-        return Rollouts.concat(parts), torch.tensor(correct), problem_ids, rounds
+        return Rollouts.concat(parts), torch.tensor(rewards), problem_ids, rounds
 
-    def _kept_groups(self, group: Tensor, correct: Tensor) -> list[int]:
-        """The groups to learn from: all, or with filtering those with right and wrong completions."""
+    def _sample(self, prompts: list[list[int]]) -> Rollouts:
+        c, before = self.config, self.generator.get_state()
+
+        def work(sampling_rows: int) -> Rollouts:
+            self.generator.set_state(before)  # a second try draws what the first did
+            return sample(
+                self.policy.model, self.policy.tokenizer, prompts, stop_ids=self.policy.stop_ids,
+                completions_per_prompt=c.completions_per_prompt, max_new_tokens=c.max_new_tokens, temperature=c.temperature,
+                generator=self.generator, sampling_rows=sampling_rows,
+            )  # fmt: skip
+
+        return self.sampling_rows.run(work)
+
+    def _kept_groups(self, group: Tensor, rewards: Tensor) -> list[int]:
+        """The groups to learn from: all, or with filtering those with right and wrong completions. What was not scored is neither."""
         ids = group.unique().tolist()
         if self.config.filter_groups:
-            ids = [g for g in ids if 0 < int(correct[group == g].sum()) < int((group == g).sum())]
+            ids = [g for g in ids if (rewards[group == g] > 0).any() and (rewards[group == g] <= 0).any()]
         return ids
+
+    @staticmethod
+    def _verifier_kills() -> int:
+        return sum(verifier_stats[k] for k in ("timeouts", "crashes", "skipped"))
 
     def _next_problems(self, n: int) -> list[int]:
         """The next n problems (indices) of a shuffled pass over the data; a new pass starts when one is through."""
@@ -172,40 +257,40 @@ class Trainer:
 
     # -----------------------------------------------------------------------------------------------------------------------------------
 
-    def _update(self, batch: Rollouts, shaped: Tensor, kept: list[int]) -> dict[str, float]:
-        """Learn from the kept groups: one optimiser step per mini-batch of groups. Returns what to log."""
+    def _update(self, step: Step) -> None:
+        """One optimiser step on the next mini-batch of groups. A loss or gradient that is not finite changes nothing, and is counted."""
         c = self.config
-        lr = self._learning_rate()
-        for param_group in self.optimizer.param_groups:
-            param_group["lr"] = lr
-        groups = list(kept)
-        self.shuffle.shuffle(groups)
-        totals: dict[str, float] = defaultdict(float)
-        norms = []
-        for start in range(0, len(groups), c.mini_batch_prompts):
-            wanted = torch.tensor(groups[start : start + c.mini_batch_prompts])
-            rows = torch.isin(batch.group, wanted).nonzero()[:, 0]
-            norm = self._update_once(batch, shaped, rows, totals, first=start == 0)
-            if norm is None:
-                totals["skipped_updates"] += 1
-            else:
-                norms.append(norm)
-        tokens = max(totals["tokens"], 1)
-        log = {"lr": lr, "updates": len(norms), "skipped_updates": int(totals["skipped_updates"])}
-        log["grad_norm"] = sum(norms) / len(norms) if norms else None
-        log |= {name: totals[name] / tokens for name in ("loss", "clipped_low", "clipped_high")}
-        log["logp_drift"] = totals["drift"] / totals["first_tokens"] if totals["first_tokens"] else None
-        if c.kl_coef:
-            log["kl"] = totals["kl"] / tokens
-        return log
+        rows = torch.isin(step.sampled.group, torch.tensor(step.groups[: c.mini_batch_prompts])).nonzero()[:, 0]
+        totals = self.micro_batch_tokens.run(lambda tokens: self._backward(step, rows, tokens))
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.parameters, c.max_grad_norm).item()
+        if math.isfinite(norm) and math.isfinite(totals["loss"]):
+            for param_group in self.optimizer.param_groups:
+                param_group["lr"] = self._learning_rate()
+            self.between_updates = False
+            self.optimizer.step()
+            self.weights.write_back()
+            self.between_updates = True
+            self.failed_updates_in_a_row = 0
+            step.norms.append(norm)
+            for name, value in totals.items():
+                step.totals[name] = step.totals.get(name, 0.0) + value
+        else:
+            self.failed_updates_in_a_row += 1
+            step.skipped += 1
+        step.groups = step.groups[c.mini_batch_prompts :]
+        self.weights.zero_grad()
+        if self.failed_updates_in_a_row >= NON_FINITE_LIMIT:
+            raise SettingError(self._diagnosis(step, totals["loss"], norm))
 
-    def _update_once(self, batch: Rollouts, shaped: Tensor, rows: Tensor, totals: dict[str, float], first: bool) -> float | None:
-        """One optimiser step on the given rows. Returns the gradient norm before clipping, or None if it was not finite and was skipped."""
-        c, model = self.config, self.policy.model
+    def _backward(self, step: Step, rows: Tensor, micro_batch_tokens: int) -> dict[str, float]:
+        """Add up the gradient of the given rows, in micro-batches. Returns sums over tokens, for the log."""
+        c, model, batch = self.config, self.policy.model, step.sampled
+        self.weights.zero_grad()  # of a try that ran out of memory
         denominator = int(batch.mask[rows].sum())  # of the whole update, whatever the micro-batches
+        totals = defaultdict(float, tokens=denominator)
         if not (c.kl_coef or c.entropy_coef):
-            rows = rows[(shaped[rows] != 0).any(1)]  # no advantage, no gradient: skip the work, keep the denominator
-        for micro in micro_batches(batch, rows, c.micro_batch_tokens):
+            rows = rows[(step.shaped[rows] != 0).any(1)]  # no advantage, no gradient: skip the work, keep the denominator
+        for micro in micro_batches(batch, rows, micro_batch_tokens):
             part = batch.select(micro)
             width = part.mask.shape[1]
             logp, entropy = logp_and_entropy(
@@ -215,7 +300,7 @@ class Trainer:
             if self.reference is not None:
                 with torch.no_grad():
                     ref_logp, _ = logp_and_entropy(self.reference, part.prompt_ids, part.completion_ids, part.mask, c.temperature)
-            old_logp, advantages, mask = (x.to(logp.device) for x in (part.old_logp, shaped[micro][:, :width], part.mask))
+            old_logp, advantages, mask = (x.to(logp.device) for x in (part.old_logp, step.shaped[micro][:, :width], part.mask))
             loss, stats = clipped_loss(
                 logp, old_logp, advantages, mask, clip_low=c.clip_low, clip_high=c.clip_high, denominator=denominator, ref_logp=ref_logp,
                 kl_coef=c.kl_coef, entropy=entropy, entropy_coef=c.entropy_coef,
@@ -225,22 +310,32 @@ class Trainer:
             totals["loss"] += loss.item() * denominator
             for name, value in stats.items():
                 totals[name] += value.item()
-            if first:  # the policy has not moved yet: any difference to the old log-probs is numerical
+            if step.updates == 0:  # the policy has not moved yet: any difference to the old log-probs is numerical
                 totals["drift"] += (logp.detach() - old_logp)[mask].abs().sum().item()
                 totals["first_tokens"] += int(mask.sum())
-        totals["tokens"] += denominator
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.parameters, c.max_grad_norm).item()
-        finite = math.isfinite(norm)
-        if finite:
-            self.optimizer.step()
-            self.weights.write_back()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.failed_updates_in_a_row = 0 if finite else self.failed_updates_in_a_row + 1
-        if self.failed_updates_in_a_row >= NON_FINITE_LIMIT:
-            raise SettingError(
-                f"The gradient was not finite in {NON_FINITE_LIMIT} updates in a row. Lower --lr, or use --dtype float32."
-            )
-        return norm if finite else None
+        return totals
+
+    def _update_metrics(self, step: Step) -> dict[str, float | None]:
+        """What the updates of a step were like, as means over their tokens."""
+        totals = defaultdict(float, step.totals)
+        tokens = max(totals["tokens"], 1)
+        log = {"lr": self._learning_rate(), "updates": len(step.norms), "skipped_updates": step.skipped}
+        log["grad_norm"] = sum(step.norms) / len(step.norms) if step.norms else None
+        log |= {name: totals[name] / tokens for name in ("loss", "clipped_low", "clipped_high")}
+        if "logp_drift" not in step.metrics and totals["first_tokens"]:
+            log["logp_drift"] = totals["drift"] / totals["first_tokens"]
+        if self.config.kl_coef:
+            log["kl"] = totals["kl"] / tokens
+        return log
+
+    def _diagnosis(self, step: Step, loss: float, norm: float) -> str:
+        """Why no update could be made for so long, as far as it shows. Cause and remedy."""
+        what = f"Loss or gradient was not finite in {NON_FINITE_LIMIT} updates in a row (the last: loss {loss:g}, gradient norm {norm:g})"
+        if not all(p.isfinite().all() for p in self.weights.parameters):
+            return f"{what}, and so are the weights. Go back to a model folder whose weights are sound."
+        if not step.sampled.old_logp.isfinite().all():
+            return f"{what}; the model gives NaN already when it samples, with weights that are finite. Choose --dtype float32."
+        return f"{what}; the weights are those of the last good update. Start anew with a lower --lr, or with --dtype float32."
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then constant, or linear to a tenth at the last step. It moves once per step, not per update."""
@@ -262,6 +357,7 @@ class Progress:
 
     def __init__(self, config: TrainConfig, policy: Policy, problems: list[Problem]):
         self.config, self.policy = config, policy
+        self.sampling_rows = Budget("--sampling-rows", config.sampling_rows)
         self.problems, self.prompts = [], []
         if problems:
             self.problems, self.prompts, _ = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
@@ -271,21 +367,28 @@ class Progress:
         c = self.config
         if not self.problems:
             return None
-        return evaluate(
-            self.policy, self.problems[:limit], self.prompts[:limit], completions=c.eval_completions, temperature=c.temperature, top_p=1.0,
-            max_new_tokens=c.max_new_tokens, seed=c.seed, sampling_rows=c.sampling_rows, progress="evaluating",
+        return self.sampling_rows.run(
+            lambda rows: evaluate(
+                self.policy, self.problems[:limit], self.prompts[:limit], completions=c.eval_completions, temperature=c.temperature,
+                top_p=1.0, max_new_tokens=c.max_new_tokens, seed=c.seed, sampling_rows=rows, progress="evaluating",
+            )
         )  # fmt: skip
 
 
-def train(config: TrainConfig) -> dict:
-    """A whole run: load, measure, train, measure, save. Returns the summary that is also in summary.json. Raises SettingError."""
+def train(config: TrainConfig, reward: Callable | None = None) -> dict:
+    """A whole run: load, measure, train, measure, save. Returns the summary that is also in summary.json.
+
+    reward: a reward function of your own, (completions, answers) -> one number each (see rlvr.reward.rewards_from); None: is the answer
+    right? Held-out problems are always measured by that. Raises SettingError.
+    """
     try:
         method_parts(config.method)
     except ValueError as error:
         raise SettingError(str(error)) from None
     check_model_name(config.model)
     choose_device(config.device)
-    folder = run_folder(config)
+    if not config.resume:
+        run_folder(config)  # its mistakes, before anything is loaded
     if config.threads:
         torch.set_num_threads(config.threads)
     problems = load_problems(config.data, "train", seed=config.seed)
@@ -295,22 +398,43 @@ def train(config: TrainConfig) -> dict:
     problems, prompts, too_long = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
     progress = Progress(config, policy, held_out)
     check_length(policy, prompts + progress.prompts, config.max_new_tokens)
-    trainer = Trainer(config, policy, problems, prompts)
-    log = RunLog(folder, config, policy, problems=len(problems), too_long=too_long, held_out=len(progress.problems))
-    with log:
-        try:
+    trainer = Trainer(config, policy, problems, prompts, reward)
+    progress.sampling_rows = trainer.sampling_rows
+    data = fingerprint([(p.problem, p.answer) for p in problems], prompts, [(p.problem, p.answer) for p in progress.problems])
+    with RunLog(config, policy, problems=len(problems), too_long=too_long, held_out=len(progress.problems)) as log, Stop() as stop:
+        log.open(trainer, data)
+        return _run(config, trainer, progress, log, stop)
+
+
+def _run(config: TrainConfig, trainer: Trainer, progress: Progress, log: RunLog, stop: Stop) -> dict:
+    """The loop over steps, from wherever the trainer stands. Each finished step is in the log, and every so often in a checkpoint."""
+    try:
+        if trainer.step_number == 0:
             log.evaluation(0, progress.measure(config.final_eval_problems))
-            with tqdm(total=config.steps, desc=config.method, unit="step") as bar:
-                for step in range(1, config.steps + 1):
-                    metrics, batch, correct, shaped = trainer.step()
-                    if step == config.steps:
-                        log.evaluation(step, progress.measure(config.final_eval_problems))
-                    elif config.eval_every and step % config.eval_every == 0:
-                        log.evaluation(step, progress.measure(config.eval_problems))
-                    log.step(metrics, batch, correct, shaped, bar)
-                    bar.update()
-        except KeyboardInterrupt:
-            if not log.steps_done:
-                raise SettingError(f"Interrupted before the first step was done; nothing was trained. {folder} can be deleted.") from None
-            print(f"\ninterrupted in step {trainer.step_number}; the model is saved as it is")
-        return log.finish(trainer.plateau)
+        stop.nothing_to_save = False
+        with tqdm(total=config.steps, initial=trainer.steps_done, desc=config.method, unit="step") as bar:
+            while trainer.steps_done < config.steps and not stop.asked:
+                result = trainer.step(interrupted=stop.now)
+                if result is None:
+                    break
+                step = trainer.steps_done
+                if step == config.steps:
+                    log.evaluation(step, progress.measure(config.final_eval_problems))
+                elif config.eval_every and step % config.eval_every == 0:
+                    log.evaluation(step, progress.measure(config.eval_problems))
+                log.step(*result, bar)
+                bar.update()
+                if config.save_every and step % config.save_every == 0 and step < config.steps:
+                    log.save(trainer)
+        log.save(trainer, must=True)
+        return log.finish(trainer, stop.name if trainer.steps_done < config.steps else None)
+    except KeyboardInterrupt:
+        if stop.nothing_to_save:
+            raise SettingError(f"Interrupted before the first step; nothing was trained. {log.folder} can be deleted.") from None
+        raise SettingError(f"Stopped at once; {log.saved_as()} To go on: python train.py --resume {log.folder}") from None
+    except Exception as error:
+        if trainer.between_updates and trainer.step_number and trainer.steps_done == log.last_step:
+            log.save(trainer)  # the steps that were done, and the batch of the one that was not
+        if out_of_memory(error):
+            raise SettingError("Out of memory for the weights, their gradients and the optimiser. Choose a smaller model.") from None
+        raise

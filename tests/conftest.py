@@ -1,11 +1,14 @@
-"""What the tests share: three small random models, a tokenizer, random rollouts, and a slow but obvious reference for log-probs."""
+"""What the tests share: small random models, a tokenizer, random rollouts, a slow but obvious reference for log-probs, tiny runs."""
 
 import copy
+import csv
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `pytest` finds rlvr as `python -m pytest` does
@@ -123,3 +126,37 @@ def make_rollouts(prompt_lengths, lengths, groups=None, seed=0, finished=None) -
         group=torch.tensor(groups if groups is not None else [0] * n),
         text=[f"text {i}" for i in range(n)],
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Whole runs, as small as they come: a second or two
+
+STORIES = str(Path(__file__).parent / "data" / "stories.jsonl")  # 64 of the built-in ones: all 8192 take seconds to make and encode
+RUN = dict(
+    method="pos", steps=4, prompts_per_step=4, completions_per_prompt=4, mini_batch_prompts=2, filter_groups=False, sampling_rounds=1,
+    max_new_tokens=60, warmup_steps=2, lr=2e-3, eval_every=2, eval_problems=3, final_eval_problems=3, eval_completions=2, log_completions=2,
+    data=STORIES, eval_data=STORIES,
+)  # fmt: skip
+
+
+def files_of(folder: Path) -> dict[str, object]:
+    """What a run leaves behind, without what may differ: times, and where the folder is."""
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return {
+        "metrics": rows,
+        "rollouts": (folder / "rollouts.jsonl").read_text(encoding="utf-8"),
+        "weights": load_file(folder / "model" / "model.safetensors"),
+        "summary": {k: v for k, v in summary.items() if k != "wall_seconds"},
+        "others": sorted(p.name for p in folder.iterdir()),
+    }
+
+
+def check_equal(folder: Path, reference: Path) -> None:
+    """Two runs are the same: bit-equal weights, equal metrics, equal logged completions."""
+    mine, other = files_of(folder), files_of(reference)
+    difference = max((mine["weights"][k] - w).abs().max().item() for k, w in other["weights"].items())
+    assert difference == 0.0 and mine["weights"].keys() == other["weights"].keys()
+    for name in ("metrics", "rollouts", "summary", "others"):
+        assert mine[name] == other[name], name

@@ -56,8 +56,8 @@ def run(tmp_path_factory):
     steps, evaluations = [], []
     real_step, real_evaluate = Trainer.step, train_module.evaluate
 
-    def step(trainer):
-        steps.append(real_step(trainer))
+    def step(trainer, **settings):
+        steps.append(real_step(trainer, **settings))
         return steps[-1]
 
     def evaluate(*args, **settings):

@@ -129,13 +129,13 @@ def test_rows_without_advantage_are_skipped_but_count_as_tokens(monkeypatch):
 
 def test_each_kept_group_is_in_exactly_one_update(monkeypatch):
     trainer = make_trainer(filter_groups=False, mini_batch_prompts=3)
-    real, updates = trainer._update_once, []
+    real, updates = trainer._backward, []
 
-    def watched(batch, shaped, rows, *args, **kwargs):
-        updates.append(batch.group[rows].tolist())
-        return real(batch, shaped, rows, *args, **kwargs)
+    def watched(step, rows, micro_batch_tokens):
+        updates.append(step.sampled.group[rows].tolist())
+        return real(step, rows, micro_batch_tokens)
 
-    monkeypatch.setattr(trainer, "_update_once", watched)
+    monkeypatch.setattr(trainer, "_backward", watched)
     trainer.step()
     assert [len(rows) for rows in updates] == [3 * 4, 3 * 4, 2 * 4]
     assert sorted(sum(updates, [])) == [group for group in range(8) for _ in range(4)]
@@ -341,11 +341,13 @@ def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
     config = TrainConfig(**(SMALL | dict(out=str(tmp_path), name="r", final_eval_problems=6, eval_every=2, eval_problems=4, show_every=1)))
     summary = train(config)
     folder = tmp_path / "r"
-    assert {p.name for p in folder.iterdir()} == {"config.json", "metrics.csv", "rollouts.jsonl", "summary.json", "curves.png", "model"}
+    assert {p.name for p in folder.iterdir()} == set(
+        ".lock config.json metrics.csv rollouts.jsonl summary.json curves.png model checkpoints".split()
+    )
     assert json.loads((folder / "config.json").read_text())["prompts_per_step"] == 8
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert set(summary) == set(
-        "method seed steps wall_seconds pass_at_1_start pass_at_1_end pass_at_8_start pass_at_8_end plateau_step".split()
+        "method seed steps stopped_by wall_seconds pass_at_1_start pass_at_1_end pass_at_8_start pass_at_8_end plateau_step".split()
     )
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,0 +1,45 @@
+"""Stopping politely: Ctrl-C, a job scheduler's SIGTERM and a closed terminal let the step in progress end and be saved."""
+
+import os
+import signal
+import threading
+
+HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+
+
+class Stop:
+    """Use as a context manager around a run. The first signal asks it to end after the step (`asked`), the second between two updates
+    (`now()`), the third raises KeyboardInterrupt wherever it is; so does the first, while there is nothing to save (`nothing_to_save`)."""
+
+    def __init__(self):
+        self.count = 0
+        self.name: str | None = None  # of the last signal, as in "SIGTERM"
+        self.nothing_to_save = True
+        self.before: dict[int, object] = {}
+
+    @property
+    def asked(self) -> bool:
+        return self.count > 0
+
+    def now(self) -> bool:
+        return self.count > 1
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+            self.before = {number: signal.signal(number, self._handle) for number in HANDLED}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _handle(self, number: int, frame) -> None:
+        self.count += 1
+        self.name = signal.Signals(number).name
+        if self.nothing_to_save or self.count > 2:
+            raise KeyboardInterrupt
+        then = ("the step, then saving (again: stop between two updates)", "the update, then saving (again: stop at once)")[self.count - 1]
+        try:  # not print(): the signal may have come in the middle of one
+            os.write(2, f"\n{self.name}: finishing {then}\n".encode())
+        except OSError:  # the terminal is gone
+            pass

@@ -1,0 +1,436 @@
+"""Exact resume: a run that is stopped anywhere and resumed is the run that was never stopped. And what a checkpoint is on the disk."""
+
+import json
+import os
+import random
+import shutil
+import signal
+
+import numpy
+import pytest
+import torch
+from conftest import RUN, check_equal
+from filelock import FileLock
+
+from rlvr import checkpoint, figures
+from rlvr import train as train_module
+from rlvr.checkpoint import checkpoints, damage, load_newest, restore_trainer, save, trainer_state
+from rlvr.config import SettingError, TrainConfig, parse_train
+from rlvr.data import encode_prompts, load_problems
+from rlvr.policy import load_policy
+from rlvr.train import Trainer, train
+
+UPDATES = 2  # in each step of RUN
+
+
+@pytest.fixture(autouse=True)
+def no_figure(monkeypatch):
+    monkeypatch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
+
+
+@pytest.fixture
+def stop_in(monkeypatch):
+    """stop_in(n, times): while the n-th update of the next run is made, that many signals arrive."""
+    real = Trainer._update
+
+    def arm(n, times=1, number=signal.SIGTERM):
+        count = 0
+
+        def update(trainer, step):
+            nonlocal count
+            count += 1
+            real(trainer, step)
+            if count == n:
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Trainer, "_update", update)
+
+    return arm
+
+
+def run(folder, **settings):
+    return train(TrainConfig(**(RUN | dict(out=str(folder.parent), name=folder.name) | settings)))
+
+
+def resume(folder, *flags):
+    return train(parse_train(["--resume", str(folder), *flags]))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """reference(**settings): the run that was never stopped."""
+    made = {}
+
+    def get(**settings):
+        key = str(settings)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("reference") / "run"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
+                run(made[key], **settings)
+        return made[key]
+
+    return get
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Exact resume
+
+
+def stop_and_resume(folder, stop_in, monkeypatch, n, times, **settings):
+    stop_in(n, times)
+    summary = run(folder, **settings)
+    assert summary["stopped_by"] == "SIGTERM"
+    monkeypatch.undo()
+    monkeypatch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
+    return summary
+
+
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_stopped_after_a_step_and_resumed_it_is_the_run_that_was_never_stopped(n, tmp_path, stop_in, monkeypatch, reference, capsys):
+    folder = tmp_path / "run"
+    summary = stop_and_resume(folder, stop_in, monkeypatch, n, times=1)
+    done = (n + 1) // UPDATES
+    assert summary["steps"] == done and checkpoints(folder / "checkpoints")[0].name == f"step-{done:06}"
+    assert f"SIGTERM: stopped after step {done} of 4; all is saved." in capsys.readouterr().out
+    resume(folder)
+    assert f"resumed from step-{done:06}: {done} steps done" in capsys.readouterr().out
+    check_equal(folder, reference())
+
+
+@pytest.mark.parametrize("n", [1, 3, 7])
+def test_stopped_between_two_updates_the_rest_of_the_batch_is_used(n, tmp_path, stop_in, monkeypatch, reference, capsys):
+    folder = tmp_path / "run"
+    summary = stop_and_resume(folder, stop_in, monkeypatch, n, times=2)
+    assert summary["steps"] == n // UPDATES and checkpoints(folder / "checkpoints")[0].name == f"step-{n // UPDATES:06}+1"
+    resume(folder)
+    assert "and 1 updates of the next" in capsys.readouterr().out
+    check_equal(folder, reference())
+
+
+def test_stopped_after_sampling_the_whole_batch_is_used(tmp_path, monkeypatch, reference):
+    real = Trainer._begin
+
+    def begin(trainer):
+        step = real(trainer)
+        if trainer.step_number == 2:
+            os.kill(os.getpid(), signal.SIGINT), os.kill(os.getpid(), signal.SIGINT)
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_begin", begin)
+        assert run(tmp_path / "run")["stopped_by"] == "SIGINT"
+    assert checkpoints(tmp_path / "run" / "checkpoints")[0].name == "step-000001+0"
+    with monkeypatch.context() as patch:  # the second step is not sampled again
+        patch.setattr(Trainer, "_begin", lambda trainer: pytest.fail("sampled again") if trainer.step_number == 1 else real(trainer))
+        resume(tmp_path / "run")
+    check_equal(tmp_path / "run", reference())
+
+
+KINDS = {
+    "grpo": dict(method="grpo"),
+    "ppl": dict(method="ppl", ppl_alpha=0.2),
+    "ppl+pos": dict(method="ppl+pos", ppl_alpha=0.2),
+    "filtered": dict(filter_groups=True, sampling_rounds=2, mini_batch_prompts=1),
+    "kl": dict(kl_coef=0.1, entropy_coef=0.01),
+    "bfloat16": dict(dtype="bfloat16", weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_resume_is_exact_for_every_method(kind, times, tmp_path, stop_in, monkeypatch, reference):
+    settings = dict(steps=3, final_eval_problems=0, eval_data="") | KINDS[kind]
+    stop_and_resume(tmp_path / "run", stop_in, monkeypatch, 3, times, **settings)
+    resume(tmp_path / "run")
+    check_equal(tmp_path / "run", reference(**settings))
+
+
+def test_the_stage_detector_remembers(tmp_path, stop_in, monkeypatch):
+    """The plateau is found before the stop, or needs the entropies from before it; either way shaping goes on from there."""
+    settings = dict(method="pos", shape_start="plateau", steps=5, final_eval_problems=0, eval_data="")
+
+    def detector(entropies):  # the plateau begins at the third step
+        return 3 if len(entropies) >= 3 else None
+
+    monkeypatch.setattr(train_module, "plateau_step", detector)
+    run(tmp_path / "whole", **settings)
+    for n in (2, 7):  # after step 1, after step 4
+        stop_in(n)
+        run(tmp_path / f"run{n}", **settings)
+        stop_in(0)
+        resume(tmp_path / f"run{n}")
+        check_equal(tmp_path / f"run{n}", tmp_path / "whole")
+
+
+def test_the_place_in_the_data_is_kept_over_several_passes(tmp_path, stop_in, monkeypatch, reference):
+    (tmp_path / "six.jsonl").write_text(
+        "".join(json.dumps({"problem": p.problem, "answer": p.answer}) + "\n" for p in load_problems("tiny", "train", 6)), encoding="utf-8"
+    )
+    settings = dict(data=str(tmp_path / "six.jsonl"), instruction="", final_eval_problems=0, eval_data="")  # 4 of 6 in each step
+    stop_and_resume(tmp_path / "run", stop_in, monkeypatch, 4, 1, **settings)
+    resume(tmp_path / "run")
+    check_equal(tmp_path / "run", reference(**settings))
+
+
+def test_rows_after_the_checkpoint_are_cut_from_the_logs(tmp_path, monkeypatch, reference):
+    """A run that crashes has logged steps that its newest checkpoint does not know; they are made again, not logged twice."""
+    real = Trainer._begin
+
+    def begin(trainer):
+        if trainer.step_number == 3:
+            trainer.between_updates = False  # as after a crash: nothing can be saved any more
+            raise RuntimeError("crash")
+        return real(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_begin", begin)
+        with pytest.raises(RuntimeError, match="crash"):
+            run(tmp_path / "run", save_every=2)
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 5  # header, evaluation, 3 steps
+    with open(tmp_path / "run" / "metrics.csv", "a") as file:
+        file.write("4,rising,1,0.")  # half a row
+    with open(tmp_path / "run" / "rollouts.jsonl", "a") as file:
+        file.write('{"step": 4, "gro')
+    resume(tmp_path / "run", "--save-every", "1")
+    check_equal(tmp_path / "run", reference())
+
+
+def test_without_a_checkpoint_the_run_begins_anew(tmp_path, monkeypatch, reference, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SettingError, match="there is none yet"):
+            run(tmp_path / "run")
+    assert not checkpoints(tmp_path / "run" / "checkpoints")
+    resume(tmp_path / "run")
+    assert "there is no checkpoint yet: the run begins anew" in capsys.readouterr().out
+    check_equal(tmp_path / "run", reference())
+
+
+def test_a_finished_run_can_be_resumed_and_made_longer(tmp_path, reference, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(reference(lr_schedule="constant"), folder)
+    resume(folder)
+    check_equal(folder, reference(lr_schedule="constant"))
+    with pytest.raises(SettingError, match="has made 4 steps already. Choose --steps 4 or more."):
+        resume(folder, "--steps", "2")
+    assert resume(folder, "--steps", "5")["steps"] == 5
+    assert json.loads((folder / "config.json").read_text())["steps"] == 5
+    longer = reference(lr_schedule="constant", steps=5)
+    weights = [checkpoint.load_file(f / "model" / "model.safetensors") for f in (folder, longer)]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def new_trainer(**settings) -> Trainer:
+    config = TrainConfig(**(RUN | settings))
+    policy = load_policy("tiny")
+    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
+    return Trainer(config, policy, problems, prompts)
+
+
+def test_every_random_generator_is_saved(tmp_path):
+    trainer = new_trainer()
+    save(tmp_path, *trainer_state(trainer), steps_done=0, updates=None, keep=1)
+
+    def draws():
+        return random.random(), numpy.random.rand(), torch.rand(1).item(), trainer.shuffle.random(), torch.rand(
+            1, generator=trainer.generator
+        ).item()
+
+    first = draws()
+    assert draws() != first
+    restore_trainer(trainer, *load_newest(tmp_path)[1:])
+    assert draws() == first
+
+
+def test_what_memory_allowed_is_remembered_unless_the_flag_changes(tmp_path):
+    trainer = new_trainer(micro_batch_tokens=4096, sampling_rows=64)
+    trainer.micro_batch_tokens.size, trainer.sampling_rows.size = 1024, 16
+    tensors, state = trainer_state(trainer)
+    again = new_trainer(micro_batch_tokens=4096, sampling_rows=128)
+    restore_trainer(again, tensors, json.loads(json.dumps(state)))
+    assert (again.micro_batch_tokens.size, again.sampling_rows.size) == (1024, 128)
+
+
+def test_another_machine_is_noted(tmp_path, capsys):
+    trainer = new_trainer()
+    tensors, state = trainer_state(trainer)
+    restore_trainer(trainer, tensors, state)
+    assert "note" not in capsys.readouterr().out
+    state["made_with"]["torch"] = "1.0"
+    restore_trainer(trainer, tensors, state)
+    assert f"made with torch 1.0 (now {torch.__version__})" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# On the disk
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three checkpoints of a few numbers."""
+    for step in (1, 2, 3):
+        tensors = {"weights": {"w": torch.full((4,), float(step))}, "optimizer": {"0.exp_avg": torch.zeros(4)}}
+        save(tmp_path / "checkpoints", tensors, {"step": step}, steps_done=step, updates=None, keep=9)
+    return tmp_path / "checkpoints"
+
+
+def test_the_newest_is_loaded_and_only_as_many_as_asked_are_kept(folder):
+    assert load_newest(folder)[2] == {"step": 3}
+    tensors = {"weights": {"w": torch.ones(4)}, "optimizer": {}}
+    save(folder, tensors, {"step": 4}, steps_done=3, updates=2, keep=2)
+    assert [p.name for p in checkpoints(folder)] == ["step-000003+2", "step-000003"]
+    save(folder, tensors, {"step": 5}, steps_done=1_000_000, updates=None, keep=1)
+    assert [p.name for p in checkpoints(folder)] == ["step-1000000"] == [p.name for p in folder.iterdir()]
+
+
+def test_updates_of_the_next_step_are_newer_than_the_step():
+    names = ["step-000009", "step-000010", "step-000010+0", "step-000010+2", "step-000010+11", "step-000011"]
+    keys = [tuple(-1 if g is None else int(g) for g in checkpoint.NAME.fullmatch(n).groups()) for n in names]
+    assert keys == sorted(keys)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "a flipped bit in the weights": (lambda p: flip_a_bit(p / "weights.safetensors"), "weights.safetensors has other content"),
+    "a flipped bit in the state": (lambda p: flip_a_bit(p / "state.json"), "state.json has other content"),
+    "half a file": (lambda p: os.truncate(p / "optimizer.safetensors", 20), "optimizer.safetensors has 20 bytes, not"),
+    "an empty file": (lambda p: os.truncate(p / "state.json", 0), "state.json has 0 bytes"),
+    "a missing file": (lambda p: (p / "weights.safetensors").unlink(), "weights.safetensors is missing"),
+    "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
+    "half a manifest": (lambda p: os.truncate(p / "manifest.json", 30), "cannot be read"),
+    "an empty manifest": (lambda p: (p / "manifest.json").write_text("{}"), "names too few files"),
+    "a manifest that is a list": (lambda p: (p / "manifest.json").write_text("[]"), "cannot be read"),
+    "an empty folder": (lambda p: [f.unlink() for f in p.iterdir()], "manifest.json is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_it_used(kind, folder, capsys):
+    do, reason = DAMAGE[kind]
+    do(folder / "step-000003")
+    assert reason in damage(folder / "step-000003") and damage(folder / "step-000002") is None
+    path, tensors, state = load_newest(folder)
+    assert path.name == "step-000002" and state == {"step": 2} and tensors["weights"]["w"].tolist() == [2.0] * 4
+    assert "checkpoint step-000003 is damaged" in capsys.readouterr().out
+    # it is out of the way, so that the next one is not deleted in its favour
+    assert sorted(p.name for p in folder.iterdir()) == ["step-000001", "step-000002", "step-000003.damaged"]
+
+
+def test_if_all_are_damaged_nothing_is_touched(folder):
+    for path in checkpoints(folder):
+        (path / "manifest.json").unlink()
+    with pytest.raises(SettingError, match="are damaged. Put them back from a copy, or start a new run"):
+        load_newest(folder)
+    assert len(checkpoints(folder)) == 3
+
+
+def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(folder, monkeypatch):
+    def crash(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save(folder, {"weights": {}}, {}, steps_done=4, updates=None, keep=1)
+    assert [p.name for p in folder.iterdir() if p.name > "step-000003"] == [] and len(checkpoints(folder)) == 3
+    (folder / "step-000009.part").mkdir()  # as a kill leaves it
+    assert load_newest(folder)[0].name == "step-000003"
+    checkpoint.clear_leftovers(folder)
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_resuming_over_a_damaged_checkpoint_is_exact(tmp_path, stop_in, monkeypatch, reference, capsys):
+    stop_and_resume(tmp_path / "run", stop_in, monkeypatch, 5, 1)
+    flip_a_bit(tmp_path / "run" / "checkpoints" / "step-000003" / "weights.safetensors")
+    resume(tmp_path / "run", "--keep", "1")
+    said = capsys.readouterr().out
+    assert "step-000003 is damaged" in said and "resumed from step-000002" in said
+    check_equal(tmp_path / "run", reference())
+    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000004"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# What is refused
+
+
+@pytest.fixture
+def copy(tmp_path, reference):
+    """A run of four steps, to be spoiled."""
+    shutil.copytree(reference(), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def listing(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("flags", ["--lr 1e-4", "--method grpo", "--seed 3", "--name other", "--model tiny2", "--prompts-per-step 8"])
+def test_a_setting_that_changes_the_result_cannot_change(flags, copy):
+    with pytest.raises(SettingError, match=f"{flags.split()[0]} cannot change in a run that is resumed. Leave it out"):
+        parse_train(["--resume", str(copy), *flags.split()])
+
+
+@pytest.mark.parametrize("flags", ["--threads 1", "--micro-batch-tokens 999", "--sampling-rows 7", "--keep 5", "--save-every 0", "--steps 9"])
+def test_a_setting_that_does_not_change_the_result_can(flags, copy):
+    config = parse_train(["--resume", str(copy), *flags.split()])
+    assert str(getattr(config, flags.split()[0].strip("-").replace("-", "_"))) == flags.split()[1]
+    assert (config.method, config.lr) == ("pos", 2e-3)
+
+
+def test_other_problems_are_refused_and_nothing_is_touched(copy, monkeypatch):
+    real = train_module.load_problems
+    monkeypatch.setattr(train_module, "load_problems", lambda *a, **k: real(*a, **k)[1:])
+    before = listing(copy)
+    with pytest.raises(SettingError, match="The problems are not those that .* began with"):
+        resume(copy, "--steps", "6")
+    assert listing(copy) == before
+
+
+def test_another_reward_function_is_refused(copy):
+    with pytest.raises(SettingError, match="was trained with the reward function verify_all, not longest"):
+        train(parse_train(["--resume", str(copy)]), reward=lambda_named("longest"))
+
+
+def lambda_named(name):
+    def function(responses, golds):
+        return [1.0] * len(responses)
+
+    function.__qualname__ = name
+    return function
+
+
+def test_two_processes_cannot_write_one_run_folder(copy, tmp_path):
+    with FileLock(copy / ".lock"):
+        before = listing(copy)
+        with pytest.raises(SettingError, match="Another process is writing the run folder .*run. Wait until it has ended"):
+            resume(copy)
+        assert listing(copy) == before
+    resume(copy)
+
+
+def test_two_runs_that_start_together_get_two_folders(tmp_path, monkeypatch):
+    """Both find the name free; the one that comes second to the lock takes the next name."""
+    from rlvr import runlog
+
+    config = TrainConfig(**RUN, out=str(tmp_path))
+    real, seen = runlog.run_folder, []
+
+    def slow(config):
+        folder = real(config)
+        if not seen:  # the other process takes it in this very moment
+            seen.append(runlog.claim_run_folder(config))
+        return folder
+
+    monkeypatch.setattr(runlog, "run_folder", slow)
+    seen.clear()
+    calls = iter([slow, real, real, real])
+    monkeypatch.setattr(runlog, "run_folder", lambda c: next(calls)(c))
+    folder, lock = runlog.claim_run_folder(config)
+    assert (seen[0][0].name, folder.name) == ("pos-seed0", "pos-seed0-2")
+    lock.release(), seen[0][1].release()
