@@ -143,15 +143,17 @@ class RunLog:
             path, tensors, state = found
             if state["data"] != data:
                 raise SettingError(
-                    f"The problems are not those that {self.folder} began with. Put the old --data and --eval-data back, or start a new run."
+                    f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or begin a new run."
                 )
             if state["reward"] != trainer.reward_name:
                 raise SettingError(
-                    f"{self.folder} was trained with the reward function {state['reward']}, not {trainer.reward_name}. Pass that one to train()."
+                    f"{self.folder} was trained with the reward function {state['reward']}, not {trainer.reward_name}. "
+                    "Pass that one to train()."
                 )
             checkpoint.restore_trainer(trainer, tensors, state)
             if trainer.steps_done > c.steps:
-                raise SettingError(f"{self.folder} has made {trainer.steps_done} steps already. Choose --steps {trainer.steps_done} or more.")
+                done = trainer.steps_done
+                raise SettingError(f"{self.folder} has made {done} steps already. Choose --steps {done} or more.")
             self.saved, self.last_step = path, trainer.steps_done
             self.updates, self.first, self.last = (state["log"][name] for name in ("updates", "first", "last"))
             self.started -= state["log"]["seconds"]

@@ -244,6 +244,23 @@ def test_every_random_generator_is_saved(tmp_path):
     assert draws() == first
 
 
+def test_weights_that_are_tied_are_saved_once_and_stay_tied(tmp_path):
+    trainer = new_trainer()
+    model = trainer.policy.model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    save(tmp_path, *trainer_state(trainer), steps_done=0, updates=None, keep=1)
+    _, tensors, state = load_newest(tmp_path)
+    assert sum(w.numel() for w in tensors["weights"].values()) == sum(p.numel() for p in model.parameters())
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        for weight in model.parameters():
+            weight.zero_()
+        restore_trainer(trainer, tensors, state)
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def test_what_memory_allowed_is_remembered_unless_the_flag_changes(tmp_path):
     trainer = new_trainer(micro_batch_tokens=4096, sampling_rows=64)
     trainer.micro_batch_tokens.size, trainer.sampling_rows.size = 1024, 16
@@ -376,7 +393,9 @@ def test_a_setting_that_changes_the_result_cannot_change(flags, copy):
         parse_train(["--resume", str(copy), *flags.split()])
 
 
-@pytest.mark.parametrize("flags", ["--threads 1", "--micro-batch-tokens 999", "--sampling-rows 7", "--keep 5", "--save-every 0", "--steps 9"])
+@pytest.mark.parametrize(
+    "flags", ["--threads 1", "--micro-batch-tokens 999", "--sampling-rows 7", "--keep 5", "--save-every 0", "--steps 9"]
+)
 def test_a_setting_that_does_not_change_the_result_can(flags, copy):
     config = parse_train(["--resume", str(copy), *flags.split()])
     assert str(getattr(config, flags.split()[0].strip("-").replace("-", "_"))) == flags.split()[1]

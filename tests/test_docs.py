@@ -1,5 +1,6 @@
 """What the documents say is true: every number has its entry, every command parses, every file and link exists."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -10,11 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_rollouts
+from conftest import RUN, make_rollouts
 
 from rlvr import figures, runlog
 from rlvr.config import EvalConfig, TrainConfig, parse_eval, parse_train
 from rlvr.data import Problem
+from rlvr.train import train
 
 ROOT = Path(__file__).parent.parent
 GLOSSARY = ROOT / "tutorials" / "glossary.md"
@@ -64,28 +66,26 @@ def names_of(file: str) -> set[str]:
     return set().union(*(names for heading, names in glossary().items() if f"`{file}`" in heading))
 
 
-@pytest.fixture
-def log(tmp_path, monkeypatch):
-    """A RunLog with a model of one weight and no figure."""
-    weights = torch.nn.Linear(1, 1)
-    model = SimpleNamespace(parameters=weights.parameters, dtype=torch.float32, device="cpu", save_pretrained=lambda path: None)
-    tokenizer = SimpleNamespace(decode=lambda ids, **kwargs: "text", save_pretrained=lambda path: None)
-    monkeypatch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
-    return runlog.RunLog(tmp_path, TrainConfig(), SimpleNamespace(model=model, tokenizer=tokenizer), problems=1, too_long=0, held_out=0)
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run of one step."""
+    folder = tmp_path_factory.mktemp("docs") / "runs" / "pos-seed0"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
+        train(TrainConfig(**(RUN | dict(steps=1, eval_completions=8, out=str(folder.parent), name=folder.name))))
+    return folder
 
 
 def test_every_column_of_the_metrics_has_an_entry():
     assert names_of("metrics.csv") == set(runlog.COLUMNS)
 
 
-def test_every_number_of_the_summary_has_an_entry(log):
-    log.finish(plateau=None)
-    assert names_of("summary.json") == set(json.loads((log.folder / "summary.json").read_text()))
+def test_every_number_of_the_summary_has_an_entry(run_folder):
+    assert names_of("summary.json") == set(json.loads((run_folder / "summary.json").read_text(encoding="utf-8")))
 
 
-def test_every_field_of_a_logged_completion_has_an_entry(log):
-    batch = make_rollouts([3], [4])
-    assert names_of("rollouts.jsonl") == set(log._completion(1, batch, torch.tensor([True]), torch.ones(1, 4), 0))
+def test_every_field_of_a_logged_completion_has_an_entry(run_folder):
+    assert names_of("rollouts.jsonl") == set(json.loads((run_folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()[0]))
 
 
 def test_every_number_of_an_evaluation_has_an_entry(tmp_path, monkeypatch):
@@ -140,8 +140,10 @@ def test_the_readme_shows_the_front_door():
     assert {"train", "eval"} <= {program for program, _ in commands(text)}
 
 
-def test_every_command_is_one_that_the_program_accepts():
-    for path, text in pages().items():
+def test_every_command_is_one_that_the_program_accepts(run_folder, monkeypatch):
+    pages_found = pages()
+    monkeypatch.chdir(run_folder.parent.parent)  # where --resume runs/pos-seed0 finds a run
+    for path, text in pages_found.items():
         for program, arguments in commands(text):
             if "..." in arguments or not arguments.strip() and program == "eval":  # talks about the program, not a command to type
                 continue
@@ -218,3 +220,17 @@ def test_no_note_to_self_is_left():
     notes = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b|@@\w*@@")
     for path, text in texts(".py", ".md", ".ipynb", ".txt", ".toml", ".ini", ".yml").items():
         assert not notes.search(text), f"{path.relative_to(ROOT)}: {notes.search(text).group()}"
+
+
+def test_every_text_file_is_opened_as_utf_8():
+    """Else Windows reads and writes its own code page."""
+    missing = []
+    for path in [*(ROOT / "rlvr").rglob("*.py"), ROOT / "train.py", ROOT / "eval.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                binary = any(isinstance(a, ast.Constant) and isinstance(a.value, str) and "b" in a.value for a in node.args[1:2])
+                is_file = name in ("read_text", "write_text") or (name == "open" and isinstance(node.func, ast.Name))
+                if is_file and not binary and not any(k.arg == "encoding" for k in node.keywords):
+                    missing.append(f"{path.name}:{node.lineno}")
+    assert not missing

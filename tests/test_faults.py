@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from conftest import RUN, check_equal
@@ -211,7 +210,8 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
 metrics, *_ = trainer.step()
 print("updates", metrics["updates"], "size", trainer.micro_batch_tokens.size)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "out of memory: --micro-batch-tokens is 500000 from here on" in done.stdout and "updates 1" in done.stdout
 
@@ -521,6 +521,8 @@ def test_100_hostile_answers_in_a_row_while_a_run_goes_on(tmp_path, monkeypatch)
     """They cost what a batch may cost, leave no process behind, and the steps after them are as fast as the steps before."""
     trainer = make_trainer(prompts_per_step=25)  # 100 completions
     answers = [HOSTILE[i % len(HOSTILE)].replace("%d", str(i)) for i in range(100)]
+    import psutil  # among the extra test requirements
+
     me, seconds = psutil.Process(), []
     for number in range(7):
         with monkeypatch.context() as patch:

@@ -424,3 +424,22 @@ def test_it_learns():
     assert before < 0.4 and gain > 0.2, (before, gain)
     assert log[-1]["defect_no_box"] < 0.5 * log[0]["defect_no_box"]
     assert log[-1]["entropy_wrong"] < 0.6 * log[0]["entropy_wrong"]
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_step_on_a_gpu_if_there_is_one(device):
+    """Draws come from the CPU, so the first batch is that of the CPU, but for a token here and there that rounding decides."""
+    if not (torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()):
+        pytest.skip(f"no {device} here")
+
+    def first_batch(device):
+        config = TrainConfig(**SMALL, device=device, dtype="float32")
+        policy = load_policy("tiny", device, "float32")
+        problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
+        trainer = Trainer(config, policy, problems, prompts)
+        metrics, batch, _, _ = trainer.step()
+        assert metrics["updates"] and metrics["logp_drift"] < 1e-4
+        return batch
+
+    here, there = first_batch(device), first_batch("cpu")
+    assert sum(a == b for a, b in zip(here.text, there.text)) > 0.8 * len(here)
