@@ -50,6 +50,8 @@ def ppl_weights(old_logp: Tensor, mask: Tensor, group: Tensor, alpha: float, dir
     for g in group.unique():
         rows = group == g
         x = log_ppl[rows]
+        if x.max() == x.min():  # compare, as above: their mean may differ from them by rounding
+            continue
         q1, q3 = torch.quantile(x, 0.25), torch.quantile(x, 0.75)
         reach = 1.5 * (q3 - q1)
         kept = x[(x >= q1 - reach) & (x <= q3 + reach)]

@@ -10,9 +10,9 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
-from rlvr.files import first_free
+from rlvr.files import first_free, printable
 
 LOCK = ".lock"  # the file in a run folder that its process holds
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
@@ -20,7 +20,14 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 
 
 class SettingError(ValueError):
-    """Something the user can mend. The message is one sentence of cause and one of remedy; the command line prints it and exits with 2."""
+    """Something the user can mend. The message is one sentence of cause and one of remedy; the command line prints it and exits with 2.
+
+    It stays one line of moderate length, whatever names and values it quotes.
+    """
+
+    def __init__(self, message: str):
+        line = printable(message).replace("\n", " ")
+        super().__init__(line if len(line) <= 340 else f"{line[:165]} ... {line[-165:]}")
 
 
 @dataclass
@@ -133,8 +140,8 @@ class TrainConfig:
 
     # Saving and resuming
     resume: str = ""
-    """Continue this run folder from its newest checkpoint, as in --resume runs/pos-seed0, with the settings it was started with. --steps may
-    be raised to train longer; else only flags that cannot change the result (machine, saving, watching) may be given."""
+    """Continue this run folder from its newest checkpoint, as in --resume runs/pos-seed0, with the settings it was started with. --steps
+    may be raised to train longer; else only flags that cannot change the result (machine, saving, watching) may be given."""
     save_every: int = 1
     """Steps between two checkpoints; 0: only at the end, and when a signal ends the run. A run that is killed loses the steps after the
     last one, and --resume makes them again, exactly."""
@@ -242,14 +249,17 @@ def _preset_for(model: str) -> str:
     """The preset when none is named: that of a run for its run folder, tiny for the built-in model, hf for any other."""
     for folder in (Path(model), Path(model).parent):  # a run folder, or the model in it
         try:
-            return json.loads((folder / "config.json").read_text(encoding="utf-8"))["preset"]
-        except (OSError, ValueError, KeyError, TypeError):  # no run folder (a model folder has a config.json too, without a preset)
+            path = folder / "config.json"
+            preset = json.loads(path.read_text(encoding="utf-8"))["preset"] if path.is_file() else None
+            if isinstance(preset, str):
+                return preset
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no run folder (a model's config.json names no preset)
             pass
     return "tiny" if model == "tiny" else "hf"
 
 
 def parse_train(argv: list[str] | None = None) -> TrainConfig:
-    """Command line -> checked settings. A preset (or the run that is resumed) gives the defaults, flags override it. Raises SettingError."""
+    """Command line -> checked settings. A preset, or the run that is resumed, gives the defaults, flags override it. Raises SettingError."""
     argv = sys.argv[1:] if argv is None else argv
     folder = _flag_value(argv, "--resume")
     if folder:
@@ -301,6 +311,8 @@ def read_config(folder: Path) -> TrainConfig:
     """The settings that a run folder was made with. Raises SettingError for anything but what a run has written."""
     path = folder / "config.json"
     try:
+        if not path.is_file():  # reading a pipe might never end
+            raise FileNotFoundError
         saved = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise SettingError(f"{folder} is not a run folder (no readable config.json). Name one, as in --resume runs/pos-seed0.") from None
@@ -315,6 +327,8 @@ def read_config(folder: Path) -> TrainConfig:
     for name, value in saved.items():
         kinds = {float: (float, int), bool: bool, int: int, str: str}[type(fields[name].default)]
         right = isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))
+        if get_origin(fields[name].type) is Literal:
+            right = value in get_args(fields[name].type)
         if not right and not (name == "shape_start" and value == "plateau"):
             raise SettingError(f"{path} has {value!r} for {name}. Put back the file that the run wrote.")
     return TrainConfig(**saved)
@@ -382,8 +396,8 @@ def check_train(c: TrainConfig) -> None:
         {
             1: "steps prompts_per_step mini_batch_prompts micro_batch_tokens sampling_rounds max_new_tokens max_prompt_tokens "
             "sampling_rows eval_completions keep",
-            0: "save_every warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha pos_alpha shape_stop eval_every "
-            "final_eval_problems show_every log_completions threads seed",
+            0: "save_every warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha pos_alpha shape_stop "
+            "eval_every final_eval_problems show_every log_completions threads seed",
         },
         positive="lr temperature max_grad_norm",
     )

@@ -3,13 +3,18 @@
 import csv
 import io
 import json
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlvr.config import SettingError
-from rlvr.reward import last_boxed
+from rlvr.files import printable, say
+from rlvr.reward import MAX_CHARS, last_boxed, verify
 
+MAX_PROBLEM_CHARS = 100_000  # a longer one is no prompt, and tokenizers take minutes over megabytes, or crash
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and half a surrogate pair (JSON can spell it), which no encoding can write
 # Short names: Hub id, configuration, split to train on (None: an evaluation set, never trained on), split to evaluate on.
 HUB = {
     "gsm8k": ("openai/gsm8k", "main", "train", "test"),
@@ -38,75 +43,132 @@ class Problem:
     steps: int | None = None
 
 
-def _answer_text(value) -> str:
-    """A gold answer as published -> plain text: '#### 72' -> 72, a worked solution -> its box, 43.0 -> 43."""
+def _cell_text(value, cell: str) -> str:
+    """A cell of a table as text: 43.0 -> 43, and nothing for what is missing. Raises SettingError for what is neither text nor a number."""
     if value is None or value != value:  # NaN is how pandas writes a missing number
         return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value).strip()
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value in (float("inf"), float("-inf")):
+        kind = value if isinstance(value, (bool, float)) else f"a {type(value).__name__}"
+        raise SettingError(f"{cell} is {kind}. Write it as text or as a number.")
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    if NO_TEXT.search(text):
+        raise SettingError(f"{cell} has a character that is no text (NUL, or half a surrogate pair). Write it again as UTF-8.")
+    return text
+
+
+def _answer_text(text: str) -> str:
+    """The answer in what was published as one: '#### 72' -> 72, a worked solution -> its box."""
     if "####" in text:
-        text = text.rsplit("####", 1)[1].strip()
+        text = text.rsplit("####", 1)[1]
     elif (boxed := last_boxed(text)) is not None:
         text = boxed
     return text.strip()
 
 
 def _to_problems(rows: list[dict], where: str) -> list[Problem]:
+    """Rows as they were published -> problems, each once. Raises SettingError with the row at fault."""
     if not rows:
         raise SettingError(f"The data {where} holds no problem. Name a file or a set with at least one row.")
     for questions, answer in COLUMNS:
         if all(c in rows[0] for c in (*questions, answer)):
             break
     else:
-        raise SettingError(f"The data {where} has the columns {', '.join(map(str, rows[0]))}. Name the columns 'problem' and 'answer'.")
-    problems = []
+        found = str(list(rows[0]))[1:-1][:100]
+        raise SettingError(f"The data {where} has the columns {found}. Name the columns 'problem' and 'answer'.")
+    problems: list[Problem] = []
+    seen: dict[str, tuple[int, str]] = {}  # problem -> the first row that holds it, and its answer there
     for number, row in enumerate(rows, start=1):
-        question = [str(row[c]).strip() if row.get(c) is not None else "" for c in questions]
-        text = _answer_text(row.get(answer))
-        if answer == "solution" and last_boxed(str(row.get(answer))) is None:
-            text = ""
-        if not all(question) or not text:
+        *parts, published = (_cell_text(row.get(c), f"The {c} in row {number} of {where}") for c in (*questions, answer))
+        question, text = " ".join(parts), _answer_text(published)
+        if not all(parts) or not text or (answer == "solution" and last_boxed(published) is None):
             raise SettingError(f"Row {number} of {where} lacks its {' or '.join((*questions, answer))}. Fill it in, or leave the row out.")
-        problems.append(Problem(" ".join(question), text))
+        if len(question) > MAX_PROBLEM_CHARS or len(text) > MAX_CHARS:
+            raise SettingError(
+                f"Row {number} of {where} has {len(question)} characters in the problem and {len(text)} in the answer. "
+                f"Leave it out: {MAX_PROBLEM_CHARS} and {MAX_CHARS} are the most."
+            )
+        first, known = seen.setdefault(question, (number, text))
+        if known != text and not verify(rf"\boxed{{{text}}}", known):  # 1/2 and 0.5 are one answer
+            raise SettingError(
+                f"Rows {first} and {number} of {where} give one problem two answers, {known[:30]!r} and {text[:30]!r}. "
+                "Keep the one that is right."
+            )
+        if first == number:
+            problems.append(Problem(question, text))
+    if len(problems) < len(rows):
+        say(f"{where}: {len(rows) - len(problems)} of {len(rows)} rows repeat a problem and its answer; each problem is used once")
     return problems
+
+
+def _one_of_each(pairs: list[tuple]) -> dict:
+    """dict(pairs), but a key that stands twice is an error: Python would take the last one without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return row
+
+
+def _read_csv(reader: csv.DictReader) -> list[dict]:
+    """Rows of a table. Raises csv.Error where DictReader would take a cell for what it is not, or drop one."""
+    rows = []
+    for row in reader:
+        if any(row.get(None, ())):
+            raise csv.Error("more cells than columns: a text with a comma needs quotes around it")
+        rows.append(row)
+    names = [name for name in reader.fieldnames or () if name]
+    if len(set(names)) < len(names):
+        raise csv.Error("two columns have one name")
+    return rows
+
+
+def _reason(error: Exception) -> str:
+    return printable(" ".join(str(error).split())[:150])
 
 
 def _read_file(path: Path) -> list[dict]:
     """Rows of a .jsonl, .json, .csv or .parquet file. Raises SettingError with the line at fault."""
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         import pyarrow.parquet
 
         try:
-            return pyarrow.parquet.read_table(path).to_pylist()
-        except (OSError, ValueError) as error:
-            raise SettingError(f"The file {path} cannot be read as parquet ({error}). Write it again, or use JSON lines.") from None
+            with pyarrow.parquet.ParquetFile(path) as file:
+                return file.read().to_pylist()
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            raise SettingError(f"The file {path} cannot be read as parquet ({_reason(error)}). Use JSON lines.") from None
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise SettingError(f"The file {path} is not UTF-8 text. Save it as UTF-8.") from None
+        text = "\0"
     except OSError as error:
         raise SettingError(f"The file {path} cannot be read ({error.strerror}). Check the path and the permissions.") from None
-    if path.suffix == ".csv":
+    if "\0" in text:  # UTF-16 in most cases: every other byte of it is a NUL
+        raise SettingError(f"The file {path} is not UTF-8 text. Save it as UTF-8.")
+    if suffix == ".csv":
+        # not splitlines(): it also splits at U+2028. strict: a quote that is never closed would swallow the rest of the file
+        reader = csv.DictReader(io.StringIO(text.lstrip(), newline=""), strict=True)
         try:
-            return list(csv.DictReader(io.StringIO(text, newline="")))  # not splitlines(): it also splits at U+2028
+            return _read_csv(reader)
         except csv.Error as error:
-            raise SettingError(f"The file {path} is not valid CSV ({error}). Write it again, or use JSON lines.") from None
+            number = reader.reader.line_num + text.count("\n", 0, len(text) - len(text.lstrip()))
+            raise SettingError(
+                f"The file {path}, line {number} is not valid CSV ({error}). Write it again, or use JSON lines."
+            ) from None
+    remedy = "Write a list of objects with problem and answer" if suffix == ".json" else "Write one object with problem and answer per line"
+    place = ""
     try:
-        if path.suffix == ".json":
-            rows = json.loads(text)
+        if suffix == ".json":
+            rows = json.loads(text, object_pairs_hook=_one_of_each)
         else:
-            rows, number = [], 0
+            rows = []
             for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(): it also splits at U+2028 inside a string
+                place = f", line {number}"
                 if line.strip():
-                    rows.append(json.loads(line))
+                    rows.append(json.loads(line, object_pairs_hook=_one_of_each))
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4300 digits
-        place = "" if path.suffix == ".json" else f", line {number}"
-        raise SettingError(
-            f"The file {path}{place} is not valid JSON ({error}). Write one object with problem and answer per line."
-        ) from None
+        raise SettingError(f"The file {path}{place} is not valid JSON ({_reason(error)}). {remedy}.") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise SettingError(f"The file {path} holds something other than objects. Write one object with problem and answer per line.")
+        raise SettingError(f"The file {path} holds something other than objects. {remedy}.")
     return rows
 
 
@@ -121,29 +183,30 @@ def _read_hub(name: str, split: str) -> list[dict]:
     try:
         return datasets.load_dataset(hub_id, configuration, split=chosen).to_list()
     except Exception as error:  # the Hub client raises many kinds: no network, no such set, no such split, gated
-        reason = " ".join(str(error).split())[:200]
         raise SettingError(
-            f"The data set {hub_id!r} ({chosen} split) cannot be loaded ({reason}). Check the name and the network, or name a file."
+            f"The data set {hub_id!r} ({chosen} split) cannot be loaded ({_reason(error)}). Check the name and the network, or name a file."
         ) from None
 
 
 def load_problems(data: str, split: str = "train", limit: int = 0, seed: int = 0) -> list[Problem]:
     """Problems of a set: 'tiny', a short name of HUB, a file, or a Hub id. split: "train" or "test" (a file is the same for both).
 
-    `limit` keeps the first so many (0: all; 8192 for the endless built-in ones). `seed` draws other built-in problems.
+    A problem that comes again with the same answer is used once. `limit` keeps the first so many (0: all; 8192 for the endless built-in
+    ones). `seed` draws other built-in problems.
     Raises SettingError with cause and remedy for anything that cannot be read.
     """
     if data == "tiny":
         from rlvr.tiny.task import sample_stories
 
         return [Problem(s.problem, str(s.answer), len(s.ops)) for s in sample_stories(split, limit or 8192, seed)]
-    path = Path(data)
-    known_suffix = path.suffix in (".jsonl", ".json", ".csv", ".parquet")
-    if path.is_dir() or (path.exists() and not known_suffix):
+    is_file, known_suffix = os.path.isfile(data), Path(data).suffix.lower() in (".jsonl", ".json", ".csv", ".parquet")
+    if os.path.exists(data) and not is_file:  # reading a pipe or a device might never end
+        raise SettingError(f"{data} is a folder, a pipe or a device. Name a .jsonl, .json, .csv or .parquet file, or a Hub id.")
+    if is_file and not known_suffix:
         raise SettingError(f"{data} is not a .jsonl, .json, .csv or .parquet file. Name such a file, or a Hub id.")
-    if known_suffix and not path.exists():
+    if known_suffix and not is_file:
         raise SettingError(f"There is no file {data}. Check the path.")
-    problems = _to_problems(_read_file(path) if known_suffix else _read_hub(data, split), data)
+    problems = _to_problems(_read_file(Path(data)) if is_file else _read_hub(data, split), data)
     return problems[:limit] if limit else problems
 
 
@@ -153,10 +216,18 @@ def has_test_split(data: str) -> bool:
 
 
 def prompt_ids(tokenizer, problem: str, instruction: str) -> list[int]:
-    """The prompt as token ids: problem, newline, instruction, in the model's chat template if it has one (exactly one BOS, if any)."""
+    """The prompt as token ids: problem, newline, instruction, in the model's chat template if it has one (exactly one BOS, if any).
+
+    Raises SettingError if the template fails.
+    """
     content = f"{problem}\n{instruction}" if instruction else problem
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program, written by somebody else
+            raise SettingError(
+                f"The model's chat template fails ({_reason(error)}). Repair chat_template in its tokenizer files, or take it out."
+            ) from None
         return tokenizer(text, add_special_tokens=False).input_ids  # the template has written the special tokens already
     return tokenizer(content + "\n").input_ids
 
@@ -170,6 +241,8 @@ def encode_prompts(
     """
     problems = list(problems)
     prompts = [prompt_ids(tokenizer, p.problem, instruction) for p in problems]
+    if not any(prompts):
+        raise SettingError("The model's tokenizer or chat template makes nothing of the problems. Repair its tokenizer files.")
     fits = [i for i, ids in enumerate(prompts) if 0 < len(ids) <= max_prompt_tokens]
     if not fits:
         raise SettingError(

@@ -38,7 +38,7 @@ def clipped_loss(
     }
     if kl_coef:  # the "k3" estimator of KL(policy || reference), never negative (Schulman 2020, Approximating KL Divergence)
         log_ref = torch.where(mask, ref_logp - logp, 0.0).clamp(-20, 20)
-        kl = torch.where(mask, log_ref.exp() - 1 - log_ref, 0.0).sum()
+        kl = torch.where(mask, log_ref.expm1() - log_ref, 0.0).sum()
         loss = loss + kl_coef * kl / denominator
         stats["kl"] = kl.detach()
     if entropy_coef:

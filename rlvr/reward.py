@@ -197,6 +197,10 @@ _BASE = re.compile(r"(\d+)_\{?\d+\}?")  # 101_2; math-verify drops the base
 _HUGE = re.compile(r"\^[{(]*-?(?:\d{4}|\d+\^[{(]*\d)|\d{5}[)}]*!|\d{50}")  # x^{1000}, x^{2^{9}}, 10000!, 50 digits
 
 
+def _without_name(text: str) -> str:
+    return _peel(_NAME.sub("", text))[0]
+
+
 @lru_cache(maxsize=8192)
 def _decide(answer: str, gold: str) -> bool | tuple[str, str]:
     """The verdict, or what math-verify must be asked: answer and gold in one spelling."""
@@ -204,7 +208,7 @@ def _decide(answer: str, gold: str) -> bool | tuple[str, str]:
         return int(answer) == int(gold)
     answer, gold = _normalise(answer), _normalise(gold)
     if "=" not in answer or "=" not in gold:  # x=5 answers 5, but y=5 does not answer x=5
-        answer, gold = _NAME.sub("", answer), _NAME.sub("", gold)
+        answer, gold = _without_name(answer), _without_name(gold)
     words, gold_words = _compact(answer), _compact(gold)
     if not words or not gold_words or words.lower() == "nan":  # nothing, and what equals nothing
         return False
@@ -305,9 +309,10 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
         rewards, problem = [], error
         for response, gold in zip(responses, golds, strict=True):
             try:
-                rewards.extend(function([response], [gold]))
+                (alone,) = function([response], [gold])
             except Exception:
-                rewards.append(None)
+                alone = None
+            rewards.append(alone)
     if len(rewards) != len(responses):
         raise ValueError(
             f"The reward function {name} returned {len(rewards)} rewards for {len(responses)} completions. Return one for each, in order."
@@ -321,9 +326,10 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
 
 def _plain(reward) -> float:
     """True -> 1, False -> -1, a number as it is; NaN for everything else."""
-    if isinstance(reward, bool):
-        return 1.0 if reward else -1.0
     try:
+        reward = reward.item() if hasattr(reward, "item") else reward  # a number of torch or NumPy
+        if isinstance(reward, bool):
+            return 1.0 if reward else -1.0
         return float(reward) if math.isfinite(reward) else math.nan
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return math.nan
@@ -340,12 +346,12 @@ def answer_key(response: str) -> str | None:
         return None
     if len(answer) > MAX_CHARS:
         return answer.strip()
-    answer = _NAME.sub("", _normalise(answer))
+    answer = _without_name(_normalise(answer))
     try:
         number = _number(answer)
     except ZeroDivisionError:
         number = None
-    return _compact(answer) if number is None else str(number)
+    return (_compact(answer) if number is None else str(number)) or None
 
 
 def overlong_penalty(lengths, max_tokens: int, buffer: int, factor: float = 1.0):

@@ -143,7 +143,7 @@ class RunLog:
             path, tensors, state = found
             if state["data"] != data:
                 raise SettingError(
-                    f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or begin a new run."
+                    f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or start anew."
                 )
             if state["reward"] != trainer.reward_name:
                 raise SettingError(

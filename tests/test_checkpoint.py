@@ -12,7 +12,7 @@ import torch
 from conftest import RUN, check_equal
 from filelock import FileLock
 
-from rlvr import checkpoint, figures
+from rlvr import checkpoint, figures, runlog
 from rlvr import train as train_module
 from rlvr.checkpoint import checkpoints, damage, load_newest, restore_trainer, save, trainer_state
 from rlvr.config import SettingError, TrainConfig, parse_train
@@ -435,21 +435,19 @@ def test_two_processes_cannot_write_one_run_folder(copy, tmp_path):
 
 def test_two_runs_that_start_together_get_two_folders(tmp_path, monkeypatch):
     """Both find the name free; the one that comes second to the lock takes the next name."""
-    from rlvr import runlog
-
-    config = TrainConfig(**RUN, out=str(tmp_path))
-    real, seen = runlog.run_folder, []
+    config, real, other = TrainConfig(**RUN, out=str(tmp_path)), runlog.run_folder, []
 
     def slow(config):
         folder = real(config)
-        if not seen:  # the other process takes it in this very moment
-            seen.append(runlog.claim_run_folder(config))
+        if not other:  # in this very moment another process takes it ...
+            other.append(FileLock(folder / ".lock"))
+            folder.mkdir()
+            other[0].acquire()
+        elif not (folder / "config.json").exists():  # ... and then writes its settings there
+            (tmp_path / "pos-seed0" / "config.json").write_text("{}")
         return folder
 
     monkeypatch.setattr(runlog, "run_folder", slow)
-    seen.clear()
-    calls = iter([slow, real, real, real])
-    monkeypatch.setattr(runlog, "run_folder", lambda c: next(calls)(c))
     folder, lock = runlog.claim_run_folder(config)
-    assert (seen[0][0].name, folder.name) == ("pos-seed0", "pos-seed0-2")
-    lock.release(), seen[0][1].release()
+    assert folder.name == "pos-seed0-2"
+    lock.release(), other[0].release()

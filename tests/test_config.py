@@ -1,11 +1,10 @@
-"""Settings: what the command line accepts, what it refuses and in which words, and what `--help` shows."""
+"""Settings: what the command line accepts, what it refuses and in which words, and what `--help` shows. More mistakes: test_bad_input.py"""
 
 import ast
 import dataclasses
 import inspect
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -248,88 +247,3 @@ except SystemExit as end:
     print("exit", end.code, sorted({{"torch", "transformers", "datasets", "matplotlib"}} & set(sys.modules)))
 """
     assert run_script("-c", code).stdout.splitlines()[-1] == "exit 0 []"
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------------
-# Mistakes on the command line: exit code 2, one line, nothing written
-
-
-@pytest.fixture
-def place(tmp_path):
-    """A folder with the files the mistakes are about."""
-    (tmp_path / "broken.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n{"problem": \n', encoding="utf-8")
-    (tmp_path / "good.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n', encoding="utf-8")
-    (tmp_path / "columns.jsonl").write_text('{"frage": "1+1", "antwort": "2"}\n', encoding="utf-8")
-    (tmp_path / "no_tokenizer").mkdir()
-    (tmp_path / "no_tokenizer" / "config.json").write_text('{"model_type": "qwen2"}', encoding="utf-8")
-    (tmp_path / "empty_folder").mkdir()
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
-    (tmp_path / "runs" / "mine" / "metrics.csv").write_text("step\n")
-    (tmp_path / "a_file").write_text("not a folder")
-    return tmp_path
-
-
-MISTAKES = [
-    ("train.py --completions-per-prompt 1", "--completions-per-prompt is 1"),
-    ("train.py --method nope", "There is no method 'nope'"),
-    ("train.py --method grpo+pos", "There is no method 'grpo+pos'"),
-    ("train.py --data broken.jsonl", "broken.jsonl, line 2 is not valid JSON"),
-    ("train.py --data nowhere.jsonl", "There is no file nowhere.jsonl"),
-    ("train.py --data columns.jsonl", "has the columns frage, antwort"),
-    ("train.py --eval-data nowhere.jsonl", "There is no file nowhere.jsonl"),
-    ("train.py --data math500", "evaluation set"),
-    ("train.py --model no_tokenizer --data good.jsonl", "no_tokenizer has no tokenizer"),
-    ("train.py --model empty_folder --data good.jsonl", "no config.json"),
-    ("train.py --model ./nowhere --data good.jsonl", "There is no model folder"),
-    ("train.py --name mine", "is not empty"),
-    ("train.py --out a_file", "a_file"),
-    ("eval.py", "No model was named"),
-    ("eval.py no_tokenizer", "no_tokenizer has no tokenizer"),
-    ("eval.py ./nowhere", "There is no model folder"),
-    ("eval.py tiny --data columns.jsonl", "has the columns frage, antwort"),
-    ("eval.py tiny --problems 1 --completions 1 --out empty_folder", "empty_folder"),
-]
-OF_EACH_KIND = [MISTAKES[i] for i in (0, 1, 3, 5, 8, 11, 16)]
-
-
-def listing(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def check_error(code, out: str, err: str, fragment: str) -> None:
-    assert code == 2
-    assert re.fullmatch(r"error: [^\n]+\. [A-Z][^\n]+\n", err), err
-    assert fragment in err and len(err) < 350
-    assert "Traceback" not in out + err
-
-
-@pytest.mark.parametrize("command, fragment", MISTAKES, ids=[command for command, _ in MISTAKES])
-def test_a_mistake_is_one_line_and_nothing_is_written(command, fragment, place, monkeypatch, capsys):
-    import rlvr.train  # noqa: F401  so that what importing it prints is not taken for an error
-
-    script, *arguments = command.split()
-    before = listing(place)
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    check_error(end.value.code, *capsys.readouterr(), fragment)
-    assert listing(place) == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command, fragment", OF_EACH_KIND, ids=[command for command, _ in OF_EACH_KIND])
-def test_a_mistake_in_a_process_of_its_own(command, fragment, place):
-    script, *arguments = command.split()
-    before = listing(place)
-    done = run_script(str(ROOT / script), *arguments, cwd=place)
-    check_error(done.returncode, done.stdout, done.stderr, fragment)
-    assert listing(place) == before
-
-
-@pytest.mark.parametrize("command", ["train.py --mehtod pos", "train.py --seed x", "train.py --dtype float16", "eval.py tiny --top-k 5"])
-def test_a_flag_that_does_not_exist_or_has_no_such_value(command, place):
-    """tyro's own message: more than a line, but it names the flag."""
-    script, *arguments = command.split()
-    done = run_script(str(ROOT / script), *arguments, cwd=place)
-    assert done.returncode == 2 and arguments[-2] in done.stderr and "Traceback" not in done.stderr

@@ -160,10 +160,10 @@ GOOD = '{"problem": "p", "answer": 1}\n'
         ("list.jsonl", GOOD + "[1, 2]\n", ["other than objects"]),
         ("latin.jsonl", '{"problem": "caf\u00e9", "answer": 1}'.encode("latin-1"), ["not UTF-8", "Save it as UTF-8"]),
         ("latin.csv", "problem,answer\ncaf\u00e9,1\n".encode("latin-1"), ["not UTF-8"]),
-        ("semicolon.csv", "problem;answer\np;1\n", ["problem;answer", "'problem' and 'answer'"]),
+        ("semicolon.csv", "problem;answer\np;1\n", ["'problem;answer'", "'problem' and 'answer'"]),
         ("huge.csv", "problem,answer\n" + "x" * 200_000 + ",1\n", ["huge.csv"]),
-        ("columns.jsonl", '{"frage": "p", "antwort": 1}\n', ["frage, antwort", "'problem' and 'answer'"]),
-        ("half.jsonl", '{"problem": "p"}\n', ["the columns problem."]),
+        ("columns.jsonl", '{"frage": "p", "antwort": 1}\n', ["'frage', 'antwort'", "'problem' and 'answer'"]),
+        ("half.jsonl", '{"problem": "p"}\n', ["the columns 'problem'."]),
         ("null.jsonl", GOOD + '{"problem": "p", "answer": null}\n', ["Row 2", "answer"]),
         ("missing.jsonl", GOOD + GOOD + '{"problem": "p"}\n', ["Row 3", "answer"]),
         ("blank_answer.jsonl", '{"problem": "p", "answer": "  "}\n', ["Row 1", "answer"]),
@@ -188,9 +188,9 @@ def test_a_mistake_in_a_file_is_named_with_its_remedy(name, content, fragments, 
 
 def test_missing_file_and_directory(tmp_path):
     assert "There is no file" in error_of(tmp_path / "nowhere.jsonl")
-    assert "not a .jsonl" in error_of(tmp_path)
+    assert "is a folder" in error_of(tmp_path)
     (tmp_path / "folder.jsonl").mkdir()
-    assert "not a .jsonl" in error_of(tmp_path / "folder.jsonl")
+    assert "is a folder" in error_of(tmp_path / "folder.jsonl")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
