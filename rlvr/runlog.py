@@ -118,6 +118,7 @@ class RunLog:
         self.started = time.perf_counter()
         self.pending: dict[str, float] = {}  # numbers of an evaluation, for the row of its step
         self.updates = self.last_step = 0  # updates made, and the last step logged
+        self.saving_seconds = 0.0
         self.first: dict | None = None  # the evaluation before the first step: number of problems, and metrics
         self.last: dict | None = None  # and after the last step
         self.saved: Path | None = None  # the newest checkpoint
@@ -201,10 +202,10 @@ class RunLog:
 
     def save(self, trainer, must: bool = False) -> None:
         """Write a checkpoint. If that fails (a full disk), say so and go on without; `must`: raise SettingError."""
+        began = time.perf_counter()
         tensors, state = checkpoint.trainer_state(trainer)
         state["data"] = self.data
-        seconds = time.perf_counter() - self.started
-        state["log"] = {"updates": self.updates, "first": self.first, "last": self.last, "seconds": seconds}
+        state["log"] = {"updates": self.updates, "first": self.first, "last": self.last, "seconds": began - self.started}
         updates = trainer.unfinished.updates if trainer.unfinished else None
         try:
             self.csv_file.sync()  # the checkpoint says that these rows are there
@@ -217,6 +218,7 @@ class RunLog:
             if must:
                 raise SettingError(f"{failed} Make room, then: python train.py --resume {self.folder}") from None
             say(f"{failed} The run goes on.")
+        self.saving_seconds += time.perf_counter() - began
 
     def saved_as(self) -> str:
         return f"the newest one is {self.saved}." if self.saved else "there is none yet."
@@ -326,6 +328,7 @@ class RunLog:
             "steps": trainer.steps_done,
             "stopped_by": stopped_by,
             "wall_seconds": round(time.perf_counter() - self.started, 1),
+            "saving_seconds": round(self.saving_seconds, 2),
             "pass_at_1_start": metric(self.first, "pass@1"),
             "pass_at_1_end": metric(self.last, "pass@1"),
             f"pass_at_{k}_start": metric(self.first, f"pass@{k}"),

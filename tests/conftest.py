@@ -148,7 +148,7 @@ def files_of(folder: Path) -> dict[str, object]:
         "metrics": rows,
         "rollouts": (folder / "rollouts.jsonl").read_text(encoding="utf-8"),
         "weights": load_file(folder / "model" / "model.safetensors"),
-        "summary": {k: v for k, v in summary.items() if k != "wall_seconds"},
+        "summary": {k: v for k, v in summary.items() if k not in ("wall_seconds", "saving_seconds")},
         "others": sorted(p.name for p in folder.iterdir()),
     }
 

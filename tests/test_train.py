@@ -347,7 +347,7 @@ def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text())["prompts_per_step"] == 8
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert set(summary) == set(
-        "method seed steps stopped_by wall_seconds pass_at_1_start pass_at_1_end pass_at_8_start pass_at_8_end plateau_step".split()
+        "method seed steps stopped_by wall_seconds saving_seconds pass_at_1_start pass_at_1_end pass_at_8_start pass_at_8_end plateau_step".split()
     )
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
