@@ -259,7 +259,7 @@ def _preset_for(model: str) -> str:
 
 
 def parse_train(argv: list[str] | None = None) -> TrainConfig:
-    """Command line -> checked settings. A preset, or the run that is resumed, gives the defaults, flags override it. Raises SettingError."""
+    """Command line -> checked settings. A preset, or the run that is resumed, gives the defaults; flags override. Raises SettingError."""
     argv = sys.argv[1:] if argv is None else argv
     folder = _flag_value(argv, "--resume")
     if folder:

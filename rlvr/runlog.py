@@ -122,6 +122,7 @@ class RunLog:
         self.first: dict | None = None  # the evaluation before the first step: number of problems, and metrics
         self.last: dict | None = None  # and after the last step
         self.saved: Path | None = None  # the newest checkpoint
+        self.save_failed = False  # the last attempt at one
 
     def __enter__(self):
         self.folder, self.lock = claim_run_folder(self.config)
@@ -207,6 +208,7 @@ class RunLog:
         state["data"] = self.data
         state["log"] = {"updates": self.updates, "first": self.first, "last": self.last, "seconds": began - self.started}
         updates = trainer.unfinished.updates if trainer.unfinished else None
+        self.save_failed = False
         try:
             self.csv_file.sync()  # the checkpoint says that these rows are there
             self.jsonl_file.sync()
@@ -214,6 +216,7 @@ class RunLog:
                 self.folder / "checkpoints", tensors, state, steps_done=trainer.steps_done, updates=updates, keep=self.config.keep
             )
         except OSError as error:
+            self.save_failed = True
             failed = f"The checkpoint of step {trainer.steps_done} could not be written ({error}); {self.saved_as()}"
             if must:
                 raise SettingError(f"{failed} Make room, then: python train.py --resume {self.folder}") from None

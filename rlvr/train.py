@@ -424,7 +424,8 @@ def _run(config: TrainConfig, trainer: Trainer, progress: Progress, log: RunLog,
                     log.evaluation(step, progress.measure(config.eval_problems))
                 log.step(*result, bar)
                 bar.update()
-                if config.save_every and step % config.save_every == 0 and step < config.steps:
+                due = log.save_failed or (config.save_every and step % config.save_every == 0)
+                if due and step < config.steps:  # after the last step it is saved below
                     log.save(trainer)
         log.save(trainer, must=True)
         return log.finish(trainer, stop.name if trainer.steps_done < config.steps else None)

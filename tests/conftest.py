@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `pytest` finds rlvr as `python -m pytest` does
 
 from rlvr.rollout import ATTENTION, Rollouts
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads than cores slow each other down
+    torch.set_num_threads(1)
 
 V = 29  # vocabulary of the small models
 

@@ -326,7 +326,7 @@ def _pytest(folder: Path, files: list[str], selection: str) -> None:
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = str(folder)
-    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", selection, *files])))
+    sys.exit(int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", selection, *files])))
 
 
 def main(word: str = "") -> int:

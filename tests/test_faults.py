@@ -266,6 +266,18 @@ def test_a_checkpoint_that_does_not_fit_leaves_those_before_it_and_the_run_goes_
     check_equal(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_checkpoint_that_failed_is_tried_again_after_the_next_step_however_rare_they_are(tmp_path, monkeypatch):
+    real, tried = checkpoint.save, []
+
+    def save(*args, steps_done, **kwargs):
+        tried.append(steps_done)
+        return full_disk() if steps_done in (2, 3) else real(*args, steps_done=steps_done, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    run(tmp_path / "run", steps=6, save_every=2, final_eval_problems=0, eval_data="")
+    assert tried == [2, 3, 4, 6]
+
+
 def test_a_disk_that_stays_full_ends_the_run_with_one_sentence_and_what_was_saved_resumes(tmp_path, monkeypatch):
     run(tmp_path / "whole")
     real = checkpoint.save

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_rollouts
+from conftest import STORIES, make_rollouts
 
 from rlvr import train as train_module
 from rlvr.config import TrainConfig
@@ -68,7 +68,7 @@ def run(tmp_path_factory):
 
     config = TrainConfig(
         steps=2, prompts_per_step=4, completions_per_prompt=4, sampling_rounds=1, log_completions=16, eval_every=1, eval_problems=2,
-        final_eval_problems=2, out=str(tmp_path_factory.mktemp("runs")), name="r",
+        final_eval_problems=2, seed=1, data=STORIES, eval_data=STORIES, out=str(tmp_path_factory.mktemp("runs")), name="r",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", step)

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from conftest import STORIES
+
 from rlvr import train as train_module
 from rlvr.advantage import grpo_advantages
 from rlvr.config import SettingError, TrainConfig
@@ -19,6 +21,7 @@ from rlvr.train import Trainer, train
 SMALL = dict(
     prompts_per_step=8, completions_per_prompt=4, mini_batch_prompts=4, steps=3, sampling_rounds=1, warmup_steps=0, final_eval_problems=0
 )
+FILE = dict(data=STORIES, eval_data=STORIES)  # for whole runs: the 8192 built-in problems take seconds to make and encode
 
 
 def make_trainer(**settings) -> Trainer:
@@ -338,7 +341,8 @@ def test_bfloat16_with_master_weights_trains():
 
 
 def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
-    config = TrainConfig(**(SMALL | dict(out=str(tmp_path), name="r", final_eval_problems=6, eval_every=2, eval_problems=4, show_every=1)))
+    watching = dict(final_eval_problems=6, eval_every=2, eval_problems=4, show_every=1)
+    config = TrainConfig(**(SMALL | FILE | watching | dict(out=str(tmp_path), name="r")))
     summary = train(config)
     folder = tmp_path / "r"
     assert {p.name for p in folder.iterdir()} == set(
@@ -347,7 +351,8 @@ def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text())["prompts_per_step"] == 8
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert set(summary) == set(
-        "method seed steps stopped_by wall_seconds saving_seconds pass_at_1_start pass_at_1_end pass_at_8_start pass_at_8_end plateau_step".split()
+        "method seed steps stopped_by wall_seconds saving_seconds "
+        "pass_at_1_start pass_at_1_end pass_at_8_start pass_at_8_end plateau_step".split()
     )
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -369,7 +374,7 @@ def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
 def test_the_saved_model_is_the_trained_policy(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    config = TrainConfig(**(SMALL | dict(out=str(tmp_path), name="r", lr=5e-3)))
+    config = TrainConfig(**(SMALL | FILE | dict(out=str(tmp_path), name="r", lr=5e-3)))
     train(config)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "model")
     base = AutoModelForCausalLM.from_pretrained(load_policy("tiny").model.config._name_or_path)
@@ -387,14 +392,14 @@ def test_progress_is_measured_with_the_sampling_of_training(tmp_path, monkeypatc
 
     monkeypatch.setattr(train_module, "evaluate", watched)
     settings = dict(steps=2, temperature=0.9, max_new_tokens=50, eval_every=1, eval_problems=2, final_eval_problems=3)
-    train(TrainConfig(**(SMALL | settings | dict(out=str(tmp_path)))))
+    train(TrainConfig(**(SMALL | FILE | settings | dict(out=str(tmp_path)))))
     assert seen == [(3, 0.9, 1.0, 50), (2, 0.9, 1.0, 50), (3, 0.9, 1.0, 50)]
 
 
 def test_the_csv_reads_back_equal_for_equal_seeds(tmp_path):
     rows = []
     for name in "ab":
-        train(TrainConfig(**(SMALL | dict(out=str(tmp_path), name=name))))
+        train(TrainConfig(**(SMALL | FILE | dict(out=str(tmp_path), name=name))))
         with open(tmp_path / name / "metrics.csv", newline="") as file:
             rows.append([{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)])
     assert rows[0] == rows[1]
@@ -410,7 +415,7 @@ def test_it_learns():
     """25 steps take the built-in model from one right answer in five or so to far more, and the format defects go first."""
     config = TrainConfig(steps=25, prompts_per_step=16, mini_batch_prompts=8, sampling_rounds=2, final_eval_problems=0)
     policy = load_policy("tiny")
-    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train"), "", 128)
+    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 1024), "", 128)
     held_out, held_out_prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "test", 64), "", 128)
 
     def accuracy():
