@@ -4,9 +4,11 @@ import signal
 import sys
 
 from rlvr.config import SettingError, parse_train
+from rlvr.files import Patient
 
 
 def main() -> None:
+    sys.stdout, sys.stderr = Patient(sys.stdout), Patient(sys.stderr)
     try:
         config = parse_train()
         from rlvr.train import train  # torch and transformers, only once the settings are known to be good
@@ -18,7 +20,7 @@ def main() -> None:
         sys.exit(130)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

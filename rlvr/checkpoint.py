@@ -58,7 +58,7 @@ def trainer_state(trainer) -> tuple[dict[str, dict[str, Tensor]], dict]:
         "sampling_rows": trainer.sampling_rows.state(),
         "shuffle": [version, list(numbers), gauss],
         "generator": _hex(trainer.generator.get_state()),
-        "random": _random_states(),
+        "random": random_states(),
         "made_with": _made_with(trainer),
         "reward": trainer.reward_name,
         "unfinished": None,
@@ -87,7 +87,7 @@ def restore_trainer(trainer, tensors: dict[str, dict[str, Tensor]], state: dict)
     version, numbers, gauss = state["shuffle"]
     trainer.shuffle.setstate((version, tuple(numbers), gauss))
     trainer.generator.set_state(_unhex(state["generator"]))
-    _restore_random_states(state["random"])
+    restore_random_states(state["random"])
     if state["unfinished"] is not None:
         trainer.unfinished = _unpack(tensors["batch"], state["unfinished"])
         trainer.seconds.update(state["seconds"])
@@ -103,13 +103,27 @@ def _names(trainer) -> list[str]:
 def _made_with(trainer) -> dict[str, str]:
     """What rounding depends on."""
     device = trainer.policy.model.device
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": f"{device.type} {kind}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux
+        return platform.processor() or platform.machine()
+
+
+def model_fingerprint(model) -> str:
+    """A hash of what a run begins with: names, shapes, precision and some numbers of each weight. A pass over all would take seconds."""
+    facts = [(name, str(p.dtype), list(p.shape), p.detach().flatten()[:: max(1, p.numel() // 7)].tolist()) for name, p in model.named_parameters()]
+    return fingerprint(facts)
 
 
 def _pack(step) -> tuple[dict[str, Tensor], dict]:
@@ -136,7 +150,7 @@ def _unhex(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
-def _random_states() -> dict:
+def random_states() -> dict:
     """The global generators. This library draws from its own ones; a reward function or a model may draw from these."""
     version, numbers, gauss = random.getstate()
     name, keys, *rest = numpy.random.get_state()
@@ -148,7 +162,7 @@ def _random_states() -> dict:
     }
 
 
-def _restore_random_states(state: dict) -> None:
+def restore_random_states(state: dict) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = state["numpy"]
@@ -183,7 +197,7 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict, *, st
 
     replace_folder(path, write)
     for old in checkpoints(folder)[keep:]:
-        remove_folder(old)
+        remove_folder(old.rename(old.with_name(old.name + ".part")))  # so that what bears its proper name is complete
     return path
 
 
@@ -249,13 +263,6 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Delete what a crash left half written or half deleted."""
-    for pattern in ("*.part", "*.old"):
-        for path in folder.glob(pattern):
-            path.unlink() if path.is_file() else remove_folder(path)
 
 
 def fingerprint(*parts) -> str:

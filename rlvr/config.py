@@ -25,6 +25,8 @@ class SettingError(ValueError):
     It stays one line of moderate length, whatever names and values it quotes.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str):
         line = printable(message).replace("\n", " ")
         super().__init__(line if len(line) <= 340 else f"{line[:165]} ... {line[-165:]}")
@@ -141,7 +143,8 @@ class TrainConfig:
     # Saving and resuming
     resume: str = ""
     """Continue this run folder from its newest checkpoint, as in --resume runs/pos-seed0, with the settings it was started with. --steps
-    may be raised to train longer; else only flags that cannot change the result (machine, saving, watching) may be given."""
+    may be raised to train longer (a linear --lr-schedule then follows the new length); else only flags that cannot change the result
+    (machine, saving, watching) may be given."""
     save_every: int = 1
     """Steps between two checkpoints; 0: only at the end, and when a signal ends the run. A run that is killed loses the steps after the
     last one, and --resume makes them again, exactly."""
@@ -262,15 +265,8 @@ def parse_train(argv: list[str] | None = None) -> TrainConfig:
     """Command line -> checked settings. A preset, or the run that is resumed, gives the defaults; flags override. Raises SettingError."""
     argv = sys.argv[1:] if argv is None else argv
     folder = _flag_value(argv, "--resume")
-    if folder:
-        saved = dataclasses.replace(read_config(Path(folder)), resume=folder)
-        config = _parse(TrainConfig, argv, "train.py", default=saved)
-        changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(saved, f.name)]
-        if fixed := [f"--{name.replace('_', '-')}" for name in changed if name not in MAY_CHANGE]:
-            raise SettingError(
-                f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "
-                f"--model {folder}."
-            )
+    if folder is not None:
+        config = _parse(TrainConfig, argv, "train.py", default=dataclasses.replace(read_config(Path(folder)), resume=folder))
     else:
         preset = _flag_value(argv, "--preset") or _preset_for(_flag_value(argv, "--model") or "tiny")
         if preset not in PRESETS:
@@ -325,13 +321,30 @@ def read_config(folder: Path) -> TrainConfig:
         wrong = sorted(set(saved) ^ set(fields))
         raise SettingError(f"{path} was written by another version (it differs in {', '.join(wrong)[:100]}). Resume with that version.")
     for name, value in saved.items():
-        kinds = {float: (float, int), bool: bool, int: int, str: str}[type(fields[name].default)]
-        right = isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))
-        if get_origin(fields[name].type) is Literal:
-            right = value in get_args(fields[name].type)
-        if not right and not (name == "shape_start" and value == "plateau"):
+        if not _has_type(fields[name], value):
             raise SettingError(f"{path} has {value!r} for {name}. Put back the file that the run wrote.")
     return TrainConfig(**saved)
+
+
+def _has_type(field: dataclasses.Field, value) -> bool:
+    """Whether a value of a TrainConfig is of the kind that the command line would give."""
+    if get_origin(field.type) is Literal:
+        return value in get_args(field.type)
+    if field.name == "shape_start" and value == "plateau":
+        return True
+    kinds = {float: (float, int), bool: bool, int: int, str: str}[type(field.default)]
+    return isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))
+
+
+def _check_resumed(c: TrainConfig) -> None:
+    """A run that is resumed keeps its settings, but for those of MAY_CHANGE. Raises SettingError."""
+    saved = dataclasses.replace(read_config(Path(c.resume)), resume=c.resume)
+    changed = [f.name for f in dataclasses.fields(c) if getattr(c, f.name) != getattr(saved, f.name)]
+    if fixed := [f"--{name.replace('_', '-')}" for name in changed if name not in MAY_CHANGE]:
+        raise SettingError(
+            f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "
+            f"--model {c.resume}."
+        )
 
 
 def _check_ranges(config, at_least: dict[int, str], positive: str = "") -> None:
@@ -385,6 +398,11 @@ def check_can_write(folder: Path, what: str) -> None:
 
 def check_train(c: TrainConfig) -> None:
     """Refuse settings that cannot work, before anything is loaded. Raises SettingError."""
+    for field in dataclasses.fields(c):  # the command line cannot get these wrong, Python can
+        if not _has_type(field, value := getattr(c, field.name)):
+            raise SettingError(f"--{field.name.replace('_', '-')} is {value!r}. Choose a value of the kind that --help shows.")
+    if c.resume:
+        _check_resumed(c)
     _check_values(c)
     if c.completions_per_prompt < 2:
         raise SettingError(
@@ -456,7 +474,7 @@ def run_folder(c: TrainConfig) -> Path:
 
     if c.name:
         if in_use(out / c.name):
-            raise SettingError(f"The run folder {out / c.name} is not empty. Choose another --name, or delete it.")
+            raise SettingError(f"The run folder {out / c.name} is not empty. Choose another --name, or go on with it: --resume {out / c.name}")
         return out / c.name
     return first_free(out / f"{c.method}-seed{c.seed}", in_use)
 

@@ -15,6 +15,7 @@ import torch
 from rlvr.config import EvalConfig, SettingError, check_can_write, check_size
 from rlvr.data import Problem, encode_prompts, load_problems
 from rlvr.files import first_free, table, write_atomically
+from rlvr.memory import Budget
 from rlvr.policy import Policy, check_length, check_model_name, choose_device, load_policy, positions
 from rlvr.reward import answer_key, verify_all
 from rlvr.rollout import Rollouts, sample
@@ -134,14 +135,16 @@ def compare(config: EvalConfig) -> dict:
     for name in models[1:]:  # a mistake in the last one must not cost the evaluation of the first
         prepare(name)
     results, rows = {}, []
-    policy = None
+    policy, sampling_rows = None, Budget("--sampling-rows", c.sampling_rows)
     for name in models:
         del policy  # one model in memory at a time
         policy, fitting, prompts, too_long, max_new_tokens = prepare(name)
         started = time.perf_counter()
-        result = evaluate(
-            policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, max_new_tokens=max_new_tokens,
-            seed=c.seed, sampling_rows=c.sampling_rows, progress=name,
+        result = sampling_rows.run(
+            lambda rows: evaluate(
+                policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, seed=c.seed,
+                max_new_tokens=max_new_tokens, sampling_rows=rows, progress=name,
+            )
         )  # fmt: skip
         seconds = time.perf_counter() - started
         length = result.rollouts.lengths.float().mean().item()

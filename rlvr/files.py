@@ -49,6 +49,8 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
             path.rename(old)
         beside.rename(path)
     except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
         remove_folder(beside)
         raise
     sync(path.parent)
@@ -57,6 +59,15 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 def remove_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path, pattern: str) -> None:
+    """Put right what a crash left half written or half deleted, among the files of `folder` that the pattern names."""
+    for path in folder.glob(pattern + ".old"):
+        if not path.with_suffix("").exists():  # replace_folder had come half way
+            path.rename(path.with_suffix(""))
+    for path in [*folder.glob(pattern + ".part"), *folder.glob(pattern + ".old")]:
+        path.unlink() if path.is_file() else remove_folder(path)
 
 
 class Appender:
@@ -81,15 +92,16 @@ class Appender:
         self.file.close()
 
 
-def cut_back(path: Path, keep: Callable[[bytes], bool]) -> None:
-    """Cut a text file after its last line that is whole and for which `keep` says yes; lines after the first that it refuses go."""
-    size = 0
+def cut_back(path: Path, keep: Callable[[bytes], bool]) -> int:
+    """Cut a text file after the last whole line for which `keep` says yes. Returns how many such lines there are."""
+    size = kept_size = kept = 0
     with open(path, "r+b") as file:
         for line in file:
-            if not line.endswith(b"\n") or not keep(line):
-                break
             size += len(line)
-        file.truncate(size)
+            if line.endswith(b"\n") and keep(line):
+                kept_size, kept = size, kept + 1
+        file.truncate(kept_size)
+    return kept
 
 
 def first_free(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
@@ -116,6 +128,28 @@ def say(text: str) -> None:
         sys.stdout.flush()
     except (OSError, ValueError):  # ValueError: the stream is closed
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # what comes later, the progress bar's too, would fail again
+
+
+class Patient:
+    """A stream that swallows its own errors. train.py puts it around stdout and stderr: the progress bar writes there too."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            pass
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ from rlvr.config import LOCK, SettingError, TrainConfig, in_use, run_folder
 from rlvr.defects import DEFECTS, defects
 from rlvr.entropy import log_perplexity
 from rlvr.evaluate import Evaluation
-from rlvr.files import Appender, cut_back, printable, replace_folder, say, table, write_atomically
+from rlvr.files import Appender, clear_leftovers, cut_back, printable, replace_folder, say, table, write_atomically
 from rlvr.policy import Policy
 from rlvr.rollout import Rollouts
 
@@ -86,11 +87,11 @@ def claim_run_folder(config: TrainConfig) -> tuple[Path, FileLock]:
             lock.acquire(timeout=0)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             if not isinstance(error, Timeout):
-                raise SettingError(f"The run folder {str(folder)!r} cannot be written ({error}). Choose another --out.") from None
+                remedy = "Check its permissions." if config.resume else "Choose another --out."
+                raise SettingError(f"The run folder {str(folder)!r} cannot be written ({error}). {remedy}") from None
             if config.resume or config.name:
-                raise SettingError(
-                    f"Another process is writing the run folder {folder}. Wait until it has ended, or choose another --name."
-                ) from None
+                remedy = "Wait until it has ended." if config.resume else "Wait until it has ended, or choose another --name."
+                raise SettingError(f"Another process is writing the run folder {folder}. {remedy}") from None
             time.sleep(0.05)  # it took the name in this very moment: look for the next one
             continue
         if config.resume or not in_use(folder):
@@ -139,13 +140,19 @@ class RunLog:
 
         data: the fingerprint of the problems, which must be those that the run began with. Raises SettingError.
         """
-        c, self.data = self.config, data
+        c, self.data, self.model = self.config, data, checkpoint.model_fingerprint(trainer.policy.model)
         found = checkpoint.load_newest(self.folder / "checkpoints") if c.resume else None
+        if c.resume and found is None and (self.folder / "summary.json").exists():
+            raise SettingError(f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {self.folder}")
         if found is not None:
             path, tensors, state = found
             if state["data"] != data:
                 raise SettingError(
                     f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or start anew."
+                )
+            if state["model"] != self.model:
+                raise SettingError(
+                    f"The model {c.model} is not what {self.folder} began with, in weights or precision. Put it back, on such a device."
                 )
             if state["reward"] != trainer.reward_name:
                 raise SettingError(
@@ -156,15 +163,17 @@ class RunLog:
             if trainer.steps_done > c.steps:
                 done = trainer.steps_done
                 raise SettingError(f"{self.folder} has made {done} steps already. Choose --steps {done} or more.")
-            self.saved, self.last_step = path, trainer.steps_done
+            self.saved, self.last_step, self.planned = path, trainer.steps_done, state["log"]["steps"]
             self.updates, self.first, self.last = (state["log"][name] for name in ("updates", "first", "last"))
             self.started -= state["log"]["seconds"]
+            if trainer.steps_done < c.steps:  # it was made longer
+                self.last = None
         try:
             # The settings first: from here on the folder is a run, which can be resumed.
             write_atomically(self.folder / "config.json", json.dumps(dataclasses.asdict(c) | {"resume": ""}, indent=2) + "\n")
             self._open_files(trainer.steps_done if found else -1)
         except OSError as error:
-            raise SettingError(f"The run folder {self.folder} cannot be written ({error}). Make room, or choose another --out.") from None
+            raise SettingError(f"The run folder {self.folder} cannot be written ({error}). Make room, or check its permissions.") from None
         self._say_what_runs(trainer)
 
     def _open_files(self, last_step: int) -> None:
@@ -176,10 +185,12 @@ class RunLog:
         with open(metrics, "rb") as file:
             if file.readline().rstrip() not in (header, b"") and last_step >= 0:
                 raise SettingError(f"{metrics} has other columns than this version writes. Resume with the version that wrote it.")
-        cut_back(metrics, lambda line: line.rstrip() == header or 0 <= _step_of(line.split(b",")[0]) <= last_step)
+        rows = cut_back(metrics, lambda line: line.rstrip() == header or 0 <= _step_of(line.split(b",")[0]) <= last_step)
+        if rows < 1 + last_step:  # the header, and a row for each step; the first evaluation may have one too
+            say(f"note: {metrics} lacks some of the {last_step} steps that are done; it was changed or deleted")
         cut_back(rollouts, lambda line: 0 <= _step_of(line[len(b'{"step": ') :].split(b",")[0]) <= last_step)
-        checkpoint.clear_leftovers(self.folder)
-        checkpoint.clear_leftovers(self.folder / "checkpoints")
+        for folder, pattern in ((self.folder, "*.json"), (self.folder, "model"), (self.folder / "checkpoints", "step-*")):
+            clear_leftovers(folder, pattern)
         self.csv_file, self.jsonl_file = Appender(metrics), Appender(rollouts)
         if metrics.stat().st_size == 0:
             self.csv_file.write(_csv_line(COLUMNS))
@@ -199,14 +210,19 @@ class RunLog:
             half = f" and {trainer.unfinished.updates} updates of the next" if trainer.unfinished else ""
             say(f"resumed from {self.saved.name}: {trainer.steps_done} steps done{half}")
         elif c.resume:
-            say("there is no checkpoint yet: the run begins anew")
+            say("there is no checkpoint: the run begins anew")
+        if trainer.steps_done == c.steps:
+            say("it is complete; --steps makes it longer")
+        elif self.saved and c.lr_schedule == "linear" and c.steps != self.planned:
+            say(f"note: {c.steps} steps instead of {self.planned}: the learning rate follows the new length from here on")
 
     def save(self, trainer, must: bool = False) -> None:
         """Write a checkpoint. If that fails (a full disk), say so and go on without; `must`: raise SettingError."""
         began = time.perf_counter()
         tensors, state = checkpoint.trainer_state(trainer)
-        state["data"] = self.data
+        state["data"], state["model"] = self.data, self.model
         state["log"] = {"updates": self.updates, "first": self.first, "last": self.last, "seconds": began - self.started}
+        state["log"]["steps"] = self.config.steps
         updates = trainer.unfinished.updates if trainer.unfinished else None
         self.save_failed = False
         try:
@@ -224,7 +240,8 @@ class RunLog:
         self.saving_seconds += time.perf_counter() - began
 
     def saved_as(self) -> str:
-        return f"the newest one is {self.saved}." if self.saved else "there is none yet."
+        found = checkpoint.checkpoints(self.folder / "checkpoints")
+        return f"the newest checkpoint is {found[0]}." if found else "there is no checkpoint yet."
 
     def evaluation(self, step: int, result: Evaluation | None) -> None:
         """Print an evaluation and keep its numbers for the row of its step, which is logged next; step 0 gets a row here."""
@@ -306,7 +323,7 @@ class RunLog:
         """Save the model, write summary.json, draw curves.png, print the table. Raises SettingError if the disk is full."""
         try:
             return self._finish(trainer, stopped_by)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise SettingError(
                 f"The model or the figure could not be written ({error}); {self.saved_as()} Make room, then: python train.py --resume "
                 f"{self.folder}"

@@ -14,6 +14,7 @@ class Stop:
     def __init__(self):
         self.count = 0
         self.name: str | None = None  # of the last signal, as in "SIGTERM"
+        self.exit_code = 0  # 128 + signal, as the shell has it
         self.nothing_to_save = True
         self.before: dict[int, object] = {}
 
@@ -26,7 +27,9 @@ class Stop:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
-            self.before = {number: signal.signal(number, self._handle) for number in HANDLED}
+            # What is ignored stays ignored: nohup says so of SIGHUP.
+            wanted = [number for number in HANDLED if signal.getsignal(number) is not signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self._handle) for number in wanted}
         return self
 
     def __exit__(self, *_):
@@ -35,7 +38,7 @@ class Stop:
 
     def _handle(self, number: int, frame) -> None:
         self.count += 1
-        self.name = signal.Signals(number).name
+        self.name, self.exit_code = signal.Signals(number).name, 128 + number
         if self.nothing_to_save or self.count > 2:
             raise KeyboardInterrupt
         then = ("the step, then saving (again: stop between two updates)", "the update, then saving (again: stop at once)")[self.count - 1]

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlvr.advantage import grpo_advantages, method_parts, shape
-from rlvr.checkpoint import fingerprint
-from rlvr.config import SettingError, TrainConfig, run_folder
+from rlvr.checkpoint import fingerprint, random_states, restore_random_states
+from rlvr.config import SettingError, TrainConfig, check_train, run_folder
 from rlvr.data import Problem, encode_prompts, has_test_split, load_problems
 from rlvr.entropy import plateau_step
 from rlvr.evaluate import Evaluation, evaluate
@@ -39,6 +39,8 @@ from rlvr.runlog import RunLog, batch_metrics
 from rlvr.stop import Stop
 
 NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite loss or gradient before the run gives up
+
+NO_ROOM = "Out of memory for the weights, their gradients and the optimiser. Choose a smaller model."
 
 
 @dataclass
@@ -97,7 +99,8 @@ class Trainer:
 
     @property
     def reward_name(self) -> str:
-        return getattr(self.reward or verify_all, "__qualname__", str(self.reward))
+        reward = self.reward or verify_all
+        return getattr(reward, "__qualname__", type(reward).__qualname__)
 
     @property
     def steps_done(self) -> int:
@@ -168,13 +171,14 @@ class Trainer:
     def _undone_if_it_fails(self):
         """Whatever goes wrong inside (a reward function that raises, say) leaves the trainer as it was after the step before."""
         state = (self.step_number - 1, self.queue, list(self.entropies), self.plateau)
-        shuffle, generator = self.shuffle.getstate(), self.generator.get_state()
+        shuffle, generator, others = self.shuffle.getstate(), self.generator.get_state(), random_states()
         try:
             yield
         except BaseException:
             self.step_number, self.queue, self.entropies, self.plateau = state
             self.shuffle.setstate(shuffle)
             self.generator.set_state(generator)
+            restore_random_states(others)
             raise
 
     # -----------------------------------------------------------------------------------------------------------------------------------
@@ -195,8 +199,8 @@ class Trainer:
             ids = [chosen[g] for g in part.group.tolist()]
             with self._timed("reward"):
                 try:
-                    rewards += rewards_from(self.reward or verify_all, part.text, [self.problems[i].answer for i in ids])
-                except ValueError as error:
+                    rewards += self._rewards(part.text, [self.problems[i].answer for i in ids])
+                except (ValueError, ImportError) as error:
                     raise SettingError(str(error)) from None
             part.group += sum(len(p) for p in parts) // c.completions_per_prompt  # group ids go on: a problem drawn twice is two groups
             parts.append(part)
@@ -205,6 +209,11 @@ class Trainer:
             if useful >= c.prompts_per_step:
                 break
         return Rollouts.concat(parts), torch.tensor(rewards), problem_ids, rounds
+
+    def _rewards(self, completions: list[str], answers: list[str]) -> list[float]:
+        if self.reward is None:
+            return [1.0 if right else -1.0 for right in verify_all(completions, answers)]
+        return rewards_from(self.reward, completions, answers)
 
     def _sample(self, prompts: list[list[int]]) -> Rollouts:
         c, before = self.config, self.generator.get_state()
@@ -235,7 +244,7 @@ class Trainer:
         while len(self.queue) < n:
             order = list(range(len(self.problems)))
             self.shuffle.shuffle(order)
-            self.queue += order
+            self.queue = self.queue + order  # not in place: a step that fails goes back to the old one
         chosen, self.queue = self.queue[:n], self.queue[n:]
         return chosen
 
@@ -280,6 +289,7 @@ class Trainer:
         step.groups = step.groups[c.mini_batch_prompts :]
         self.weights.zero_grad()
         if self.failed_updates_in_a_row >= NON_FINITE_LIMIT:
+            self.failed_updates_in_a_row = 0  # resumed, the run may try again
             raise SettingError(self._diagnosis(step, totals["loss"], norm))
 
     def _backward(self, step: Step, rows: Tensor, micro_batch_tokens: int) -> dict[str, float]:
@@ -381,6 +391,7 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
     reward: a reward function of your own, (completions, answers) -> one number each (see rlvr.reward.rewards_from); None: is the answer
     right? Held-out problems are always measured by that. Raises SettingError.
     """
+    check_train(config)
     try:
         method_parts(config.method)
     except ValueError as error:
@@ -398,17 +409,20 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
     problems, prompts, too_long = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
     progress = Progress(config, policy, held_out)
     check_length(policy, prompts + progress.prompts, config.max_new_tokens)
-    trainer = Trainer(config, policy, problems, prompts, reward)
+    try:
+        trainer = Trainer(config, policy, problems, prompts, reward)
+    except (RuntimeError, MemoryError) as error:
+        raise (SettingError(NO_ROOM) if out_of_memory(error) else error) from None
     progress.sampling_rows = trainer.sampling_rows
     data = fingerprint([(p.problem, p.answer) for p in problems], prompts, [(p.problem, p.answer) for p in progress.problems])
     with RunLog(config, policy, problems=len(problems), too_long=too_long, held_out=len(progress.problems)) as log, Stop() as stop:
-        log.open(trainer, data)
-        return _run(config, trainer, progress, log, stop)
+        return _run(config, trainer, progress, log, stop, data)
 
 
-def _run(config: TrainConfig, trainer: Trainer, progress: Progress, log: RunLog, stop: Stop) -> dict:
-    """The loop over steps, from wherever the trainer stands. Each finished step is in the log, and every so often in a checkpoint."""
+def _run(config: TrainConfig, trainer: Trainer, progress: Progress, log: RunLog, stop: Stop, data: str) -> dict:
+    """The loop over steps, from wherever the newest checkpoint stands. Each finished step is in the log, every so often in a checkpoint."""
     try:
+        log.open(trainer, data)
         if trainer.step_number == 0:
             log.evaluation(0, progress.measure(config.final_eval_problems))
         stop.nothing_to_save = False
@@ -418,24 +432,36 @@ def _run(config: TrainConfig, trainer: Trainer, progress: Progress, log: RunLog,
                 if result is None:
                     break
                 step = trainer.steps_done
-                if step == config.steps:
-                    log.evaluation(step, progress.measure(config.final_eval_problems))
-                elif config.eval_every and step % config.eval_every == 0:
-                    log.evaluation(step, progress.measure(config.eval_problems))
-                log.step(*result, bar)
+                try:
+                    if step == config.steps:
+                        log.evaluation(step, progress.measure(config.final_eval_problems))
+                    elif config.eval_every and step % config.eval_every == 0:
+                        log.evaluation(step, progress.measure(config.eval_problems))
+                finally:  # whatever becomes of its evaluation, the step is done
+                    log.step(*result, bar)
                 bar.update()
                 due = log.save_failed or (config.save_every and step % config.save_every == 0)
                 if due and step < config.steps:  # after the last step it is saved below
                     log.save(trainer)
-        log.save(trainer, must=True)
-        return log.finish(trainer, stop.name if trainer.steps_done < config.steps else None)
+        failed = None
+        try:
+            log.save(trainer, must=True)
+        except SettingError as error:
+            failed = error  # no room for a checkpoint; the model alone is smaller
+        summary = log.finish(trainer, stop.name if trainer.steps_done < config.steps else None)
+        if failed:
+            raise failed
+        return summary
     except KeyboardInterrupt:
-        if stop.nothing_to_save:
-            raise SettingError(f"Interrupted before the first step; nothing was trained. {log.folder} can be deleted.") from None
-        raise SettingError(f"Stopped at once; {log.saved_as()} To go on: python train.py --resume {log.folder}") from None
+        if trainer.step_number == 0 and not config.resume:
+            ended = SettingError(f"Interrupted before the first step; nothing was trained. {log.folder} can be deleted.")
+        else:
+            ended = SettingError(f"Stopped at once; {log.saved_as()} To go on: python train.py --resume {log.folder}")
+        ended.exit_code = stop.exit_code or 130
+        raise ended from None
     except Exception as error:
         if trainer.between_updates and trainer.step_number and trainer.steps_done == log.last_step:
             log.save(trainer)  # the steps that were done, and the batch of the one that was not
         if out_of_memory(error):
-            raise SettingError("Out of memory for the weights, their gradients and the optimiser. Choose a smaller model.") from None
+            raise SettingError(NO_ROOM) from None
         raise

@@ -17,6 +17,7 @@ from rlvr import train as train_module
 from rlvr.checkpoint import checkpoints, damage, load_newest, restore_trainer, save, trainer_state
 from rlvr.config import SettingError, TrainConfig, parse_train
 from rlvr.data import encode_prompts, load_problems
+from rlvr.files import clear_leftovers
 from rlvr.policy import load_policy
 from rlvr.train import Trainer, train
 
@@ -197,14 +198,24 @@ def test_rows_after_the_checkpoint_are_cut_from_the_logs(tmp_path, monkeypatch, 
     check_equal(tmp_path / "run", reference())
 
 
+def test_a_log_that_was_spoiled_loses_no_row_that_is_sound(tmp_path, stop_in, monkeypatch, capsys):
+    stop_and_resume(tmp_path / "run", stop_in, monkeypatch, 5, 1)
+    metrics = tmp_path / "run" / "metrics.csv"
+    rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    metrics.write_text("".join([*rows[:2], "hello\n", *rows[3:]]), encoding="utf-8")
+    (tmp_path / "run" / "rollouts.jsonl").unlink()
+    resume(tmp_path / "run")
+    assert [row.split(",")[0] for row in metrics.read_text(encoding="utf-8").splitlines()] == ["step", "0", "hello", "2", "3", "4"]
+
+
 def test_without_a_checkpoint_the_run_begins_anew(tmp_path, monkeypatch, reference, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(SettingError, match="there is none yet"):
+        with pytest.raises(SettingError, match="there is no checkpoint yet"):
             run(tmp_path / "run")
     assert not checkpoints(tmp_path / "run" / "checkpoints")
     resume(tmp_path / "run")
-    assert "there is no checkpoint yet: the run begins anew" in capsys.readouterr().out
+    assert "there is no checkpoint: the run begins anew" in capsys.readouterr().out
     check_equal(tmp_path / "run", reference())
 
 
@@ -215,11 +226,52 @@ def test_a_finished_run_can_be_resumed_and_made_longer(tmp_path, reference, caps
     check_equal(folder, reference(lr_schedule="constant"))
     with pytest.raises(SettingError, match="has made 4 steps already. Choose --steps 4 or more."):
         resume(folder, "--steps", "2")
+    assert "it is complete; --steps makes it longer" in capsys.readouterr().out
     assert resume(folder, "--steps", "5")["steps"] == 5
+    assert "learning rate" not in capsys.readouterr().out  # constant
     assert json.loads((folder / "config.json").read_text())["steps"] == 5
     longer = reference(lr_schedule="constant", steps=5)
     weights = [checkpoint.load_file(f / "model" / "model.safetensors") for f in (folder, longer)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(copy):
+    """They were deleted to make room: the record must stay."""
+    shutil.rmtree(copy / "checkpoints")
+    before = listing(copy)
+    with pytest.raises(SettingError, match="has no checkpoint left. Start a new run from its weights with --model"):
+        resume(copy)
+    assert listing(copy) == before
+
+
+def test_a_longer_run_that_is_stopped_has_no_end_to_report(tmp_path, stop_in, reference, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(reference(), folder)
+    stop_in(1)
+    summary = resume(folder, "--steps", "8")
+    assert "8 steps instead of 4: the learning rate follows the new length from here on" in capsys.readouterr().out
+    assert summary["steps"] == 5 and summary["pass_at_1_end"] is None and summary["pass_at_1_start"] is not None
+
+
+def test_python_cannot_resume_with_other_settings_either(copy):
+    with pytest.raises(SettingError, match="--lr cannot change"):
+        run(copy, resume=str(copy), lr=0.5)
+    with pytest.raises(SettingError, match="--warmup-steps is 2.0. Choose a value of the kind that --help shows."):
+        run(copy.parent / "new", warmup_steps=2.0)
+
+
+def test_another_model_is_refused(copy, monkeypatch):
+    real = train_module.load_policy
+
+    def changed(*args):
+        policy = real(*args)
+        with torch.no_grad():
+            next(policy.model.parameters()).mul_(1.01)
+        return policy
+
+    monkeypatch.setattr(train_module, "load_policy", changed)
+    with pytest.raises(SettingError, match="The model tiny is not what .* began with"):
+        resume(copy, "--steps", "6")
 
 
 def new_trainer(**settings) -> Trainer:
@@ -358,7 +410,7 @@ def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(folder, monkeypatch
     assert [p.name for p in folder.iterdir() if p.name > "step-000003"] == [] and len(checkpoints(folder)) == 3
     (folder / "step-000009.part").mkdir()  # as a kill leaves it
     assert load_newest(folder)[0].name == "step-000003"
-    checkpoint.clear_leftovers(folder)
+    clear_leftovers(folder, "step-*")
     assert len(list(folder.iterdir())) == 3
 
 

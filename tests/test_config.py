@@ -185,7 +185,7 @@ def test_run_folder_of_a_chosen_name_must_be_free(tmp_path):
     (tmp_path / "mine").mkdir()
     assert run_folder(config) == tmp_path / "mine"  # there, but empty
     (tmp_path / "mine" / "metrics.csv").write_text("step\n")
-    with pytest.raises(SettingError, match="is not empty. Choose another --name, or delete it."):
+    with pytest.raises(SettingError, match="is not empty. Choose another --name, or go on with it: --resume "):
         run_folder(config)
     shutil.rmtree(tmp_path / "mine")
     (tmp_path / "mine").write_text("a file")

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import RUN, make_rollouts
 
 from rlvr import figures, runlog

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import RUN, check_equal
+from safetensors import SafetensorError
 
 from rlvr import checkpoint, figures, files, reward, stop
 from rlvr import train as train_module
@@ -289,6 +290,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_one_sentence_and_what_was_save
         patch.setattr(checkpoint, "save", save)
         with pytest.raises(SettingError, match=r"step 4 could not be written .*step-000002. Make room, then: python train.py --resume "):
             run(tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()  # which is smaller, and fits
     resume(tmp_path / "run")
     check_equal(tmp_path / "run", tmp_path / "whole")
 
@@ -318,10 +320,14 @@ def test_rows_that_do_not_fit_wait_and_no_checkpoint_is_written_without_them(nam
     check_equal(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_model_that_does_not_fit_leaves_the_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left")])
+def test_a_model_that_does_not_fit_leaves_the_checkpoint(error, tmp_path, monkeypatch):
+    def fails(*args):
+        raise error
+
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.RunLog, "_finish", full_disk)
-        with pytest.raises(SettingError, match=r"could not be written .*the newest one is .*step-000004. Make room, then"):
+        patch.setattr(train_module.RunLog, "_finish", fails)
+        with pytest.raises(SettingError, match=r"could not be written .*the newest checkpoint is .*step-000004. Make room, then"):
             run(tmp_path / "run")
     resume(tmp_path / "run")
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
@@ -427,6 +433,52 @@ def test_a_reward_function_that_starts_to_fail_loses_no_step(tmp_path):
     assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
     resume(tmp_path / "run", "--save-every", "1", reward=plus)
     check_equal(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_step_that_fails_where_a_new_pass_over_the_data_begins_leaves_the_trainer_as_it_was():
+    fail = [True]
+
+    def fails_once(responses, golds):
+        if fail and trainer.step_number == 3:
+            raise RuntimeError
+        return plus(responses, golds)
+
+    def after(reward):
+        nonlocal trainer
+        trainer = make_trainer(reward, prompts_per_step=24)  # 64 problems: the third step needs a second pass
+        while trainer.steps_done < 3:
+            try:
+                trainer.step()
+            except SettingError:
+                torch.rand(1), fail.clear()
+        return weights(trainer)
+
+    trainer = None
+    assert torch.equal(after(plus), after(fails_once))
+
+
+def test_a_step_whose_evaluation_fails_is_not_lost(tmp_path, monkeypatch):
+    real, calls = train_module.evaluate, []
+
+    def evaluate(*args, **settings):
+        calls.append(1)
+        if len(calls) == 2:  # after step 2
+            raise RuntimeError("evaluation broke")
+        return real(*args, **settings)
+
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    with pytest.raises(RuntimeError, match="evaluation broke"):
+        run(tmp_path / "run", save_every=0)
+    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
+
+
+def test_a_reward_function_may_be_an_object(tmp_path):
+    class Judge:
+        def __call__(self, responses, golds):
+            return plus(responses, golds)
+
+    run(tmp_path / "run", Judge(), steps=2)
+    assert resume(tmp_path / "run", "--steps", "3", reward=Judge())["steps"] == 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -576,8 +628,20 @@ def test_the_signals_are_handled_during_the_run_and_given_back_after_it(name, ca
 
 def test_before_the_first_step_there_is_nothing_to_finish(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "evaluate", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SettingError, match="Interrupted before the first step; nothing was trained."):
+    with pytest.raises(SettingError, match="Interrupted before the first step; nothing was trained.") as caught:
         run(tmp_path / "run")
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """nohup ignores SIGHUP, so that a closed terminal does not end what it started."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with stop.Stop() as stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not stopping.asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_third_signal_stops_at_once_and_what_was_saved_stays(tmp_path, monkeypatch):
@@ -592,7 +656,7 @@ def test_the_third_signal_stops_at_once_and_what_was_saved_stays(tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_backward", backward)
-        with pytest.raises(SettingError, match=r"Stopped at once; the newest one is .*step-000002. To go on: python train.py --resume"):
+        with pytest.raises(SettingError, match=r"Stopped at once; the newest checkpoint is .*step-000002. To go on: python train.py --resume"):
             run(tmp_path / "run")
     resume(tmp_path / "run")
     check_equal(tmp_path / "run", tmp_path / "whole")
@@ -617,6 +681,16 @@ def test_a_terminal_that_is_gone_does_not_end_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys, "stdout", Gone())
     assert run(tmp_path / "run", show_every=1)["steps"] == 4
+
+
+def test_a_stream_that_is_gone_swallows_what_it_is_told():
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", buffering=1) as pipe:
+        stream = files.Patient(pipe)
+        assert stream.write("x\n") == 2 and stream.encoding == pipe.encoding
+        stream.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)  # so that closing it works
 
 
 def test_a_terminal_that_knows_few_letters_does_not_end_the_run(monkeypatch, tmp_path):

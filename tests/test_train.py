@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from conftest import STORIES
 
 from rlvr import train as train_module
