@@ -122,8 +122,8 @@ def _processor() -> str:
 
 def model_fingerprint(model) -> str:
     """A hash of what a run begins with: names, shapes, precision and some numbers of each weight. A pass over all would take seconds."""
-    facts = [(name, str(p.dtype), list(p.shape), p.detach().flatten()[:: max(1, p.numel() // 7)].tolist()) for name, p in model.named_parameters()]
-    return fingerprint(facts)
+    some = {name: p.detach().flatten()[:: max(1, p.numel() // 7)].tolist() for name, p in model.named_parameters()}
+    return fingerprint(some, [(str(p.dtype), list(p.shape)) for p in model.parameters()])
 
 
 def _pack(step) -> tuple[dict[str, Tensor], dict]:

@@ -474,7 +474,8 @@ def run_folder(c: TrainConfig) -> Path:
 
     if c.name:
         if in_use(out / c.name):
-            raise SettingError(f"The run folder {out / c.name} is not empty. Choose another --name, or go on with it: --resume {out / c.name}")
+            folder = out / c.name
+            raise SettingError(f"The run folder {folder} is not empty. Choose another --name, or go on with it: --resume {folder}")
         return out / c.name
     return first_free(out / f"{c.method}-seed{c.seed}", in_use)
 

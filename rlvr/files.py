@@ -63,11 +63,13 @@ def remove_folder(path: Path) -> None:
 
 def clear_leftovers(folder: Path, pattern: str) -> None:
     """Put right what a crash left half written or half deleted, among the files of `folder` that the pattern names."""
-    for path in folder.glob(pattern + ".old"):
-        if not path.with_suffix("").exists():  # replace_folder had come half way
-            path.rename(path.with_suffix(""))
-    for path in [*folder.glob(pattern + ".part"), *folder.glob(pattern + ".old")]:
+    for path in folder.glob(pattern + ".part"):
         path.unlink() if path.is_file() else remove_folder(path)
+    for path in folder.glob(pattern + ".old"):
+        if path.with_suffix("").exists():
+            remove_folder(path)
+        elif path.is_dir():  # replace_folder had come half way
+            path.rename(path.with_suffix(""))
 
 
 class Appender:

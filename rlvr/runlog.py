@@ -189,8 +189,9 @@ class RunLog:
         if rows < 1 + last_step:  # the header, and a row for each step; the first evaluation may have one too
             say(f"note: {metrics} lacks some of the {last_step} steps that are done; it was changed or deleted")
         cut_back(rollouts, lambda line: 0 <= _step_of(line[len(b'{"step": ') :].split(b",")[0]) <= last_step)
-        for folder, pattern in ((self.folder, "*.json"), (self.folder, "model"), (self.folder / "checkpoints", "step-*")):
-            clear_leftovers(folder, pattern)
+        for pattern in ("config.json", "summary.json", "model"):
+            clear_leftovers(self.folder, pattern)
+        clear_leftovers(self.folder / "checkpoints", "step-*")
         self.csv_file, self.jsonl_file = Appender(metrics), Appender(rollouts)
         if metrics.stat().st_size == 0:
             self.csv_file.write(_csv_line(COLUMNS))

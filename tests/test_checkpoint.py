@@ -503,3 +503,16 @@ def test_two_runs_that_start_together_get_two_folders(tmp_path, monkeypatch):
     folder, lock = runlog.claim_run_folder(config)
     assert folder.name == "pos-seed0-2"
     lock.release(), other[0].release()
+
+
+def test_what_is_the_users_own_is_left_alone_and_a_half_swapped_folder_is_put_back(tmp_path):
+    (tmp_path / "notes.old").write_text("mine")
+    (tmp_path / "config.json.old").write_text("mine")
+    (tmp_path / "model.part").mkdir()
+    (tmp_path / "model.old").mkdir()
+    for pattern in ("config.json", "model"):
+        clear_leftovers(tmp_path, pattern)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json.old", "model", "notes.old"]
+    (tmp_path / "model.old").mkdir()
+    clear_leftovers(tmp_path, "model")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json.old", "model", "notes.old"]

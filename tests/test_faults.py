@@ -656,7 +656,7 @@ def test_the_third_signal_stops_at_once_and_what_was_saved_stays(tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_backward", backward)
-        with pytest.raises(SettingError, match=r"Stopped at once; the newest checkpoint is .*step-000002. To go on: python train.py --resume"):
+        with pytest.raises(SettingError, match=r"Stopped at once; the newest checkpoint is .*step-000002. To go on: .* --resume"):
             run(tmp_path / "run")
     resume(tmp_path / "run")
     check_equal(tmp_path / "run", tmp_path / "whole")
