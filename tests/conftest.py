@@ -18,6 +18,7 @@ from rlvr.rollout import ATTENTION, Rollouts
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads than cores slow each other down
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the programs that tests start
 
 V = 29  # vocabulary of the small models
 

@@ -39,6 +39,16 @@ def run(folder, reward=None, **settings):
     return train(TrainConfig(**(RUN | dict(out=str(folder.parent), name=folder.name) | settings)), reward)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run in which nothing goes wrong."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
+        run(folder)
+    return folder
+
+
 def resume(folder, *flags, reward=None):
     return train(parse_train(["--resume", str(folder), *flags]), reward)
 
@@ -243,8 +253,7 @@ class FullFile:
 
 
 @pytest.mark.parametrize("what", ["save_file", "replace", "fsync"])
-def test_a_checkpoint_that_does_not_fit_leaves_those_before_it_and_the_run_goes_on(what, tmp_path, monkeypatch, capsys):
-    run(tmp_path / "whole")
+def test_a_checkpoint_that_does_not_fit_leaves_those_before_it_and_the_run_goes_on(whole, what, tmp_path, monkeypatch, capsys):
     real_save, seen = checkpoint.save, []
 
     def save(folder, tensors, state, *, steps_done, **kwargs):
@@ -264,7 +273,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_those_before_it_and_the_run_goes_
     run(tmp_path / "run")
     assert seen == [True]
     assert "The checkpoint of step 2 could not be written ([Errno 28] No space left on device)" in capsys.readouterr().out
-    check_equal(tmp_path / "run", tmp_path / "whole")
+    check_equal(tmp_path / "run", whole)
 
 
 def test_a_checkpoint_that_failed_is_tried_again_after_the_next_step_however_rare_they_are(tmp_path, monkeypatch):
@@ -279,8 +288,7 @@ def test_a_checkpoint_that_failed_is_tried_again_after_the_next_step_however_rar
     assert tried == [2, 3, 4, 6]
 
 
-def test_a_disk_that_stays_full_ends_the_run_with_one_sentence_and_what_was_saved_resumes(tmp_path, monkeypatch):
-    run(tmp_path / "whole")
+def test_a_disk_that_stays_full_ends_the_run_with_one_sentence_and_what_was_saved_resumes(whole, tmp_path, monkeypatch):
     real = checkpoint.save
 
     def save(*args, steps_done, **kwargs):
@@ -292,12 +300,11 @@ def test_a_disk_that_stays_full_ends_the_run_with_one_sentence_and_what_was_save
             run(tmp_path / "run")
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()  # which is smaller, and fits
     resume(tmp_path / "run")
-    check_equal(tmp_path / "run", tmp_path / "whole")
+    check_equal(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize("name", ["csv_file", "jsonl_file"])
-def test_rows_that_do_not_fit_wait_and_no_checkpoint_is_written_without_them(name, tmp_path, monkeypatch, capsys):
-    run(tmp_path / "whole")
+def test_rows_that_do_not_fit_wait_and_no_checkpoint_is_written_without_them(whole, name, tmp_path, monkeypatch, capsys):
     real, real_save, log = train_module.RunLog.step, checkpoint.save, []
 
     def step(self, metrics, *args):
@@ -317,7 +324,7 @@ def test_rows_that_do_not_fit_wait_and_no_checkpoint_is_written_without_them(nam
     run(tmp_path / "run")
     assert log == [1, 4]
     assert "could not be written (No space left on device); trying again with the next step" in capsys.readouterr().out
-    check_equal(tmp_path / "run", tmp_path / "whole")
+    check_equal(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left")])
@@ -644,8 +651,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_third_signal_stops_at_once_and_what_was_saved_stays(tmp_path, monkeypatch):
-    run(tmp_path / "whole")
+def test_the_third_signal_stops_at_once_and_what_was_saved_stays(whole, tmp_path, monkeypatch):
     real = Trainer._backward
 
     def backward(trainer, *args):
@@ -659,7 +665,7 @@ def test_the_third_signal_stops_at_once_and_what_was_saved_stays(tmp_path, monke
         with pytest.raises(SettingError, match=r"Stopped at once; the newest checkpoint is .*step-000002. To go on: .* --resume"):
             run(tmp_path / "run")
     resume(tmp_path / "run")
-    check_equal(tmp_path / "run", tmp_path / "whole")
+    check_equal(tmp_path / "run", whole)
 
 
 def test_a_run_in_a_thread_leaves_the_signals_alone(tmp_path):

@@ -42,6 +42,7 @@ def smollm2(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_preset_for_1_5b_runs_on_random_weights_of_the_same_architecture(tmp_path, math_model):
     """bfloat16 with float32 masters, gradient checkpointing, token-budget micro-batches, old log-probs from the training forward."""
     out = run("train.py", "--preset", "qwen2.5-math-1.5b", "--model", math_model, "--data", GSM8K, "--device", "cpu", "--steps", "2",
