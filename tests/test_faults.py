@@ -645,6 +645,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with stop.Stop() as stopping:
+            stopping.nothing_to_save = False
             os.kill(os.getpid(), signal.SIGTERM)
             assert not stopping.asked
     finally:
