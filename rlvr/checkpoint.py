@@ -17,6 +17,7 @@ import json
 import platform
 import random
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import numpy
@@ -112,6 +113,7 @@ def _made_with(trainer) -> dict[str, str]:
     }
 
 
+@lru_cache(maxsize=1)  # asked at every checkpoint
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -110,6 +110,11 @@ def _step_of(number: bytes) -> int:
     return int(number) if number.isdigit() else -1
 
 
+def _and_half(trainer) -> str:
+    """How far the step is that was stopped between two updates."""
+    return f" and {trainer.unfinished.updates} updates of the next" if trainer.unfinished else ""
+
+
 class RunLog:
     """Writes a run folder. Use as a context manager: entering takes the folder, leaving closes the files, whatever happens."""
 
@@ -208,8 +213,7 @@ class RunLog:
             f"run folder: {self.folder}"
         )
         if self.saved:
-            half = f" and {trainer.unfinished.updates} updates of the next" if trainer.unfinished else ""
-            say(f"resumed from {self.saved.name}: {trainer.steps_done} steps done{half}")
+            say(f"resumed from {self.saved.name}: {trainer.steps_done} steps done{_and_half(trainer)}")
         elif c.resume:
             say("there is no checkpoint: the run begins anew")
         if trainer.steps_done == c.steps:
@@ -375,9 +379,8 @@ class RunLog:
             )
         say(f"\n{minutes} min {seconds} s; {stage}\nmodel:  {self.folder / 'model'}\nfigure: {figure}")
         if stopped_by:
-            half = f" and {trainer.unfinished.updates} updates of the next" if trainer.unfinished else ""
             say(
-                f"\n{stopped_by}: stopped after step {trainer.steps_done} of {c.steps}{half}; all is saved.\n"
+                f"\n{stopped_by}: stopped after step {trainer.steps_done} of {c.steps}{_and_half(trainer)}; all is saved.\n"
                 f"To go on: python train.py --resume {self.folder}"
             )
         return summary
