@@ -86,8 +86,8 @@ class TrainConfig:
     mini_batch_prompts: int = 16
     """Prompts per optimiser update; smaller than --prompts-per-step means several updates on one batch (paper: 32)."""
     micro_batch_tokens: int = 4096
-    """Tokens, padding included, that go through the model at once in an update. Changes memory and speed, not the result (but rounding).
-    Halved when memory runs out."""
+    """Tokens that go through the model at once in an update; a prompt counts once for all its completions there. Changes memory and speed,
+    not the result (but rounding). Halved when memory runs out."""
     filter_groups: bool = True
     """Drop groups that are all right or all wrong, whose advantage is zero (dynamic sampling)."""
     sampling_rounds: int = 2
@@ -103,8 +103,14 @@ class TrainConfig:
     """Sampling temperature; log-probs and entropies are taken at the same one."""
     sampling_rows: int = 512
     """Completions sampled side by side. Changes memory and speed, not the result (but rounding). Halved when memory runs out."""
+    sampler: Literal["rlvr", "generate"] = "rlvr"
+    """rlvr: this library's, several times faster. generate: transformers' generate(), and rows with padding in the update, for models
+    whose attention ours cannot follow (it says so)."""
+    cuda_graphs: bool = False
+    """On a GPU: record a sampling step once and play it back, so that starting its kernels takes no time. Not yet tried on a GPU."""
     old_logp: Literal["auto", "sampler", "recompute"] = "auto"
-    """Where the old log-probs come from: the sampler, or a pass of the training forward; auto: the sampler in float32, else a pass."""
+    """Where the old log-probs come from: the sampler, or a pass of the training forward over all completions. auto: the sampler in
+    float32; in bfloat16 the first update's own, and a pass for those that later updates compare with."""
 
     # Reward
     overlong_buffer: int = 15
@@ -207,6 +213,10 @@ class EvalConfig:
     """Seeds the sampling."""
     sampling_rows: int = 512
     """Completions sampled side by side. Changes memory and speed, not the result (but rounding). Halved when memory runs out."""
+    sampler: Literal["rlvr", "generate"] = "rlvr"
+    """rlvr: this library's, several times faster. generate: transformers' generate(), for models whose attention ours cannot follow."""
+    cuda_graphs: bool = False
+    """On a GPU: record a sampling step once and play it back. Not yet tried on a GPU."""
     out: str = ""
     """The JSON file to write; empty: runs/eval-<data>.json."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -234,7 +244,7 @@ PRESETS = {
 
 # Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
 MAY_CHANGE = set(
-    "steps save_every keep show_every log_completions device threads micro_batch_tokens sampling_rows gradient_checkpointing".split()
+    "steps save_every keep show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs gradient_checkpointing".split()
 )
 
 

@@ -65,6 +65,7 @@ class Evaluation:
 def evaluate(
     policy: Policy, problems: Sequence[Problem], prompts: Sequence[list[int]], *, completions: int = 8, temperature: float = 0.6,
     top_p: float = 0.95, max_new_tokens: int = 1024, seed: int = 0, sampling_rows: int = 512, progress: str = "",
+    cuda_graphs: bool = False,
 ) -> Evaluation:  # fmt: skip
     """Sample N completions of each problem and measure.
 
@@ -76,6 +77,7 @@ def evaluate(
     rollouts = sample(
         policy.model, policy.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=max_new_tokens,
         stop_ids=policy.stop_ids, temperature=temperature, top_p=top_p, generator=generator, sampling_rows=sampling_rows, progress=progress,
+        cuda_graphs=cuda_graphs,
     )  # fmt: skip
     group = rollouts.group.tolist()
     correct = verify_all(rollouts.text, [problems[g].answer for g in group])
@@ -118,14 +120,14 @@ def compare(config: EvalConfig) -> dict:
     check_can_write(path.parent, "the folder of --out")
     if c.threads:
         torch.set_num_threads(c.threads)
-    choose_device(c.device)
+    choose_device(c.device, c.cuda_graphs)
     problems = load_problems(c.data, "test", limit=c.problems or (400 if c.data == "tiny" else 0))
     usual_length = 120 if c.data == "tiny" else 1024
     check_size(len(problems) * c.completions, c.max_new_tokens or usual_length, "--problems and --completions")
 
     def prepare(name: str) -> tuple:
         """A model, and the problems as prompts for it."""
-        policy = load_policy(name, c.device, c.dtype)
+        policy = load_policy(name, c.device, c.dtype, c.sampler)
         fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens)
         room = positions(policy) - max(map(len, prompts))
         max_new_tokens = c.max_new_tokens or max(1, int(min(usual_length, room)))
@@ -143,7 +145,7 @@ def compare(config: EvalConfig) -> dict:
         result = sampling_rows.run(
             lambda rows: evaluate(
                 policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, seed=c.seed,
-                max_new_tokens=max_new_tokens, sampling_rows=rows, progress=name,
+                max_new_tokens=max_new_tokens, sampling_rows=rows, progress=name, cuda_graphs=c.cuda_graphs,
             )
         )  # fmt: skip
         seconds = time.perf_counter() - started

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from rlvr.attention import ATTENTION, Packed, is_ours
 from rlvr.config import TINY_MODEL, SettingError
 from rlvr.entropy import entropy_from_logp
 from rlvr.files import printable
-from rlvr.rollout import ATTENTION, Rollouts
+from rlvr.rollout import Rollouts, sample_batch
 
 LOGITS_AT_ONCE = 2**26  # numbers in a chunk of logits: 256 MiB in float32, whatever the vocabulary
 
@@ -75,19 +77,25 @@ def _json_object(file: Path) -> dict | None:
     return content
 
 
-def choose_device(device: str) -> str:
+def choose_device(device: str, cuda_graphs: bool = False) -> str:
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
         raise SettingError(f"There is no {device} device here. Choose --device cpu, or auto.")
+    if cuda_graphs and device != "cuda":
+        raise SettingError(f"--cuda-graphs needs a CUDA GPU, but the device is {device}. Leave it out.")
     return device
 
 
-def load_policy(name: str, device: str = "cpu", dtype: str = "auto") -> Policy:
+def load_policy(name: str, device: str = "cpu", dtype: str = "auto", sampler: str = "rlvr") -> Policy:
     """Load a model folder, run folder or Hub id, with its weights in the precision of the forward pass (MasterWeights keeps float32 ones).
 
-    Raises SettingError when the folder, the model or its tokenizer is missing or damaged, or the device is not there. No code that comes
-    with a model is run: none of its own (trust_remote_code), and none in a pickle (weights are read from safetensors alone).
+    sampler "rlvr" puts the model under our attention, so that it is sampled by our loop and learns from packed batches; "generate" leaves it
+    as it is, for transformers' `generate` and padded rows.
+
+    Raises SettingError when the folder, the model or its tokenizer is missing or damaged, the device is not there, or our code cannot
+    follow the model. No code that comes with a model is run: none of its own (trust_remote_code), and none in a pickle (weights are read
+    from safetensors alone).
     """
     from huggingface_hub.utils import logging as hub_logging
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,7 +124,6 @@ def load_policy(name: str, device: str = "cpu", dtype: str = "auto") -> Policy:
         raise SettingError(
             f"The model {name!r} cannot be loaded ({_reason(error)}). Check its name and its files, or choose another model."
         ) from None
-    model.set_attn_implementation(ATTENTION)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     eos = model.generation_config.eos_token_id
     ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
@@ -125,8 +132,9 @@ def load_policy(name: str, device: str = "cpu", dtype: str = "auto") -> Policy:
         raise SettingError(
             f"The model {name!r} names no token that ends a text. Set eos_token in its tokenizer or its generation_config.json."
         )
-    _check_attention(model, name)
     _check_head(model, name)
+    if sampler == "rlvr":
+        _put_under_our_attention(model, name)
     return Policy(model, tokenizer, stop_ids)
 
 
@@ -161,42 +169,98 @@ def check_length(policy: Policy, prompts: list[list[int]], max_new_tokens: int) 
         )
 
 
-def _check_attention(model, name: str) -> None:
-    """The sampler lets every token see all earlier ones. Refuse models in which some layers see a window, or keep a state instead."""
-    config = model.config.get_text_config()
-    layer_types = getattr(config, "layer_types", None)
-    full = all(t == "full_attention" for t in layer_types) if layer_types else getattr(config, "sliding_window", None) is None
-    if not full or getattr(model, "_is_stateful", False):
-        raise SettingError(
-            f"The model {name!r} has layers without full attention (a sliding window, or a state), which the sampler cannot follow. "
-            "Choose a model with full attention, such as Qwen2.5, Llama 3 or SmolLM2."
-        )
-
-
 @torch.no_grad()
 def _check_head(model, name: str) -> None:
-    """Logits are computed in chunks as head(hidden state). Some architectures scale or cap them afterwards; refuse those.
-
-    So are those in which a token sees later ones.
-    """
+    """Logits are computed in chunks from hidden states. Refuse a model that makes them in a way we do not know, or lets tokens see later ones."""
     ids = torch.tensor([[3, 5, 7], [3, 5, 9]], device=model.device) % model.get_input_embeddings().weight.shape[0]
     hidden = model.base_model(input_ids=ids).last_hidden_state
     if not torch.allclose(hidden[0, :2], hidden[1, :2], rtol=1e-3, atol=1e-3):
         raise SettingError(f"The model {name!r} lets a token see later ones. Choose a causal model, such as Qwen2.5, Llama 3 or SmolLM2.")
-    direct = model.get_output_embeddings()(hidden)
-    if not torch.allclose(direct, model(input_ids=ids).logits, rtol=1e-2, atol=1e-2):
+    if not torch.allclose(_logits(model, hidden), model(input_ids=ids).logits, rtol=1e-2, atol=1e-2):
         raise SettingError(
-            f"The model {name!r} changes its logits after the output layer, which this library cannot follow. "
+            f"The model {name!r} changes its logits after the output layer, in a way that this library does not know. "
             "Choose another model, such as Qwen2.5, Llama 3 or SmolLM2."
         )
 
 
-def _head_logp_entropy(head, hidden: Tensor, targets: Tensor, temperature: float, with_grad_entropy: bool) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def _put_under_our_attention(model, name: str) -> None:
+    """Switch the model to our attention, if with it the model still says what it says by itself; SettingError if not.
+
+    So it is not needed to know every architecture: a few completions of two prompts of unlike length are sampled by our loop, and the
+    log-probs that it saw are compared with those of the model as it came and with those of a packed batch.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    prompts = [[token % vocabulary for token in prompt] for prompt in ([3, 5, 7, 11, 13, 17, 19], [23, 29])]
+    own, training = model.config.get_text_config()._attn_implementation, model.training
+    model.eval()
+    try:
+        model.set_attn_implementation(ATTENTION)
+        u = torch.linspace(0.1, 0.9, 4 * 5, device=model.device).view(4, 5)
+        ids, lengths, _, sampled, _ = sample_batch(model, prompts, 2, {vocabulary}, 1.0, 1.0, u)
+        rows = [p for p in prompts for _ in range(2)], ids, torch.ones_like(ids, dtype=torch.bool)
+        packed, _ = logp_and_entropy(model, *rows)
+        model.set_attn_implementation(own)
+        alone, _ = logp_and_entropy(model, *rows)
+        near = 0.002 if model.dtype == torch.float32 else 0.2  # nats; a wrong mask or position moves some by more than either
+        if not all(torch.allclose(x, alone, rtol=0.02, atol=near) for x in (sampled, packed)):
+            raise ValueError("other log-probs")
+        model.set_attn_implementation(ATTENTION)
+    except Exception:  # whatever an architecture makes of a cache, a mask or an argument that it does not expect
+        raise SettingError(
+            f"The attention of the model {name!r} is one that our sampler cannot follow. Choose --sampler generate, which is slower."
+        ) from None
+    finally:
+        model.train(training)
+
+
+def _logits(model, hidden: Tensor) -> Tensor:
+    """hidden [..., H] -> logits [..., V]: the output layer, and the scale or cap that some architectures put on top."""
+    config, logits = model.config.get_text_config(), model.get_output_embeddings()(hidden)
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        logits = cap * torch.tanh(logits / cap)
+    if scale := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / scale
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    return logits
+
+
+class _TokenLogp(torch.autograd.Function):
+    """logits [K, V], targets [K] -> log-prob of each target and entropy, [K] float32 each; the gradient is that of the log-prob.
+
+    What autograd would do, with one [K, V] buffer kept for the backward pass and fewer trips through memory.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        z = logits.float() if temperature == 1 else logits.float() / temperature
+        z = (z - z.amax(-1, keepdim=True)).clamp_(min=-1e4)  # the clamp makes 0 * -inf a plain 0
+        p = z.exp()
+        total = p.sum(-1, keepdim=True)
+        log_total = total[:, 0].log()
+        p /= total
+        ctx.save_for_backward(p, targets)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        entropy = log_total - torch.linalg.vecdot(p, z)
+        ctx.mark_non_differentiable(entropy)
+        return z.gather(-1, targets[:, None])[:, 0] - log_total, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None, None]:
+        p, targets = ctx.saved_tensors
+        grad = (grad / ctx.temperature)[:, None]
+        return (p * -grad).scatter_add_(-1, targets[:, None], grad).to(ctx.dtype), None, None
+
+
+def _head_logp_entropy(model, hidden: Tensor, targets: Tensor, temperature: float, with_grad_entropy: bool) -> tuple[Tensor, Tensor]:
     """hidden [K, H], targets [K] -> log-prob of each target [K] and entropy [K], float32."""
-    logp = torch.log_softmax(head(hidden).float() / temperature, dim=-1)
-    with torch.set_grad_enabled(with_grad_entropy and torch.is_grad_enabled()):
-        entropy = entropy_from_logp(logp)
-    return logp.gather(-1, targets[:, None])[:, 0], entropy
+    logits = _logits(model, hidden)
+    if not with_grad_entropy:
+        return _TokenLogp.apply(logits, targets, temperature)
+    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return logp.gather(-1, targets[:, None])[:, 0], entropy_from_logp(logp)
 
 
 def logp_and_entropy(
@@ -204,59 +268,76 @@ def logp_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy of every completion token under the model as it is now, at the sampling temperature.
 
-    prompt_ids: n lists; completion_ids, mask [n, T] -> logp [n, T], entropy [n, T], float32, 0 outside the mask. The rows go through the
-    model as they are, padded on the right: with causal attention nothing looks there, so no attention mask is needed. The output layer
-    runs on completion positions alone; if their logits are more than LOGITS_AT_ONCE numbers, in chunks whose logits are thrown away and
-    recomputed in the backward pass.
+    prompt_ids: n lists; completion_ids, mask [n, T] -> logp [n, T], entropy [n, T], float32, 0 outside the mask. Under our attention the
+    rows go through the model packed, equal prompts once. Otherwise as they are, padded on the right: with causal attention nothing looks
+    there, so no attention mask is needed. The output layer runs on completion positions alone; if their logits are more than
+    LOGITS_AT_ONCE numbers, in chunks whose logits are thrown away and recomputed in the backward pass.
     """
     device = model.device
     mask = mask.to(device)
-    lengths = mask.sum(1).tolist()
-    rows = [p + c[:n] for p, c, n in zip(prompt_ids, completion_ids.tolist(), lengths)]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    # The hidden state that predicts token t of a completion stands one place before it.
-    start = torch.tensor([len(p) - 1 for p in prompt_ids], device=device)
-    row, t = mask.nonzero(as_tuple=True)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[row, start[row] + t]  # [K, H], K valid tokens
-    targets = completion_ids.to(device)[mask]
-    head, chunk = model.get_output_embeddings(), max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
+    completions = [ids[:n] for ids, n in zip(completion_ids.tolist(), mask.sum(1).tolist())]
+    targets = completion_ids.to(device)[mask]  # [K'], all valid tokens
+    if len(targets) == 0:
+        return torch.zeros(mask.shape, device=device, requires_grad=torch.is_grad_enabled()), torch.zeros(mask.shape, device=device)
+    # hidden [K', H]: the state that predicts each of them stands one place before it
+    if is_ours(model):
+        batch = Packed(prompt_ids, completions, device)
+        four_dimensions = torch.zeros(1, 1, 1, 1, device=device)  # a mask that nobody reads: so the model makes none of its own
+        out = model.base_model(
+            input_ids=batch.ids, position_ids=batch.positions, attention_mask=four_dimensions, use_cache=False, layout=batch
+        )
+        hidden = out.last_hidden_state[0].index_select(0, batch.predicts)
+    else:
+        rows = [p + c for p, c in zip(prompt_ids, completions)]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+        start = torch.tensor([len(p) - 1 for p in prompt_ids], device=device)
+        row, t = mask.nonzero(as_tuple=True)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[row, start[row] + t]
+    chunk = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
     if len(targets) <= chunk:
-        flat = _head_logp_entropy(head, hidden, targets, temperature, with_grad_entropy)
+        flat = _head_logp_entropy(model, hidden, targets, temperature, with_grad_entropy)
     else:
         parts = [
-            checkpoint(_head_logp_entropy, head, h, y, temperature, with_grad_entropy, use_reentrant=False)
+            checkpoint(_head_logp_entropy, model, h, y, temperature, with_grad_entropy, use_reentrant=False)
             for h, y in zip(hidden.split(chunk), targets.split(chunk))
         ]
         flat = tuple(torch.cat(x) for x in zip(*parts))
     return tuple(torch.zeros(mask.shape, device=device).masked_scatter(mask, x) for x in flat)
 
 
-def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int) -> Iterator[Tensor]:
-    """Split `rows` (indices) into batches of at most `budget` tokens, padding included; rows of like length together, so little is padded.
+def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int, packed: bool = True) -> Iterator[Tensor]:
+    """Split `rows` (indices) into batches of at most `budget` tokens; a single row that is longer forms a batch of its own.
 
-    A single row longer than the budget forms a batch of its own.
+    packed: the completions of a prompt together, and the prompt counts once. Otherwise rows of like length, and the padding counts.
     """
-    length = {i: len(rollouts.prompt_ids[i]) + int(rollouts.lengths[i]) for i in rows.tolist()}
+    prompt, length = [len(p) for p in rollouts.prompt_ids], rollouts.lengths.tolist()
+    key = rollouts.group.tolist() if packed else [p + n for p, n in zip(prompt, length)]
     batch: list[int] = []
-    for i in sorted(length, key=length.get):
-        if batch and (len(batch) + 1) * length[i] > budget:
+    tokens = 0
+    for i in sorted(rows.tolist(), key=key.__getitem__):
+        if packed:
+            known = batch and rollouts.prompt_ids[batch[-1]] == rollouts.prompt_ids[i]
+            tokens += length[i] + (0 if known else prompt[i])
+        else:
+            tokens = (len(batch) + 1) * key[i]  # padded to the longest, which comes last
+        if batch and tokens > budget:
             yield torch.tensor(batch)
-            batch = []
+            batch, tokens = [], prompt[i] + length[i]
         batch.append(i)
     if batch:
         yield torch.tensor(batch)
 
 
 @torch.no_grad()
-def score(model, rollouts: Rollouts, temperature: float, micro_batch_tokens: int) -> tuple[Tensor, Tensor]:
-    """Log-prob and entropy of all completions, [N, T] each, on the CPU, without gradient."""
+def score(model, rollouts: Rollouts, rows: Tensor, temperature: float, micro_batch_tokens: int) -> tuple[Tensor, Tensor]:
+    """Log-prob and entropy of the completions `rows` (indices), on the CPU, without gradient; [N, T] each, 0 in all other rows."""
     logp, entropy = torch.zeros(2, *rollouts.mask.shape).unbind(0)
-    for rows in micro_batches(rollouts, torch.arange(len(rollouts)), micro_batch_tokens):
-        part = rollouts.select(rows)
+    for some in micro_batches(rollouts, rows, micro_batch_tokens, is_ours(model)):
+        part = rollouts.select(some)
         width = part.mask.shape[1]
         logp_part, entropy_part = logp_and_entropy(model, part.prompt_ids, part.completion_ids, part.mask, temperature)
-        logp[rows, :width], entropy[rows, :width] = logp_part.cpu(), entropy_part.cpu()
+        logp[some, :width], entropy[some, :width] = logp_part.cpu(), entropy_part.cpu()
     return logp, entropy
 
 

@@ -1,31 +1,32 @@
 """Sample G completions for each prompt, over the Hugging Face forward of any causal language model.
 
-Plain `generate()` spends most of its time on waste. Five things remove it, and none of them touches the model's code:
+Plain `generate()` spends most of its time on waste. Six things remove it, and none of them touches the model's code:
 
 1. the prompt is run once and its keys and values are repeated for its G completions;
 2. completions that have ended leave the batch;
 3. keys and values lie in one contiguous block per layer that grows by a few columns at a time, and new ones are written in place;
 4. one query against a cache is two small matrix products; the query heads that share a key head are folded together;
-5. log-prob and entropy are taken from the logits that are there anyway; nothing of size [N, T, V] is ever kept.
+5. log-prob and entropy are taken from the logits that are there anyway; nothing of size [N, T, V] is ever kept;
+6. a step reads and writes tensors that stay where they are, so that a GPU can record it once and play it back (`cuda_graphs`).
 """
 
 import dataclasses
+import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from rlvr.entropy import entropy_from_logp
+from rlvr.attention import is_ours
 
-ATTENTION = "rlvr"  # the name under which our attention is registered; policy.py sets it on the model
 GROW = 16  # columns by which the cache grows, and steps between two looks at which rows have ended
+GROW_CUDA_GRAPHS = 128  # the same when steps are recorded: each growth means a new recording
 
 
 @dataclass
@@ -40,8 +41,8 @@ class Rollouts:
     lengths: Tensor  # [N] int64: tokens of each completion, the stop token included
     mask: Tensor  # [N, T] bool
     finished: Tensor  # [N] bool: ended with a stop token; False: truncated at max_new_tokens
-    old_logp: Tensor  # [N, T] float32: log-prob of each token under the policy that sampled, at the sampling temperature
-    entropy: Tensor  # [N, T] float32, nats: entropy at each position, at the sampling temperature
+    old_logp: Tensor  # [N, T] float32: log-prob of each token under the policy that sampled, at the sampling temperature; 0 outside the mask
+    entropy: Tensor  # [N, T] float32, nats: entropy at each position, at the sampling temperature; 0 outside the mask
     group: Tensor  # [N] int64: which prompt
     text: list[str]  # N decoded completions
 
@@ -76,60 +77,107 @@ class Rollouts:
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
-# The cache and the attention
+# The cache and who sees what of it
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer: contiguous [rows, heads, columns, head_dim], a few columns ahead of what is written.
+class SharedLayer(DynamicLayer):
+    """Keys and values of one layer. Those of the prompts are there once: [P, heads, head_dim, W] and [P, heads, W, head_dim]. Those of the
+    completions, [rows, heads, head_dim, C] and [rows, heads, C, head_dim], are a few columns ahead of what is written.
 
-    Columns not yet written hold zeros and are hidden by the mask. Nothing is concatenated from token to token.
+    Keys lie on their side because so a product with a single query reads them fastest. Columns not yet written hold zeros and are hidden by
+    the mask. Nothing is concatenated from token to token.
     """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.written = 0
+        self.column: Tensor | None = None  # [1], where the next token goes; the same tensor in all layers
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:  # the prompts
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            self.written = key_states.shape[-2]
-        else:
-            end = self.written + key_states.shape[-2]
-            self.keys[:, :, self.written : end] = key_states
-            self.values[:, :, self.written : end] = value_states
-            self.written = end
+            self.prompt_keys, self.prompt_values = key_states.transpose(2, 3).contiguous(), value_states
+            return key_states, value_states
+        self.keys.index_copy_(3, self.column, key_states.transpose(2, 3))
+        self.values.index_copy_(2, self.column, value_states)
         return self.keys, self.values
 
-    def rearrange(self, rows: Tensor, columns: int) -> None:
-        """Keep (or repeat) the given rows and make room for `columns` columns in all: one copy for both."""
+    def rearrange(self, prompts: Tensor, rows: Tensor, written: int, columns: int) -> None:
+        """Keep the given prompts and rows, and make room for `columns` columns in all."""
+        if len(prompts) < len(self.prompt_keys):
+            self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
 
-        def moved(old: Tensor) -> Tensor:
-            new = old.new_zeros(len(rows), old.shape[1], columns, old.shape[3])
-            new[:, :, : self.written] = old[rows, :, : self.written]
+        def moved(old: Tensor, dim: int, shape: tuple) -> Tensor:
+            new = self.prompt_keys.new_empty(shape)
+            if written:
+                new.narrow(dim, 0, written).copy_(old.index_select(0, rows))
+            new.narrow(dim, written, columns - written).zero_()
             return new
 
-        self.keys, self.values = moved(self.keys), moved(self.values)
+        heads, key_dim, value_dim = *self.prompt_keys.shape[1:3], self.prompt_values.shape[3]
+        self.keys = moved(self.keys, 3, (len(rows), heads, key_dim, columns))
+        self.values = moved(self.values, 2, (len(rows), heads, columns, value_dim))
 
     def get_seq_length(self) -> int:
-        return self.written
+        return self.prompt_values.shape[2] if self.is_initialized else 0
 
 
-def decode_attention(
-    module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs
-):
-    """One new token against the cache: matmul, softmax, matmul. Longer queries (prompts, training) go to the stock SDPA attention."""
-    rows, heads, length, dim = query.shape
-    if length > 1 or attention_mask is None or kwargs.get("softcap") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    folded = query.reshape(rows, key.shape[1], -1, dim)  # query heads of one key head side by side
-    scores = torch.matmul(folded, key.transpose(2, 3)) * (dim**-0.5 if scaling is None else scaling) + attention_mask
-    out = torch.matmul(scores.softmax(-1, dtype=torch.float32).to(value.dtype), value)
-    return out.reshape(rows, 1, heads, value.shape[-1]), None
+class Growing:
+    """Who sees whom while sampling: the layout for `rlvr.attention`. Columns are those of the prompts, W, and then those of the completions.
 
+    prompt_mask [P, 1, 1 or W, W] and mask [1, 1, 1, C] are added to the scores: 0, or `hidden`. Rows of one prompt stand side by side; with
+    S the most that any prompt still has, `slots` [P * S] says which row asks the prompt in each place, and `places` [rows] where each row asks.
+    """
 
-AttentionInterface.register(ATTENTION, decode_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    def __init__(self, layers: list[SharedLayer], valid: Tensor, asked: Tensor, columns: int, written: int, dtype):
+        prompts, width, device = *valid.shape, valid.device
+        self.layers, self.asked = layers, asked  # asked: the columns of the queries, [queries]
+        self.hidden = torch.finfo(dtype).min  # not -inf: a padded position sees nothing, and softmax over -inf alone is NaN
+        self.prompt_mask = torch.zeros(prompts, 1, 1, width, dtype=dtype, device=device).masked_fill_(~valid[:, None, None], self.hidden)
+        self.mask = torch.zeros(1, 1, 1, columns, dtype=dtype, device=device)
+        self.mask[..., written:] = self.hidden
+        self.column = torch.arange(width + columns, device=device)
+        self.slots = self.places = None
+
+    def share(self, prompt_of: Tensor) -> None:
+        """prompt_of [rows], in ascending order."""
+        counts = torch.bincount(prompt_of, minlength=len(self.prompt_mask))
+        most, row = int(counts.max()), torch.arange(len(prompt_of), device=prompt_of.device)
+        self.places = prompt_of * most + row - (counts.cumsum(0) - counts)[prompt_of]
+        self.slots = torch.zeros(len(counts) * most, dtype=torch.long, device=row.device).index_copy_(0, self.places, row)
+
+    def attend(self, module, query: Tensor, key: Tensor, value: Tensor, window: int | None, **kw) -> Tensor:
+        """Prompts go to the stock attention. A new token asks its prompt together with the other completions of that prompt, then itself."""
+        rows, heads, _, dim = query.shape
+        width = self.prompt_mask.shape[-1]
+        prompt_mask, mask = self.prompt_mask, self.mask
+        sampling = self.slots is not None
+        if not sampling or window is not None:
+            seen = self.column <= self.asked[:, None]
+            if window is not None:
+                seen = seen & (self.column > self.asked[:, None] - window)
+            prompt_mask = torch.where(seen[:, :width], prompt_mask, self.hidden)
+            mask = torch.where(seen[:, width:], mask, self.hidden)
+        if not sampling:
+            return sdpa_attention_forward(module, query, key, value, prompt_mask, **kw)[0]
+        layer = self.layers[module.layer_idx]
+        scaling = kw.get("scaling")
+        query = (query * (dim**-0.5 if scaling is None else scaling)).view(rows, key.shape[1], -1, dim)  # query heads of one key head together
+        shared = torch.matmul(self._to_prompts(query), layer.prompt_keys).add_(prompt_mask)
+        scores = torch.cat([self._to_rows(shared, query.shape[2]), torch.matmul(query, key).add_(mask)], -1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+        shared = torch.matmul(self._to_prompts(weights[..., :width]), layer.prompt_values)
+        out = torch.matmul(weights[..., width:], value).add_(self._to_rows(shared, query.shape[2]))
+        return out.view(rows, 1, heads, value.shape[-1])
+
+    def _to_prompts(self, x: Tensor) -> Tensor:
+        """[rows, key heads, r, Y] -> [P, key heads, S * r, Y]"""
+        _, heads, r, y = x.shape
+        return x.index_select(0, self.slots).view(len(self.prompt_mask), -1, heads, r, y).transpose(1, 2).flatten(2, 3)
+
+    def _to_rows(self, x: Tensor, r: int) -> Tensor:
+        """[P, key heads, S * r, Y] -> [rows, key heads, r, Y]"""
+        prompts, heads, _, y = x.shape
+        return x.view(prompts, heads, -1, r, y).transpose(1, 2).flatten(0, 1).index_select(0, self.places)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -149,18 +197,20 @@ def choose(logits: Tensor, temperature: float, top_p: float, u: Tensor) -> tuple
     u [B], uniform in (0, 1], decides: the probabilities laid end to end make a line, and the token is the one that u falls on.
     Temperature 0 takes the most likely token (and gives log-prob and entropy at 1).
     """
-    logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
-    probs = logp.exp()
-    entropy = entropy_from_logp(logp, probs)
+    z = logits.float() if temperature in (0, 1) else logits.float() / temperature
+    z = (z - z.amax(-1, keepdim=True)).clamp_(min=-1e4)  # the clamp makes 0 * -inf a plain 0
+    weight = z.exp()  # probabilities, but for their sum
+    line = weight.cumsum(-1)
+    log_total = line[:, -1].log()
+    entropy = log_total - torch.linalg.vecdot(weight, z) / line[:, -1]
     if temperature == 0:
-        token = logp.argmax(-1)
+        token = z.argmax(-1)
     else:
         if top_p < 1:
-            probs = _keep_top_p(probs, top_p)
-        line = probs.cumsum(-1)
+            line = _keep_top_p(weight / line[:, -1:], top_p).cumsum(-1)
         # u * total is above 0 and at most total, so a token of probability 0 is never hit; the clamp is for NaN, which falls on none
         token = torch.searchsorted(line, u[:, None] * line[:, -1:])[:, 0].clamp(max=line.shape[1] - 1)
-    return token, logp.gather(-1, token[:, None])[:, 0], entropy
+    return token, z.gather(-1, token[:, None])[:, 0] - log_total, entropy
 
 
 def left_pad(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
@@ -171,80 +221,169 @@ def left_pad(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
     return ids, valid
 
 
+class Decoder:
+    """Rows that are completed side by side. Within a block of steps, all that a step reads and changes stays where it is.
+
+    prompts: P lists; u [N, T] decides the draws, N = P * repeats. Results: tokens, logp, entropy [N, T], lengths [N], finished [N].
+    """
+
+    def __init__(self, model, prompts, repeats: int, stop_ids: set[int], temperature: float, top_p: float, u: Tensor, cuda_graphs: bool):
+        device, n, steps = model.device, *u.shape
+        self.model, self.temperature, self.top_p, self.u = model, temperature, top_p, u
+        self.stops = torch.tensor(sorted(stop_ids), device=device)
+        self.pool = torch.cuda.graph_pool_handle() if cuda_graphs else None
+        self.tokens = torch.zeros(n, steps, dtype=torch.long, device=device)
+        self.logp, self.entropy = torch.zeros(2, n, steps, device=device).unbind(0)
+        self.lengths = torch.full((n,), steps, device=device)
+        self.finished = torch.zeros(n, dtype=torch.bool, device=device)
+        self.done = 0  # tokens that every row in the batch has
+
+        ids, self.valid = left_pad(prompts, device)
+        cache = Cache(layer_class_to_replicate=SharedLayer)
+        self.layers = cache.layers
+        self.cache = {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
+        self.layout = Growing(self.layers, self.valid, torch.arange(ids.shape[1], device=device), 0, 0, model.dtype)
+        position = self.valid.cumsum(1) - 1
+        logits = self._forward(ids, position.clamp(min=0))
+        # From here on there is a row for each completion.
+        self.rows = torch.arange(n, device=device)
+        self.prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(repeats)
+        self.position = position[self.prompt_of, -1:]
+        self._open(1)
+        self._draw(logits[self.prompt_of])
+        self._close()
+
+    def block(self, steps: int) -> None:
+        """The next `steps` tokens of all rows that have not ended. A GPU is told the kernels of a step once and then plays them again."""
+        self._rearrange(steps)
+        self._open(steps)
+        self._step()
+        again = self._step if self.pool is None or steps == 1 else self._record()
+        for _ in range(steps - 1):
+            again()
+        self._close()
+
+    def _rearrange(self, steps: int) -> None:
+        """Let ended rows leave, and prompts that have none left, and make room for the next columns: one copy of the cache for all."""
+        alive, written = self.alive, self.done - 1  # the newest token is not in the cache yet
+        prompts, self.prompt_of = self.prompt_of[alive].unique(return_inverse=True)
+        self.valid = self.valid[prompts]
+        self.column = torch.full((1,), written, device=alive.device)
+        for layer in self.layers:
+            layer.rearrange(prompts, alive, written, written + steps)
+            layer.column = self.column
+        asked = self.column + self.valid.shape[1]
+        self.layout = Growing(self.layers, self.valid, asked, written + steps, written, self.model.dtype)
+        self.layout.share(self.prompt_of)
+        self.rows, self.position, self.newest = self.rows[alive], self.position[alive], self.newest[alive]
+
+    def _open(self, steps: int) -> None:
+        """Pages for the next tokens, a line for each step, and the numbers that decide them."""
+        device, shape = self.rows.device, (steps, len(self.rows))
+        self.line = torch.zeros(1, dtype=torch.long, device=device)
+        self.page = torch.zeros(shape, dtype=torch.long, device=device), torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.page_u = self.u[self.rows, self.done : self.done + steps].T.contiguous()
+
+    def _step(self) -> None:
+        """One more token for every row. Nothing in here depends on how many there are, so that a recording of it can be played again."""
+        self.layout.mask.index_fill_(3, self.column, 0.0)
+        self.position += 1
+        logits = self._forward(self.newest[:, None], self.position)
+        self._draw(logits)
+        for moving in (self.column, self.layout.asked, self.line):
+            moving += 1
+
+    def _forward(self, ids: Tensor, position: Tensor) -> Tensor:
+        """Logits after the last column, [rows, V]."""
+        masks = {"attention_mask": self.layout.prompt_mask, "layout": self.layout}  # four dimensions: the model adds no mask of its own
+        return self.model(input_ids=ids, position_ids=position, use_cache=True, logits_to_keep=1, **masks, **self.cache).logits[:, -1]
+
+    def _draw(self, logits: Tensor) -> None:
+        """Choose the next token of every row and write it down."""
+        results = choose(logits, self.temperature, self.top_p, self.page_u.index_select(0, self.line)[0])
+        for page, result in zip(self.page, results):
+            page.index_copy_(0, self.line, result[None])
+        if self.done:
+            self.newest.copy_(results[0])
+        else:
+            self.newest = results[0]
+
+    def _record(self) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            self._step()
+        return graph.replay
+
+    def _close(self) -> None:
+        """Copy the pages to the results, and see which rows have ended."""
+        tokens = self.page[0].T
+        block = slice(self.done, self.done + tokens.shape[1])
+        for result, page in zip((self.tokens, self.logp, self.entropy), self.page):
+            result[self.rows, block] = page.T
+        stop = torch.isin(tokens, self.stops)
+        self.finished[self.rows] = stop.any(1)
+        self.lengths[self.rows] = torch.where(stop.any(1), self.done + stop.int().argmax(1) + 1, self.lengths[self.rows])
+        self.done = block.stop
+        self.alive = (~stop.any(1)).nonzero()[:, 0]
+
+
 @torch.inference_mode()
-def _sample_batch(model, prompts, repeats, stop_ids, max_new_tokens, temperature, top_p, u, on_ended):
-    """Complete `prompts`, each `repeats` times, side by side; u [N, T] decides the draws.
+def sample_batch(model, prompts, repeats, stop_ids, temperature, top_p, u, on_ended=lambda rows: None, cuda_graphs=False):
+    """Complete `prompts`, each `repeats` times, side by side; u [N, T] decides the draws, `on_ended` is told of every few rows that end.
 
     -> ids [N, T], lengths [N], finished [N], logp [N, T], entropy [N, T].
     """
-    device = model.device
-    ids, valid = left_pad(prompts, device)
-    width, n = ids.shape[1], len(prompts) * repeats
-    hidden = torch.finfo(model.dtype).min  # not -inf: a padded position sees nothing, and softmax over -inf alone is NaN
-    position = valid.cumsum(1) - 1
-    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril() & valid[:, None, None, :]
-    mask = torch.zeros(causal.shape, dtype=model.dtype, device=device).masked_fill_(~causal, hidden)
-    cache = Cache(layer_class_to_replicate=GrowingLayer)
-    out = model(
-        input_ids=ids, attention_mask=mask, position_ids=position.clamp(min=0), past_key_values=cache, use_cache=True, logits_to_keep=1
-    )
+    decoder = Decoder(model, prompts, repeats, stop_ids, temperature, top_p, u, cuda_graphs)
+    while len(decoder.alive) and decoder.done < u.shape[1]:
+        on_ended(len(decoder.rows) - len(decoder.alive))
+        decoder.block(min(GROW_CUDA_GRAPHS if cuda_graphs else GROW, u.shape[1] - decoder.done))
+    on_ended(len(decoder.rows))
+    return decoder.tokens, decoder.lengths, decoder.finished, decoder.logp, decoder.entropy
 
-    prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(repeats)
-    logits, position, valid = out.logits[prompt_of, -1], position[prompt_of, -1:], valid[prompt_of]
-    tokens = torch.zeros(n, max_new_tokens, dtype=torch.long, device=device)
-    logp, entropy = torch.zeros(2, n, max_new_tokens, device=device).unbind(0)
-    lengths = torch.full((n,), max_new_tokens, device=device)
-    finished = torch.zeros(n, dtype=torch.bool, device=device)
-    stops = torch.tensor(sorted(stop_ids), device=device)
-    rows = torch.arange(n, device=device)  # the completions in the batch
-    cached = prompt_of  # for each of them, where its keys and values lie in the cache: at first with its prompt
-    for t in range(max_new_tokens):
-        token, token_logp, position_entropy = choose(logits, temperature, top_p, u[rows, t])
-        tokens[rows, t], logp[rows, t], entropy[rows, t] = token, token_logp, position_entropy
-        ended = finished[rows]
-        ends = torch.isin(token, stops) & ~ended
-        lengths[rows] = torch.where(ends, t + 1, lengths[rows])  # no boolean indexing here: it would make a GPU wait at every token
-        finished[rows] = ended | ends
-        if t == max_new_tokens - 1:
-            break
-        if t % GROW == 0:  # let ended rows leave and make room: one copy of the cache for both
-            alive = (~finished[rows]).nonzero()[:, 0]
-            on_ended(len(rows) - len(alive))
-            if len(alive) == 0:
-                break
-            columns = width + t + GROW
-            for layer in cache.layers:
-                layer.rearrange(cached[alive], columns)
-            cached = torch.arange(len(alive), device=device)
-            rows, token, position, valid = rows[alive], token[alive], position[alive], valid[alive]
-            mask = torch.full((len(rows), 1, 1, columns), hidden, dtype=model.dtype, device=device)
-            mask[:, 0, 0, :width].masked_fill_(valid, 0.0)
-            mask[..., width : width + t] = 0.0
-        mask[..., width + t] = 0.0
-        position = position + 1
-        out = model(input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
-        logits = out.logits[:, -1]
-    on_ended(len(rows) if t == max_new_tokens - 1 else 0)
-    return tokens, lengths, finished, logp, entropy
+
+def _generate_batch(model, prompts, repeats, stop_ids, temperature, top_p, shape, generator):
+    """The same by transformers' own `generate`, for models that our attention cannot serve. Log-probs and entropies are left NaN."""
+    n, steps = shape
+    ids, valid = (x.repeat_interleave(repeats, 0) for x in left_pad(prompts, model.device))
+    draw = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else dict(do_sample=False)
+    settings = GenerationConfig(**draw, max_new_tokens=steps, eos_token_id=sorted(stop_ids), pad_token_id=min(stop_ids))
+    own, model.generation_config = model.generation_config, settings  # what is not set would come from the model's: a repetition penalty, say
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.inference_mode():
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            out = model.generate(ids, attention_mask=valid.long())[:, ids.shape[1] :]
+    finally:
+        model.generation_config = own
+    tokens = torch.nn.functional.pad(out, (0, steps - out.shape[1]))
+    stop = torch.isin(out, torch.tensor(sorted(stop_ids), device=out.device))
+    finished = stop.any(1)
+    unknown = torch.full((n, steps), float("nan"))
+    return tokens, torch.where(finished, stop.int().argmax(1) + 1, steps), finished, unknown, unknown
 
 
 def sample(
     model, tokenizer, prompts: Sequence[Sequence[int]], *, completions_per_prompt: int, max_new_tokens: int, stop_ids: set[int],
     temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None, sampling_rows: int = 512, progress: str = "",
+    cuda_graphs: bool = False,
 ) -> Rollouts:  # fmt: skip
     """Sample `completions_per_prompt` completions of each prompt (lists of token ids) -> Rollouts; group i holds those of prompt i.
 
     At most `sampling_rows` completions run side by side, prompts of like length together. A completion ends with the first token of
     `stop_ids`, which belongs to it, or is truncated after `max_new_tokens`. Everything random is drawn from `generator` (a CPU one) at the
     start: one number for each token of each completion. So what a completion says does not depend on which others run beside it, on how
-    many, or on the device (but for rounding).
+    many, or on the device (but for rounding). `cuda_graphs` lets a GPU record a step once for many tokens, instead of being told each time.
+
+    A model that does not run under our attention (see load_policy) is sampled by transformers' `generate`: what a completion says then
+    depends on the batch too, and log-probs and entropies are NaN until somebody scores them.
     """
     if any(len(p) == 0 for p in prompts):
         raise ValueError("A prompt has no token. Give every prompt at least one token, for example the tokenizer's BOS.")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     per_batch = max(1, sampling_rows // completions_per_prompt)
     at_once = min(completions_per_prompt, sampling_rows)
-    u = 1 - torch.rand(len(prompts), completions_per_prompt, max_new_tokens, generator=generator)  # (0, 1]
+    ours = is_ours(model)
+    if ours:
+        u = 1 - torch.rand(len(prompts), completions_per_prompt, max_new_tokens, generator=generator)  # (0, 1]
     parts, groups = [], []
     training = model.training
     model.eval()
@@ -252,10 +391,13 @@ def sample(
         with tqdm(total=len(prompts) * completions_per_prompt, desc=progress, unit="completion", leave=False, disable=not progress) as bar:
             for start, done in itertools.product(range(0, len(order), per_batch), range(0, completions_per_prompt, at_once)):
                 batch, repeats = order[start : start + per_batch], min(at_once, completions_per_prompt - done)
-                batch_prompts, batch_u = [prompts[i] for i in batch], u[batch, done : done + repeats].flatten(0, 1).to(model.device)
-                parts.append(
-                    _sample_batch(model, batch_prompts, repeats, stop_ids, max_new_tokens, temperature, top_p, batch_u, bar.update)
-                )
+                common = model, [prompts[i] for i in batch], repeats, stop_ids, temperature, top_p
+                if ours:
+                    batch_u = u[batch, done : done + repeats].flatten(0, 1).to(model.device)
+                    parts.append(sample_batch(*common, batch_u, bar.update, cuda_graphs))
+                else:
+                    parts.append(_generate_batch(*common, (len(batch) * repeats, max_new_tokens), generator))
+                    bar.update(len(batch) * repeats)
                 groups += [i for i in batch for _ in range(repeats)]
     finally:
         model.train(training)

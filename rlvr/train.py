@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlvr.advantage import grpo_advantages, method_parts, shape
+from rlvr.attention import is_ours
 from rlvr.checkpoint import fingerprint, random_states, restore_random_states
 from rlvr.config import SettingError, TrainConfig, check_train, run_folder
 from rlvr.data import Problem, encode_prompts, has_test_split, load_problems
@@ -137,20 +138,13 @@ class Trainer:
             killed_before = self._verifier_kills()
             sampled, rewards, problem_ids, rounds = self._collect()
             correct = rewards > 0
-            drift = None  # measured in the first update
-            if self._scores_anew():
-                with self._timed("scoring"):
-                    sampler_logp = sampled.old_logp
-                    sampled.old_logp, sampled.entropy = self.micro_batch_tokens.run(
-                        lambda tokens: score(self.policy.model, sampled, c.temperature, tokens)
-                    )
-                    drift = (sampled.old_logp - sampler_logp).abs()[sampled.mask].mean().item()
+            kept = self._kept_groups(sampled.group, rewards)
+            self.shuffle.shuffle(kept)
+            drift = self._score(sampled, kept)
             self.entropies.append(sampled.entropy[sampled.mask].mean().item())
             if self.plateau is None:
                 self.plateau = plateau_step(self.entropies)
 
-            kept = self._kept_groups(sampled.group, rewards)
-            self.shuffle.shuffle(kept)
             rewards = rewards + overlong_penalty(sampled.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
             advantages = grpo_advantages(rewards, sampled.group)
             method = c.method if self._shaping_is_on() else "grpo"
@@ -223,7 +217,7 @@ class Trainer:
             return sample(
                 self.policy.model, self.policy.tokenizer, prompts, stop_ids=self.policy.stop_ids,
                 completions_per_prompt=c.completions_per_prompt, max_new_tokens=c.max_new_tokens, temperature=c.temperature,
-                generator=self.generator, sampling_rows=sampling_rows,
+                generator=self.generator, sampling_rows=sampling_rows, cuda_graphs=c.cuda_graphs,
             )  # fmt: skip
 
         return self.sampling_rows.run(work)
@@ -248,9 +242,34 @@ class Trainer:
         chosen, self.queue = self.queue[:n], self.queue[n:]
         return chosen
 
-    def _scores_anew(self) -> bool:
-        mode = self.config.old_logp
-        return mode == "recompute" or (mode == "auto" and self.policy.model.dtype != torch.float32)
+    def _score(self, sampled: Rollouts, kept: list[int]) -> float | None:
+        """Replace the sampler's log-probs by those of the training forward, where they are needed (--old-logp).
+
+        Returns how far the two lie apart, in nats per token, or None if the first update is to find out.
+        """
+        c, model = self.config, self.policy.model
+        everything = c.old_logp == "recompute" or not is_ours(model)
+        groups = [] if c.old_logp == "sampler" or model.dtype == torch.float32 else kept[self._on_policy_groups() :]
+        rows = torch.arange(len(sampled)) if everything else torch.isin(sampled.group, torch.tensor(groups)).nonzero()[:, 0]
+        if not len(rows):
+            return None
+        with self._timed("scoring"):
+            logp, entropy = self.micro_batch_tokens.run(lambda tokens: score(model, sampled, rows, c.temperature, tokens))
+        before, sampled.old_logp = sampled.old_logp, sampled.old_logp.index_copy(0, rows, logp[rows])
+        if not everything:
+            return None
+        sampled.entropy = entropy
+        drift = (logp - before).abs()[sampled.mask].mean().item()
+        return drift if math.isfinite(drift) else None
+
+    def _on_policy_groups(self) -> int:
+        """How many groups, from the first, need no old log-probs from elsewhere: those of the first update are its own, before it moves.
+
+        In float32 the sampler's are as good, and perplexity shaping asks for all before the first update.
+        """
+        c, model = self.config, self.policy.model
+        lean = c.old_logp == "auto" and is_ours(model) and model.dtype != torch.float32 and "ppl" not in method_parts(c.method)
+        return c.mini_batch_prompts if lean else 0
 
     def _shaping_is_on(self) -> bool:
         c = self.config
@@ -300,7 +319,7 @@ class Trainer:
         totals = defaultdict(float, tokens=denominator)
         if not (c.kl_coef or c.entropy_coef):
             rows = rows[(step.shaped[rows] != 0).any(1)]  # no advantage, no gradient: skip the work, keep the denominator
-        for micro in micro_batches(batch, rows, micro_batch_tokens):
+        for micro in micro_batches(batch, rows, micro_batch_tokens, is_ours(model)):
             part = batch.select(micro)
             width = part.mask.shape[1]
             logp, entropy = logp_and_entropy(
@@ -311,6 +330,9 @@ class Trainer:
                 with torch.no_grad():
                     ref_logp, _ = logp_and_entropy(self.reference, part.prompt_ids, part.completion_ids, part.mask, c.temperature)
             old_logp, advantages, mask = (x.to(logp.device) for x in (part.old_logp, step.shaped[micro][:, :width], part.mask))
+            drift = (logp.detach() - old_logp)[mask].abs().sum().item()
+            if step.updates == 0 and self._on_policy_groups():
+                old_logp = logp.detach()
             loss, stats = clipped_loss(
                 logp, old_logp, advantages, mask, clip_low=c.clip_low, clip_high=c.clip_high, denominator=denominator, ref_logp=ref_logp,
                 kl_coef=c.kl_coef, entropy=entropy, entropy_coef=c.entropy_coef,
@@ -321,7 +343,7 @@ class Trainer:
             for name, value in stats.items():
                 totals[name] += value.item()
             if step.updates == 0:  # the policy has not moved yet: any difference to the old log-probs is numerical
-                totals["drift"] += (logp.detach() - old_logp)[mask].abs().sum().item()
+                totals["drift"] += drift
                 totals["first_tokens"] += int(mask.sum())
         return totals
 
@@ -381,6 +403,7 @@ class Progress:
             lambda rows: evaluate(
                 self.policy, self.problems[:limit], self.prompts[:limit], completions=c.eval_completions, temperature=c.temperature,
                 top_p=1.0, max_new_tokens=c.max_new_tokens, seed=c.seed, sampling_rows=rows, progress="evaluating",
+                cuda_graphs=c.cuda_graphs,
             )
         )  # fmt: skip
 
@@ -397,7 +420,7 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
     except ValueError as error:
         raise SettingError(str(error)) from None
     check_model_name(config.model)
-    choose_device(config.device)
+    choose_device(config.device, config.cuda_graphs)
     if not config.resume:
         run_folder(config)  # its mistakes, before anything is loaded
     if config.threads:
@@ -405,7 +428,7 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
     problems = load_problems(config.data, "train", seed=config.seed)
     held_out_data = config.eval_data or (config.data if has_test_split(config.data) else "")
     held_out = load_problems(held_out_data, "test", config.final_eval_problems) if held_out_data and config.final_eval_problems else []
-    policy = load_policy(config.model, config.device, config.dtype)
+    policy = load_policy(config.model, config.device, config.dtype, config.sampler)
     problems, prompts, too_long = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
     progress = Progress(config, policy, held_out)
     check_length(policy, prompts + progress.prompts, config.max_new_tokens)

@@ -14,7 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `pytest` finds rlvr as `python -m pytest` does
 
-from rlvr.rollout import ATTENTION, Rollouts
+from rlvr.attention import ATTENTION
+from rlvr.rollout import Rollouts
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads than cores slow each other down
     torch.set_num_threads(1)
@@ -45,6 +46,9 @@ def new_model(name: str, seed: int = 0):
         )  # fmt: skip
         if name == "qwen":  # two query heads share a key head
             model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, tie_word_embeddings=True))
+        elif name == "windows":  # the second layer sees five tokens and no more
+            windows = dict(use_sliding_window=True, sliding_window=5, max_window_layers=1)
+            model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, **windows))
         else:
             model = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=4))
     with torch.no_grad():
@@ -71,9 +75,9 @@ def qwen():
     return shared_model("qwen")
 
 
-@pytest.fixture(params=["qwen", "llama", "gpt2"])
+@pytest.fixture(params=["qwen", "llama", "gpt2", "windows"])
 def model(request):
-    """Each of the three random models in turn. Only to be read."""
+    """Each of the four random models in turn. Only to be read."""
     return shared_model(request.param)
 
 

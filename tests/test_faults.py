@@ -75,15 +75,15 @@ MESSAGES = {
 }
 
 
-def with_little_memory(monkeypatch, trainer, rows: int, kind="cuda", training=True):
-    """The model's forward fails for more than `rows` rows, in the update (or, training=False, in sampling). Returns the sizes it saw."""
+def with_little_memory(monkeypatch, trainer, most: int, kind="cuda", training=True):
+    """The model's forward fails for more than `most` tokens in the update (training=False: rows in sampling). Returns the sizes it saw."""
     model, seen = trainer.policy.model, []
     real = model.base_model.forward
 
     def forward(*args, input_ids, **kwargs):
         if torch.is_grad_enabled() == training:
-            seen.append(len(input_ids))
-            if len(input_ids) > rows:
+            seen.append(input_ids.numel() if training else len(input_ids))
+            if seen[-1] > most:
                 raise MESSAGES[kind]()
         return real(*args, input_ids=input_ids, **kwargs)
 
@@ -94,9 +94,9 @@ def with_little_memory(monkeypatch, trainer, rows: int, kind="cuda", training=Tr
 @pytest.mark.parametrize("kind", MESSAGES)
 def test_out_of_memory_in_the_update_halves_the_micro_batch_and_changes_nothing_but_rounding(kind, monkeypatch, capsys):
     plain, tight = make_trainer(), make_trainer()
-    seen = with_little_memory(monkeypatch, tight, rows=3, kind=kind)
+    seen = with_little_memory(monkeypatch, tight, most=200, kind=kind)
     (a, *_), (b, *_) = plain.step(), tight.step()
-    assert max(seen) > 3 and tight.micro_batch_tokens.size < 4096 / 2
+    assert max(seen) > 200 and tight.micro_batch_tokens.size < 4096 / 2
     assert f"out of memory: --micro-batch-tokens is {tight.micro_batch_tokens.size} from here on" in capsys.readouterr().out
     torch.testing.assert_close(weights(tight), weights(plain), rtol=0, atol=2e-5)
     assert not torch.equal(weights(plain), weights(make_trainer()))
@@ -104,11 +104,11 @@ def test_out_of_memory_in_the_update_halves_the_micro_batch_and_changes_nothing_
         assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-6), name
     seen.clear()
     tight.step()
-    assert max(seen) <= 3  # it remembers
+    assert max(seen) <= 200  # it remembers
 
 
 def test_out_of_memory_half_way_through_an_update_does_not_count_the_first_half_twice(monkeypatch):
-    plain, tight = make_trainer(micro_batch_tokens=400), make_trainer(micro_batch_tokens=400)
+    plain, tight = make_trainer(micro_batch_tokens=200), make_trainer(micro_batch_tokens=200)
     real, calls = train_module.clipped_loss, []
 
     def clipped_loss(*args, **kwargs):
@@ -120,7 +120,7 @@ def test_out_of_memory_half_way_through_an_update_does_not_count_the_first_half_
     plain.step()
     monkeypatch.setattr(train_module, "clipped_loss", clipped_loss)
     tight.step()
-    assert tight.micro_batch_tokens.size == 200
+    assert tight.micro_batch_tokens.size == 100
     torch.testing.assert_close(weights(tight), weights(plain), rtol=0, atol=2e-5)
 
 
@@ -148,7 +148,7 @@ def test_out_of_memory_with_bfloat16_masters_does_not_count_twice_either(monkeyp
 
 def test_out_of_memory_in_sampling_halves_the_rows_and_changes_nothing(monkeypatch, capsys):
     plain, tight = make_trainer(), make_trainer()
-    seen = with_little_memory(monkeypatch, tight, rows=4, training=False)
+    seen = with_little_memory(monkeypatch, tight, most=4, training=False)
     (_, batch, *_), (_, tight_batch, *_) = plain.step(), tight.step()
     assert max(seen) > 4 and tight.sampling_rows.size == 4
     assert "--sampling-rows is 4 from here on" in capsys.readouterr().out
@@ -178,10 +178,10 @@ def test_old_log_probs_that_are_recomputed_survive_it_too(monkeypatch):
     plain, tight = make_trainer(old_logp="recompute"), make_trainer(old_logp="recompute")
     real = train_module.score
 
-    def tight_score(model, rollouts, temperature, tokens):
+    def tight_score(model, rollouts, rows, temperature, tokens):
         if tokens > 1000:
             raise MESSAGES["cuda"]()
-        return real(model, rollouts, temperature, tokens)
+        return real(model, rollouts, rows, temperature, tokens)
 
     _, batch, *_ = plain.step()
     monkeypatch.setattr(train_module, "score", tight_score)
@@ -191,7 +191,7 @@ def test_old_log_probs_that_are_recomputed_survive_it_too(monkeypatch):
 
 def test_when_nothing_is_left_to_halve_it_says_so(monkeypatch):
     trainer = make_trainer()
-    with_little_memory(monkeypatch, trainer, rows=0)
+    with_little_memory(monkeypatch, trainer, most=0)
     with pytest.raises(SettingError, match="even with --micro-batch-tokens 1. Lower --max-new-tokens, or choose a smaller model."):
         trainer.step()
 

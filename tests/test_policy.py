@@ -6,12 +6,14 @@ import shutil
 
 import pytest
 import torch
-from conftest import V, make_rollouts, new_model, reference_logp_and_entropy
+from conftest import V, make_rollouts, new_model, reference_logp_and_entropy, stock
 
 from rlvr import policy
+from rlvr.attention import Packed
 from rlvr.config import SettingError
 from rlvr.loss import clipped_loss
 from rlvr.policy import MasterWeights, check_length, load_policy, logp_and_entropy, micro_batches, score
+from rlvr.rollout import sample
 
 PROMPT_LENGTHS, LENGTHS = [3, 1, 7, 2, 5], [6, 9, 1, 4, 0]
 
@@ -64,7 +66,7 @@ def test_score_returns_what_one_pass_over_all_rows_gives(model, rollouts):
     with torch.no_grad():
         whole = of(model, rollouts, 0.7)
     for budget in (1, 12, 10_000):
-        for ours, expected in zip(score(model, rollouts, 0.7, budget), whole):
+        for ours, expected in zip(score(model, rollouts, torch.arange(len(rollouts)), 0.7, budget), whole):
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
             assert not ours.requires_grad
 
@@ -108,7 +110,7 @@ def test_chunked_logits_give_the_same_values_and_gradients(monkeypatch, rollouts
     values, grad = of(model, rollouts, 0.6), gradient(model, rollouts, [torch.arange(5)], entropy_coef, 0.6)
     monkeypatch.setattr(policy, "LOGITS_AT_ONCE", 3 * V)  # three positions at a time; there are 20
     for ours, expected in zip(of(model, rollouts, 0.6), values):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
     assert_same_gradient(gradient(model, rollouts, [torch.arange(5)], entropy_coef, 0.6), grad)
 
 
@@ -160,7 +162,7 @@ def test_micro_batches_cover_every_row_once_within_the_budget(budget):
     g = torch.Generator().manual_seed(0)
     rollouts = make_rollouts(torch.randint(1, 9, (30,), generator=g).tolist(), torch.randint(0, 20, (30,), generator=g).tolist())
     wanted = torch.randperm(30, generator=g)[:23]
-    batches = list(micro_batches(rollouts, wanted, budget))
+    batches = list(micro_batches(rollouts, wanted, budget, packed=False))
     assert sorted(torch.cat(batches).tolist()) == sorted(wanted.tolist())
     for rows in batches:
         longest = max(len(rollouts.prompt_ids[i]) + int(rollouts.lengths[i]) for i in rows.tolist())
@@ -169,6 +171,14 @@ def test_micro_batches_cover_every_row_once_within_the_budget(budget):
         assert len(batches) == 1
     if budget == 200:  # 23 rows of up to 27 tokens: about four batches, not one for each row
         assert len(batches) <= 6
+
+
+def test_packed_micro_batches_count_a_prompt_once_and_keep_a_group_together():
+    rollouts = make_rollouts([6, 6, 6, 4, 4, 4], [3, 1, 2, 5, 5, 5], groups=[1, 1, 1, 0, 0, 0])
+    rollouts.prompt_ids = [rollouts.prompt_ids[0]] * 3 + [rollouts.prompt_ids[3]] * 3
+    assert [b.tolist() for b in micro_batches(rollouts, torch.arange(6), 19)] == [[3, 4, 5], [0, 1, 2]]  # 4 + 15 and 6 + 6 tokens
+    assert [b.tolist() for b in micro_batches(rollouts, torch.arange(6), 14)] == [[3, 4], [5], [0, 1, 2]]
+    assert [b.tolist() for b in micro_batches(rollouts, torch.tensor([5, 0, 3]), 100)] == [[5, 3, 0]]
 
 
 def test_no_rows_make_no_micro_batch(rollouts):
@@ -264,14 +274,43 @@ def test_a_folder_without_model_or_tokenizer_is_refused_with_a_remedy(model_fold
         load_policy(str(tmp_path))
 
 
-def test_a_model_that_changes_its_logits_after_the_output_layer_is_refused(model_folder, tmp_path):
+SMALL = dict(vocab_size=800, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+
+
+def saved(model, model_folder, tmp_path) -> str:
+    """A folder with this model and the built-in tokenizer. The weights are scaled up, so that mistakes show in the log-probs."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(8.0)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_model_that_scales_its_logits_after_the_output_layer_is_followed(model_folder, tmp_path):
     from transformers import GraniteConfig, GraniteForCausalLM
 
-    folder = shutil.copytree(model_folder, tmp_path / "model")
-    shape = dict(vocab_size=800, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
-    GraniteForCausalLM(GraniteConfig(**shape, logits_scaling=8.0)).save_pretrained(folder)
+    policy = load_policy(saved(GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)), model_folder, tmp_path))
+    rollouts = make_rollouts(PROMPT_LENGTHS, LENGTHS)
+    logp, _ = of(policy.model, rollouts)
+    assert logp[0, :6].tolist() == pytest.approx(reference_logp_and_entropy(policy.model, rollouts.prompt_ids[0],
+                                                                            rollouts.completion_ids[0, :6].tolist(), 1.0)[0], abs=1e-4)  # fmt: skip
+
+
+def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(monkeypatch):
+    from transformers import Qwen2ForCausalLM
+
+    real = Qwen2ForCausalLM.forward
+
+    def forward(self, *args, **kwargs):
+        out = real(self, *args, **kwargs)
+        out.logits = out.logits * 1.5
+        return out
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "forward", forward)
     with pytest.raises(SettingError, match="changes its logits"):
-        load_policy(str(folder), device="cpu")
+        load_policy("tiny")
 
 
 def test_completions_that_would_run_past_the_positions_of_the_model_are_refused():
@@ -281,14 +320,73 @@ def test_completions_that_would_run_past_the_positions_of_the_model_are_refused(
         check_length(policy, [[3], [3] * 13], 500)
 
 
-def test_models_that_the_sampler_cannot_follow_are_refused(tmp_path, model_folder):
-    from transformers import MistralConfig, MistralForCausalLM
+def new_gemma2():
+    """Its attention caps the scores, which the stock fast attention and ours do not do."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    shutil.copytree(model_folder, tmp_path / "m")
-    small = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
-    MistralForCausalLM(MistralConfig(**small, sliding_window=4)).save_pretrained(tmp_path / "m")
-    with pytest.raises(SettingError, match="without full attention"):
-        load_policy(str(tmp_path / "m"))
-    (tmp_path / "m" / "model.safetensors").write_bytes(b"not weights")
+    return Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=16, sliding_window=4, attn_logit_softcapping=5.0))
+
+
+def new_bloom():
+    """Its positions are a bias in the scores that it makes of the attention mask."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    return BloomForCausalLM(BloomConfig(vocab_size=800, hidden_size=32, n_layer=2, n_head=2))
+
+
+@pytest.mark.parametrize("new", [new_gemma2, new_bloom])
+def test_models_that_our_attention_cannot_follow_are_refused_and_work_with_generate(new, model_folder, tmp_path):
+    torch.manual_seed(0)
+    folder = saved(new(), model_folder, tmp_path)
+    with pytest.raises(SettingError, match="cannot follow. Choose --sampler generate"):
+        load_policy(folder)
+    policy = load_policy(folder, sampler="generate")
+    rollouts = sample(policy.model, policy.tokenizer, [[5, 6, 7], [8]], completions_per_prompt=2, max_new_tokens=6, stop_ids={3})
+    assert rollouts.old_logp[rollouts.mask].isnan().all() and rollouts.group.tolist() == [0, 0, 1, 1]
+    logp, _ = score(policy.model, rollouts, torch.arange(4), 1.0, 100)
+    assert logp[rollouts.mask].isfinite().all() and (logp[rollouts.mask] < 0).all()
+
+
+def test_a_folder_with_damaged_weights_is_refused(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(SettingError, match="cannot be loaded"):
-        load_policy(str(tmp_path / "m"))
+        load_policy(str(folder))
+
+
+# -- packed batches ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt, lengths", [(9, [6, 9, 1, 4, 0, 7, 7, 2]), (1, [40, 3, 38, 12, 39, 40]), (4, [1, 1, 1, 1]), (6, [0, 0])])
+def test_packed_rows_give_the_gradient_of_padded_rows(model, prompt, lengths):
+    """In float64, to 1e-6: shared prompts, completions of one token and none, rows that are asked whole and rows that are not."""
+    rollouts = make_rollouts([prompt] * len(lengths), lengths)
+    rollouts.prompt_ids[1] = rollouts.prompt_ids[0]
+    rollouts.prompt_ids[-1] = rollouts.prompt_ids[-2]
+    weights = torch.rand(rollouts.mask.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.3
+
+    def gradient_and_logp(twin):
+        logp, entropy = of(twin, rollouts, 0.7)
+        (logp * weights).sum().backward()
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in twin.parameters()]
+        return torch.cat([g.flatten() for g in gradients]), logp.detach(), entropy
+
+    packed, padded = gradient_and_logp(copy.deepcopy(model).double()), gradient_and_logp(stock(model).double())
+    assert (packed[0] - padded[0]).norm() <= 1e-6 * padded[0].norm() and (sum(lengths) == 0 or padded[0].norm() > 1e-3)
+    for ours, expected in zip(packed[1:], padded[1:]):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_a_packed_batch_holds_every_prompt_once_and_no_padding():
+    batch = Packed([[5, 6], [7], [5, 6]], [[8, 9, 3], [4, 3], []], "cpu")
+    assert batch.ids.tolist() == [[5, 6, 7, 8, 9, 4]]  # the last token of a completion predicts nothing
+    assert batch.positions.tolist() == [[0, 1, 0, 2, 3, 1]]
+    assert batch.predicts.tolist() == [1, 3, 4, 2, 5]
+
+
+def test_rows_of_like_length_stand_side_by_side():
+    prompts, completions = [[1] * 10] * 6, [[2] * n for n in (30, 29, 90, 88, 3, 31)]
+    blocks = Packed(prompts, completions, "cpu").blocks
+    assert [len(block.keys) for block in blocks] == [2, 3, 1, 1] and all(block.keys.shape[1] >= 10 for block in blocks)
+    padding = sum(block.keys.numel() for block in blocks) / sum([*(10 + n - 1 for n in (30, 29, 90, 88, 3, 31)), 10])
+    assert padding < 1.1

@@ -431,16 +431,23 @@ def same(a: Rollouts, b: Rollouts):
         assert torch.equal(x, y) and x.dtype == y.dtype if isinstance(x, torch.Tensor) else x == y, field.name
 
 
-@for_all(batch=rollouts(), budget=st.integers(1, 60), data=st.data())
-def test_micro_batches_take_every_row_once_keep_the_budget_and_are_no_smaller_than_they_must(batch, budget, data):
+@for_all(batch=rollouts(), budget=st.integers(1, 60), packed=st.booleans(), data=st.data())
+def test_micro_batches_take_every_row_once_keep_the_budget_and_are_no_smaller_than_they_must(batch, budget, packed, data):
     rows = orders(data.draw, len(batch))[: data.draw(st.integers(0, len(batch)))]
     length = [len(p) + n for p, n in zip(batch.prompt_ids, batch.lengths.tolist())]
-    parts = [part.tolist() for part in micro_batches(batch, rows, budget)]
+    parts = [part.tolist() for part in micro_batches(batch, rows, budget, packed)]
+
+    def tokens(part):
+        if packed:  # each prompt once
+            prompts = [batch.prompt_ids[i] for i in part]
+            return sum(batch.lengths[part].tolist()) + sum(len(p) for i, p in enumerate(prompts) if i == 0 or p != prompts[i - 1])
+        return len(part) * max(length[i] for i in part)
+
     assert sorted(sum(parts, [])) == sorted(rows.tolist()) and all(parts)
     for part in parts:
-        assert len(part) == 1 or len(part) * max(length[i] for i in part) <= budget
+        assert len(part) == 1 or tokens(part) <= budget
     for part, following in zip(parts, parts[1:]):
-        assert (len(part) + 1) * max(length[i] for i in part + following[:1]) > budget
+        assert tokens(part + following[:1]) > budget
 
 
 @for_all(batch=rollouts(), data=st.data())
@@ -511,7 +518,8 @@ def test_branching_factor_is_the_smallest_set_that_holds_the_share_and_grows_wit
     assert 1 <= n <= branching_factor(logits, many).item() <= len(logits)
     p = sorted(torch.softmax(logits.double(), 0).tolist(), reverse=True)
     assert sum(p[:n]) >= few - 1e-5 and sum(p[: n - 1]) < few
-    assert branching_factor(logits[orders(data.draw, len(logits))], few).item() == n
+    if few - sum(p[: n - 1]) > 1e-5:  # else it is rounding that decides about the last one, and rounding goes by the order
+        assert branching_factor(logits[orders(data.draw, len(logits))], few).item() == n
 
 
 @st.composite

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import V, make_rollouts, new_model, reference_logp_and_entropy, stock
 
-from rlvr.policy import score
+from rlvr import policy
 from rlvr.rollout import GROW, Rollouts, sample
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13], [14, 6]]  # different lengths: some are padded on the left
@@ -16,6 +16,11 @@ def run(model, tokenizer, prompts=PROMPTS, **settings):
     defaults = dict(completions_per_prompt=1, max_new_tokens=2 * GROW + 5, stop_ids={2}, temperature=1.0)
     generator = torch.Generator().manual_seed(settings.pop("seed", 0))
     return sample(model, tokenizer, prompts, generator=generator, **(defaults | settings))
+
+
+def score(model, rollouts, temperature):
+    """Log-probs and entropies of the training forward, without our attention: plain padded rows."""
+    return policy.score(stock(model), rollouts, torch.arange(len(rollouts)), temperature, 10_000)
 
 
 def completions(rollouts):
@@ -64,7 +69,7 @@ def test_rows_that_leave_at_different_times_keep_their_own_keys(model, tokenizer
     rollouts = run(model, tokenizer, completions_per_prompt=6, max_new_tokens=4 * GROW, temperature=2.0)
     blocks = {(n - 1) // GROW for n in rollouts.lengths.tolist()}
     assert len(blocks) >= 3, "rows leave in at least three different blocks"
-    logp, _ = score(model, rollouts, 2.0, 10_000)
+    logp, _ = score(model, rollouts, 2.0)
     torch.testing.assert_close(rollouts.old_logp, logp, rtol=0, atol=1e-4)
 
 
@@ -74,7 +79,7 @@ def test_rows_that_leave_at_different_times_keep_their_own_keys(model, tokenizer
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_old_logp_and_entropy_equal_the_training_forward(model, tokenizer, temperature):
     rollouts = run(model, tokenizer, completions_per_prompt=3, temperature=temperature)
-    logp, entropy = score(model, rollouts, temperature, 10_000)
+    logp, entropy = score(model, rollouts, temperature)
     torch.testing.assert_close(rollouts.old_logp, logp, rtol=0, atol=1e-4)
     torch.testing.assert_close(rollouts.entropy, entropy, rtol=0, atol=1e-4)
     assert (rollouts.old_logp[rollouts.mask] < -0.1).float().mean() > 0.3
@@ -90,14 +95,34 @@ def test_old_logp_and_entropy_equal_the_reference(qwen, tokenizer):
 
 def test_top_p_changes_the_draw_and_not_the_log_probs(qwen, tokenizer):
     rollouts = run(qwen, tokenizer, completions_per_prompt=3, top_p=0.6, temperature=0.8)
-    logp, entropy = score(qwen, rollouts, 0.8, 10_000)
+    logp, entropy = score(qwen, rollouts, 0.8)
     torch.testing.assert_close(rollouts.old_logp, logp, rtol=0, atol=1e-4)
     torch.testing.assert_close(rollouts.entropy, entropy, rtol=0, atol=1e-4)
 
 
 def test_greedy_reports_log_probs_at_temperature_one(qwen, tokenizer):
     rollouts = run(qwen, tokenizer, temperature=0)
-    torch.testing.assert_close(rollouts.old_logp, score(qwen, rollouts, 1.0, 10_000)[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(rollouts.old_logp, score(qwen, rollouts, 1.0)[0], rtol=0, atol=1e-4)
+
+
+# -- the fallback: transformers' generate -----------------------------------------------------------------------------------------------
+
+
+def test_generate_gives_the_same_greedy_completions(model, tokenizer):
+    twin = stock(model)
+    twin.generation_config.repetition_penalty = 5.0  # of the model's own settings nothing counts
+    for stop_ids in ({2}, {2, 9}, NEVER):
+        ours, theirs = (run(m, tokenizer, temperature=0, completions_per_prompt=2, stop_ids=stop_ids) for m in (model, twin))
+        assert completions(ours) == completions(theirs) and torch.equal(ours.finished, theirs.finished)
+        assert torch.equal(ours.mask, theirs.mask) and ours.prompt_ids == theirs.prompt_ids and ours.text == theirs.text
+    assert theirs.old_logp[theirs.mask].isnan().all() and not theirs.old_logp[~theirs.mask].any()
+    assert twin.generation_config.repetition_penalty == 5.0
+
+
+def test_generate_draws_from_the_given_generator_alone(qwen, tokenizer):
+    before = torch.get_rng_state()
+    a, b, c = (run(stock(qwen), tokenizer, completions_per_prompt=4, seed=seed) for seed in (5, 5, 6))
+    assert completions(a) == completions(b) != completions(c) and torch.equal(torch.get_rng_state(), before)
 
 
 # -- the distribution -------------------------------------------------------------------------------------------------------------------
@@ -256,5 +281,5 @@ def test_bfloat16_models_sample_in_their_own_precision(tokenizer):
     rollouts = run(model, tokenizer, completions_per_prompt=4)
     check_bookkeeping(rollouts, {2}, 2 * GROW + 5)
     assert rollouts.old_logp.dtype == torch.float32
-    drift = (rollouts.old_logp - score(model, rollouts, 1.0, 10_000)[0])[rollouts.mask].abs().mean()
+    drift = (rollouts.old_logp - score(model, rollouts, 1.0)[0])[rollouts.mask].abs().mean()
     assert drift < 0.1

@@ -69,7 +69,7 @@ def test_several_updates_share_one_batch_and_the_old_log_probs_stay():
     metrics, batch, _, _ = trainer.step()
     assert metrics["updates"] == 4
     # fresh log-probs differ from the old ones now; the ratio of the later updates was therefore not 1
-    logp, _ = train_module.score(trainer.policy.model, batch, 1.0, 4096)
+    logp, _ = train_module.score(trainer.policy.model, batch, torch.arange(len(batch)), 1.0, 4096)
     assert (logp - batch.old_logp)[batch.mask].abs().max() > 1e-3
 
 
@@ -331,7 +331,7 @@ def test_an_entropy_bonus_raises_the_entropy_at_the_sampled_positions():
     def entropy_after(coef):
         trainer = make_trainer(entropy_coef=coef)
         _, batch, _, _ = trainer.step()
-        _, entropy = train_module.score(trainer.policy.model, batch, 1.0, 4096)
+        _, entropy = train_module.score(trainer.policy.model, batch, torch.arange(len(batch)), 1.0, 4096)
         return entropy[batch.mask].mean()  # of one batch, the same for both: the policies differ by the one update after it
 
     assert entropy_after(0.3) > entropy_after(0.0) + 0.01
