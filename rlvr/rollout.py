@@ -95,7 +95,7 @@ class SharedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.prompt_keys, self.prompt_values = key_states.transpose(2, 3).contiguous(), value_states
+            self.prompt_keys, self.prompt_values = key_states.transpose(2, 3).contiguous(), value_states.contiguous()
             return key_states, value_states
         self.keys.index_copy_(3, self.column, key_states.transpose(2, 3))
         self.values.index_copy_(2, self.column, value_states)
@@ -124,8 +124,8 @@ class SharedLayer(DynamicLayer):
 class Growing:
     """Who sees whom while sampling: the layout for `rlvr.attention`. Columns are those of the prompts, W, and then those of the completions.
 
-    prompt_mask [P, 1, 1 or W, W] and mask [1, 1, 1, C] are added to the scores: 0, or `hidden`. Rows of one prompt stand side by side; with
-    S the most that any prompt still has, `slots` [P * S] says which row asks the prompt in each place, and `places` [rows] where each row asks.
+    prompt_mask [P, 1, 1 or W, W] and mask [1, 1, 1, C] are added to the scores: 0, or `hidden`. All rows of a prompt ask it together, in S
+    slots, as many as any prompt still has rows. For every key head, `slots` says which row asks in each, and `places` where each row asks.
     """
 
     def __init__(self, layers: list[SharedLayer], valid: Tensor, asked: Tensor, columns: int, written: int, dtype):
@@ -139,11 +139,14 @@ class Growing:
         self.slots = self.places = None
 
     def share(self, prompt_of: Tensor) -> None:
-        """prompt_of [rows], in ascending order."""
-        counts = torch.bincount(prompt_of, minlength=len(self.prompt_mask))
-        most, row = int(counts.max()), torch.arange(len(prompt_of), device=prompt_of.device)
-        self.places = prompt_of * most + row - (counts.cumsum(0) - counts)[prompt_of]
-        self.slots = torch.zeros(len(counts) * most, dtype=torch.long, device=row.device).index_copy_(0, self.places, row)
+        """prompt_of [rows], in ascending order: whose row each is."""
+        counts = torch.bincount(prompt_of)
+        most, heads = int(counts.max()), self.layers[0].prompt_keys.shape[1]
+        row, head = torch.arange(len(prompt_of), device=counts.device), torch.arange(heads, device=counts.device)
+        slot = row - (counts.cumsum(0) - counts)[prompt_of]
+        self.places = ((prompt_of[:, None] * heads + head) * most + slot[:, None]).flatten()  # [rows * heads]
+        self.slots = torch.zeros(len(counts) * heads * most, dtype=torch.long, device=counts.device)  # [P * heads * S]
+        self.slots[self.places] = (row[:, None] * heads + head).flatten()
 
     def attend(self, module, query: Tensor, key: Tensor, value: Tensor, window: int | None, **kw) -> Tensor:
         """Prompts go to the stock attention. A new token asks its prompt together with the other completions of that prompt, then itself."""
@@ -163,21 +166,21 @@ class Growing:
         scaling = kw.get("scaling")
         query = (query * (dim**-0.5 if scaling is None else scaling)).view(rows, key.shape[1], -1, dim)  # query heads of one key head together
         shared = torch.matmul(self._to_prompts(query), layer.prompt_keys).add_(prompt_mask)
-        scores = torch.cat([self._to_rows(shared, query.shape[2]), torch.matmul(query, key).add_(mask)], -1)
+        scores = torch.cat([self._to_rows(shared, query.shape), torch.matmul(query, key).add_(mask)], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
         shared = torch.matmul(self._to_prompts(weights[..., :width]), layer.prompt_values)
-        out = torch.matmul(weights[..., width:], value).add_(self._to_rows(shared, query.shape[2]))
+        out = torch.matmul(weights[..., width:], value).add_(self._to_rows(shared, query.shape))
         return out.view(rows, 1, heads, value.shape[-1])
 
     def _to_prompts(self, x: Tensor) -> Tensor:
         """[rows, key heads, r, Y] -> [P, key heads, S * r, Y]"""
-        _, heads, r, y = x.shape
-        return x.index_select(0, self.slots).view(len(self.prompt_mask), -1, heads, r, y).transpose(1, 2).flatten(2, 3)
+        _, heads, _, y = x.shape
+        return x.flatten(0, 1).index_select(0, self.slots).view(len(self.prompt_mask), heads, -1, y)
 
-    def _to_rows(self, x: Tensor, r: int) -> Tensor:
-        """[P, key heads, S * r, Y] -> [rows, key heads, r, Y]"""
-        prompts, heads, _, y = x.shape
-        return x.view(prompts, heads, -1, r, y).transpose(1, 2).flatten(0, 1).index_select(0, self.places)
+    def _to_rows(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """[P, key heads, S * r, Y] -> [rows, key heads, r, Y]; `shape` begins with the first three."""
+        rows, heads, r, _ = shape
+        return x.view(-1, r * x.shape[-1]).index_select(0, self.places).view(rows, heads, r, x.shape[-1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -201,16 +204,16 @@ def choose(logits: Tensor, temperature: float, top_p: float, u: Tensor) -> tuple
     z = (z - z.amax(-1, keepdim=True)).clamp_(min=-1e4)  # the clamp makes 0 * -inf a plain 0
     weight = z.exp()  # probabilities, but for their sum
     line = weight.cumsum(-1)
-    log_total = line[:, -1].log()
-    entropy = log_total - torch.linalg.vecdot(weight, z) / line[:, -1]
+    total = line[:, -1]
     if temperature == 0:
         token = z.argmax(-1)
     else:
         if top_p < 1:
-            line = _keep_top_p(weight / line[:, -1:], top_p).cumsum(-1)
+            line = _keep_top_p(weight / total[:, None], top_p).cumsum(-1)
         # u * total is above 0 and at most total, so a token of probability 0 is never hit; the clamp is for NaN, which falls on none
         token = torch.searchsorted(line, u[:, None] * line[:, -1:])[:, 0].clamp(max=line.shape[1] - 1)
-    return token, z.gather(-1, token[:, None])[:, 0] - log_total, entropy
+    logp = z.gather(-1, token[:, None])[:, 0] - total.log()
+    return token, logp, total.log() - z.mul_(weight).sum(-1) / total
 
 
 def left_pad(prompts: Sequence[Sequence[int]], device) -> tuple[Tensor, Tensor]:
@@ -231,7 +234,7 @@ class Decoder:
         device, n, steps = model.device, *u.shape
         self.model, self.temperature, self.top_p, self.u = model, temperature, top_p, u
         self.stops = torch.tensor(sorted(stop_ids), device=device)
-        self.pool = torch.cuda.graph_pool_handle() if cuda_graphs else None
+        self.cuda_graphs = cuda_graphs
         self.tokens = torch.zeros(n, steps, dtype=torch.long, device=device)
         self.logp, self.entropy = torch.zeros(2, n, steps, device=device).unbind(0)
         self.lengths = torch.full((n,), steps, device=device)
@@ -258,7 +261,7 @@ class Decoder:
         self._rearrange(steps)
         self._open(steps)
         self._step()
-        again = self._step if self.pool is None or steps == 1 else self._record()
+        again = self._record() if self.cuda_graphs and steps > 1 else self._step
         for _ in range(steps - 1):
             again()
         self._close()
@@ -309,8 +312,9 @@ class Decoder:
             self.newest = results[0]
 
     def _record(self) -> Callable[[], None]:
+        """A CUDA graph of a step: all its kernels, with the addresses they read and write, as one thing to start."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph):
             self._step()
         return graph.replay
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import V, make_rollouts, new_model, reference_logp_and_entropy, stock
 
-from rlvr import policy
+from rlvr import policy, rollout
 from rlvr.rollout import GROW, Rollouts, sample
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13], [14, 6]]  # different lengths: some are padded on the left
@@ -103,6 +103,51 @@ def test_top_p_changes_the_draw_and_not_the_log_probs(qwen, tokenizer):
 def test_greedy_reports_log_probs_at_temperature_one(qwen, tokenizer):
     rollouts = run(qwen, tokenizer, temperature=0)
     torch.testing.assert_close(rollouts.old_logp, score(qwen, rollouts, 1.0)[0], rtol=0, atol=1e-4)
+
+
+# -- a step that is recorded and played again -------------------------------------------------------------------------------------------
+
+
+def record_on_the_cpu(decoder):
+    """What a CUDA graph does, done with torch's tracer: the operations of one step, with the very tensors that they read and write.
+
+    Whatever a step takes from Python (a column, a number of steps) would stand still in the recording, as it would on a GPU.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    kept = [decoder.column, decoder.layout.asked, decoder.line, decoder.position, decoder.newest, decoder.layout.mask, *decoder.page]
+    kept += [x for layer in decoder.layers for x in (layer.keys, layer.values)]
+    before = [x.clone() for x in kept]
+    recorded = make_fx(lambda: decoder._step())()
+    for x, old in zip(kept, before):  # recording on a GPU runs nothing
+        x.copy_(old)
+    return recorded
+
+
+def test_a_recorded_step_gives_the_same_completions(model, tokenizer, monkeypatch):
+    def completions_with(cuda_graphs):
+        prompts, repeats, steps = PROMPTS, 3, 2 * GROW + 5
+        u = torch.rand(len(prompts) * repeats, steps, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return rollout.sample_batch.__wrapped__(model, prompts, repeats, {2}, 1.0, 1.0, u, cuda_graphs=cuda_graphs)
+
+    calls = []
+    monkeypatch.setattr(rollout, "GROW_CUDA_GRAPHS", 11)  # several recordings
+    monkeypatch.setattr(rollout.Decoder, "_record", lambda decoder: calls.append(1) or record_on_the_cpu(decoder))
+    plain, recorded = completions_with(False), completions_with(True)
+    assert len(calls) >= 3
+    mask = torch.arange(2 * GROW + 5) < plain[1][:, None]
+    assert torch.equal(plain[1], recorded[1]) and torch.equal(plain[2], recorded[2]) and plain[1].unique().numel() > 1
+    for a, b in zip((plain[0], plain[3], plain[4]), (recorded[0], recorded[3], recorded[4])):
+        torch.testing.assert_close(a[mask], b[mask], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda_graphs_give_the_same_completions(tokenizer):
+    model = new_model("qwen").cuda()
+    plain, recorded = (run(model, tokenizer, completions_per_prompt=6, cuda_graphs=graphs) for graphs in (False, True))
+    assert completions(plain) == completions(recorded)
+    torch.testing.assert_close(plain.old_logp, recorded.old_logp, rtol=0, atol=1e-4)
 
 
 # -- the fallback: transformers' generate -----------------------------------------------------------------------------------------------

@@ -37,6 +37,10 @@ class Work:
     overlong_buffer: int = 0
     micro_batch_tokens: int = 4096
     trl_rows: int = 64  # micro-batch of TRL, in rows
+    trl_continuous: bool = False  # TRL samples with transformers' continuous batching instead of generate
+    device: str = "cpu"
+    checkpointing: bool = False  # gradient checkpointing, both sides
+    cuda_graphs: bool = False  # ours
 
     @property
     def updates(self) -> int:
@@ -59,19 +63,41 @@ class Meter:
 
     @contextmanager
     def part(self, name: str):
+        _wait()
         wall, cpu = time.perf_counter(), time.process_time()
         yield
+        _wait()
         self.seconds[name] += time.perf_counter() - wall
         self.cpu[name] += time.process_time() - cpu
 
     def read(self, tokens: int) -> dict[str, float]:
+        _wait()
         wall, cpu = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
         row = {"seconds": wall, "cpu": cpu, "tokens": tokens, "tokens_per_second": tokens / wall}
         for name in ("sampling", "scoring", "update"):
             row[f"{name}_seconds"], row[f"{name}_cpu"] = self.seconds[name], self.cpu[name]
         status = Path("/proc/self/status")
         peak = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), "") if status.exists() else ""
-        return row | {"peak_mib": int(peak.split()[1]) / 1024 if peak else float("nan")}
+        return row | {"peak_mib": _gpu_peak() or (int(peak.split()[1]) / 1024 if peak else float("nan"))}
+
+
+def _wait() -> None:
+    """For the GPU, whose work goes on after Python has asked for it."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _gpu_peak() -> float:
+    """MiB since the last call; 0 without a GPU."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return 0.0
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def parity(text: str) -> float:
@@ -87,7 +113,7 @@ def prepare(work: Work):
     from rlvr.reward import verify_all
 
     torch.set_num_threads(work.threads)
-    policy = load_policy(work.model, "cpu", work.dtype)
+    policy = load_policy(work.model, work.device, work.dtype)
     problems = load_problems(work.data, "train", seed=work.seed)
     problems, prompts, _ = encode_prompts(policy.tokenizer, problems, "", work.max_prompt_tokens)
 
@@ -109,7 +135,8 @@ def ours(pipe, work: Work, after_step: Callable | None = None) -> None:
         lr_schedule="linear" if work.linear_lr else "constant", prompts_per_step=work.prompts, completions_per_prompt=work.completions,
         mini_batch_prompts=work.mini_batch, micro_batch_tokens=work.micro_batch_tokens, filter_groups=work.filter_groups,
         sampling_rounds=2 if work.filter_groups else 1, max_new_tokens=work.max_new_tokens, overlong_buffer=work.overlong_buffer,
-        dtype=work.dtype, threads=work.threads,
+        dtype=work.dtype, threads=work.threads, device=work.device, gradient_checkpointing=work.checkpointing,
+        cuda_graphs=work.cuda_graphs, sampling_rows=work.prompts * work.completions,
     )  # fmt: skip
     meter = Meter()
 
@@ -148,6 +175,7 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
     logging.set_verbosity_error()
     ours, problems, prompts, reward = prepare(work)
     tokenizer = ours.tokenizer
+    ours.model.to("cpu")
     texts = [tokenizer.decode(ids) for ids in prompts]
     for text, ids in zip(texts[:100], prompts):
         assert tokenizer(text).input_ids == ids, "TRL would see another prompt"
@@ -213,11 +241,12 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
-            output_dir=folder, use_cpu=True, bf16=work.dtype == "bfloat16", fp16=False, report_to="none", logging_strategy="no", seed=work.seed,
+            output_dir=folder, use_cpu=work.device == "cpu", bf16=work.dtype == "bfloat16", fp16=False, report_to="none", logging_strategy="no", seed=work.seed,
             save_strategy="no", disable_tqdm=True, max_steps=work.steps * work.updates, max_grad_norm=1.0, learning_rate=work.lr,
             per_device_train_batch_size=rows // work.updates // accumulate, gradient_accumulation_steps=accumulate,
             steps_per_generation=accumulate * work.updates, num_generations=work.completions, max_completion_length=work.max_new_tokens,
-            temperature=1.0, beta=0.0, epsilon=0.2, epsilon_high=0.28, gradient_checkpointing=False,
+            temperature=1.0, beta=0.0, epsilon=0.2, epsilon_high=0.28, gradient_checkpointing=work.checkpointing,
+            use_transformers_continuous_batching=work.trl_continuous,
         )  # fmt: skip
         data = Dataset.from_dict({"prompt": texts, "answer": [p.answer for p in problems]})
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
