@@ -38,8 +38,8 @@ class Packed:
     So everything in the model but attention runs on K tokens and no more; with 8 completions of a prompt's length that is little over half
     of what padded rows of prompt and completion hold. Attention gathers the K tokens into rows again, those of like length together.
 
-    prompts, completions: n lists of token ids each. `ids` and `positions` are [1, K]. `predicts` says for every token of the completions, in
-    their order, at which of the K places the token before it stands; the last token of a completion predicts nothing and is left out.
+    prompts, completions: n lists of token ids each. `ids` and `positions` are [1, K]. `predicts` says for every token of the completions,
+    in their order, at which of the K places the token before it stands; the last token of a completion predicts nothing and is left out.
     """
 
     LIKE = 0.85  # rows at least this long, as a share of the longest, stand beside it

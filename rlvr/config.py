@@ -244,7 +244,8 @@ PRESETS = {
 
 # Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
 MAY_CHANGE = set(
-    "steps save_every keep show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs gradient_checkpointing".split()
+    "steps save_every keep show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
+    "gradient_checkpointing".split()
 )
 
 

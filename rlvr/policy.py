@@ -90,8 +90,8 @@ def choose_device(device: str, cuda_graphs: bool = False) -> str:
 def load_policy(name: str, device: str = "cpu", dtype: str = "auto", sampler: str = "rlvr") -> Policy:
     """Load a model folder, run folder or Hub id, with its weights in the precision of the forward pass (MasterWeights keeps float32 ones).
 
-    sampler "rlvr" puts the model under our attention, so that it is sampled by our loop and learns from packed batches; "generate" leaves it
-    as it is, for transformers' `generate` and padded rows.
+    sampler "rlvr" puts the model under our attention, so that it is sampled by our loop and learns from packed batches; "generate" leaves
+    it as it is, for transformers' `generate` and padded rows.
 
     Raises SettingError when the folder, the model or its tokenizer is missing or damaged, the device is not there, or our code cannot
     follow the model. No code that comes with a model is run: none of its own (trust_remote_code), and none in a pickle (weights are read
@@ -171,7 +171,7 @@ def check_length(policy: Policy, prompts: list[list[int]], max_new_tokens: int) 
 
 @torch.no_grad()
 def _check_head(model, name: str) -> None:
-    """Logits are computed in chunks from hidden states. Refuse a model that makes them in a way we do not know, or lets tokens see later ones."""
+    """Logits are made from hidden states, a chunk at a time. Refuse a model that does so in a way we do not know, or sees later tokens."""
     ids = torch.tensor([[3, 5, 7], [3, 5, 9]], device=model.device) % model.get_input_embeddings().weight.shape[0]
     hidden = model.base_model(input_ids=ids).last_hidden_state
     if not torch.allclose(hidden[0, :2], hidden[1, :2], rtol=1e-3, atol=1e-3):

@@ -41,8 +41,8 @@ class Rollouts:
     lengths: Tensor  # [N] int64: tokens of each completion, the stop token included
     mask: Tensor  # [N, T] bool
     finished: Tensor  # [N] bool: ended with a stop token; False: truncated at max_new_tokens
-    old_logp: Tensor  # [N, T] float32: log-prob of each token under the policy that sampled, at the sampling temperature; 0 outside the mask
-    entropy: Tensor  # [N, T] float32, nats: entropy at each position, at the sampling temperature; 0 outside the mask
+    old_logp: Tensor  # [N, T] float32, 0 outside the mask: log-prob of each token under the policy that sampled, at its temperature
+    entropy: Tensor  # [N, T] float32, 0 outside the mask, nats: entropy at each position, at the sampling temperature
     group: Tensor  # [N] int64: which prompt
     text: list[str]  # N decoded completions
 
@@ -122,7 +122,7 @@ class SharedLayer(DynamicLayer):
 
 
 class Growing:
-    """Who sees whom while sampling: the layout for `rlvr.attention`. Columns are those of the prompts, W, and then those of the completions.
+    """Who sees whom while sampling: the layout for `rlvr.attention`. Columns are those of the prompts, W, then those of the completions.
 
     prompt_mask [P, 1, 1 or W, W] and mask [1, 1, 1, C] are added to the scores: 0, or `hidden`. All rows of a prompt ask it together, in S
     slots, as many as any prompt still has rows. For every key head, `slots` says which row asks in each, and `places` where each row asks.
@@ -149,7 +149,7 @@ class Growing:
         self.slots[self.places] = (row[:, None] * heads + head).flatten()
 
     def attend(self, module, query: Tensor, key: Tensor, value: Tensor, window: int | None, **kw) -> Tensor:
-        """Prompts go to the stock attention. A new token asks its prompt together with the other completions of that prompt, then itself."""
+        """Prompts go to the stock attention. A new token asks its prompt, along with its neighbours of that prompt, and its own past."""
         rows, heads, _, dim = query.shape
         width = self.prompt_mask.shape[-1]
         prompt_mask, mask = self.prompt_mask, self.mask
@@ -164,7 +164,8 @@ class Growing:
             return sdpa_attention_forward(module, query, key, value, prompt_mask, **kw)[0]
         layer = self.layers[module.layer_idx]
         scaling = kw.get("scaling")
-        query = (query * (dim**-0.5 if scaling is None else scaling)).view(rows, key.shape[1], -1, dim)  # query heads of one key head together
+        query = query * (dim**-0.5 if scaling is None else scaling)
+        query = query.view(rows, key.shape[1], -1, dim)  # query heads of one key head together
         shared = torch.matmul(self._to_prompts(query), layer.prompt_keys).add_(prompt_mask)
         scores = torch.cat([self._to_rows(shared, query.shape), torch.matmul(query, key).add_(mask)], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
@@ -284,7 +285,7 @@ class Decoder:
         """Pages for the next tokens, a line for each step, and the numbers that decide them."""
         device, shape = self.rows.device, (steps, len(self.rows))
         self.line = torch.zeros(1, dtype=torch.long, device=device)
-        self.page = torch.zeros(shape, dtype=torch.long, device=device), torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.page = [torch.zeros(shape, dtype=kind, device=device) for kind in (torch.long, torch.float32, torch.float32)]
         self.page_u = self.u[self.rows, self.done : self.done + steps].T.contiguous()
 
     def _step(self) -> None:
@@ -351,7 +352,8 @@ def _generate_batch(model, prompts, repeats, stop_ids, temperature, top_p, shape
     ids, valid = (x.repeat_interleave(repeats, 0) for x in left_pad(prompts, model.device))
     draw = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else dict(do_sample=False)
     settings = GenerationConfig(**draw, max_new_tokens=steps, eos_token_id=sorted(stop_ids), pad_token_id=min(stop_ids))
-    own, model.generation_config = model.generation_config, settings  # what is not set would come from the model's: a repetition penalty, say
+    # What is not set would come from the model's own settings: a repetition penalty, say.
+    own, model.generation_config = model.generation_config, settings
     try:
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), torch.inference_mode():
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))

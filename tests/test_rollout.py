@@ -5,6 +5,7 @@ import torch
 from conftest import V, make_rollouts, new_model, reference_logp_and_entropy, stock
 
 from rlvr import policy, rollout
+from rlvr.data import encode_prompts, load_problems
 from rlvr.rollout import GROW, Rollouts, sample
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13], [14, 6]]  # different lengths: some are padded on the left
@@ -103,6 +104,20 @@ def test_top_p_changes_the_draw_and_not_the_log_probs(qwen, tokenizer):
 def test_greedy_reports_log_probs_at_temperature_one(qwen, tokenizer):
     rollouts = run(qwen, tokenizer, temperature=0)
     torch.testing.assert_close(rollouts.old_logp, score(qwen, rollouts, 1.0)[0], rtol=0, atol=1e-4)
+
+
+def test_log_probs_of_the_built_in_model_are_exact_to_1e_5():
+    """Float32, a whole batch of its own stories: the sampler, and the packed forward, against plain padded rows in float64."""
+    built_in = policy.load_policy("tiny")
+    problems = load_problems("tiny", "train", 16)
+    _, prompts, _ = encode_prompts(built_in.tokenizer, problems, "", 128)
+    rollouts = run(built_in.model, built_in.tokenizer, prompts, completions_per_prompt=8, max_new_tokens=120, stop_ids=built_in.stop_ids)
+    exact, _ = score(built_in.model.double(), rollouts, 1.0)
+    built_in.model.float()
+    packed, _ = policy.score(built_in.model, rollouts, torch.arange(len(rollouts)), 1.0, 4096)
+    assert len(rollouts.lengths.unique()) > 20
+    torch.testing.assert_close(rollouts.old_logp, exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(packed, exact, rtol=0, atol=1e-5)
 
 
 # -- a step that is recorded and played again -------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ FILE = dict(data=STORIES)  # for whole runs: the 8192 built-in problems take sec
 
 def make_trainer(**settings) -> Trainer:
     config = TrainConfig(**(SMALL | settings))
-    policy = load_policy(config.model)
+    policy = load_policy(config.model, "cpu", config.dtype, config.sampler)
     problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
     return Trainer(config, policy, problems, prompts)
 
@@ -298,6 +298,55 @@ def test_recomputed_old_log_probs_agree_with_the_sampler():
     assert 0 < metrics["logp_drift"] < 1e-5 and metrics["seconds_scoring"] > 0
     metrics, _, _, _ = make_trainer().step()
     assert 0 < metrics["logp_drift"] < 1e-5 and metrics["seconds_scoring"] == 0
+
+
+def updates_of_a_step(monkeypatch, **settings):
+    """The metrics of a step, the sampler's log-probs, the rows scored, and for each update the log-probs it saw, new and old."""
+    trainer, seen, scored = make_trainer(**settings), [], []
+    loss, score, sample = train_module.clipped_loss, train_module.score, train_module.sample
+    sampled = []
+    monkeypatch.setattr(train_module, "sample", lambda *a, **k: sampled.append(sample(*a, **k)) or sampled[0])
+    monkeypatch.setattr(train_module, "score", lambda m, r, rows, *a: scored.append(rows) or score(m, r, rows, *a))
+    monkeypatch.setattr(
+        train_module,
+        "clipped_loss",
+        lambda new, old, a, mask, **k: seen.append((new.detach()[mask], old[mask])) or loss(new, old, a, mask, **k),
+    )
+    before = None
+    real = Trainer._score
+
+    def remember(self, rollouts, kept):
+        nonlocal before
+        before = rollouts.old_logp.clone()
+        return real(self, rollouts, kept)
+
+    monkeypatch.setattr(Trainer, "_score", remember)
+    metrics, batch, _, _ = trainer.step()
+    return metrics, before, batch, torch.cat(scored) if scored else torch.tensor([]), seen
+
+
+def test_in_bfloat16_only_what_later_updates_compare_with_is_scored(monkeypatch):
+    """The first update's old log-probs are its own; those of later ones come from the policy before it, by the training forward."""
+    settings = dict(dtype="bfloat16", mini_batch_prompts=4, filter_groups=False, micro_batch_tokens=100_000, method="grpo", lr=3e-3)
+    metrics, sampler, batch, rows, (first, second) = updates_of_a_step(monkeypatch, **settings)
+    assert len(rows) == 16 and metrics["updates"] == 2 and metrics["seconds_scoring"] > 0
+    assert torch.equal(*first) and not torch.equal(*second)
+    unscored = torch.ones(32, dtype=torch.bool).index_fill(0, rows, False)
+    assert torch.equal(batch.old_logp[unscored], sampler[unscored]) and not torch.equal(batch.old_logp[rows], sampler[rows])
+    assert 0 < metrics["logp_drift"] < 0.1  # of the first update: sampler against training forward
+
+
+@pytest.mark.parametrize("settings", [dict(method="ppl"), dict(method="pos+ppl"), dict(method="grpo", old_logp="recompute")])
+def test_later_and_first_are_scored_where_the_method_or_the_user_asks(monkeypatch, settings):
+    *_, rows, _ = updates_of_a_step(monkeypatch, dtype="bfloat16", mini_batch_prompts=4, filter_groups=False, **settings)
+    assert sorted(rows.tolist()) == list(range(32))
+
+
+def test_with_generate_a_run_learns_from_log_probs_that_are_scored(monkeypatch):
+    metrics, sampler, batch, rows, _ = updates_of_a_step(monkeypatch, sampler="generate", method="pos")
+    assert sampler[batch.mask].isnan().all() and batch.old_logp.isfinite().all() and batch.entropy[batch.mask].isfinite().all()
+    assert sorted(rows.tolist()) == list(range(32)) and metrics["updates"] > 0 and metrics["logp_drift"] < 1e-5
+    assert metrics["entropy"] > 0.1
 
 
 def test_old_log_probs_are_taken_at_the_sampling_temperature():

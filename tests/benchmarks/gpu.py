@@ -20,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from sides import Side, Work, ours, trl
 
-QWEN_1_5B = dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, vocab_size=151936)
+QWEN_1_5B = dict(
+    hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, vocab_size=151936
+)
 TINY = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=1000)
 
 
@@ -49,7 +51,9 @@ class Card:
 
     def __init__(self, shape: dict, model, bandwidth: float, flops: float):
         self.parameters = sum(p.numel() for p in model.parameters())
-        self.cache = 2 * 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["hidden_size"] // shape["num_attention_heads"]
+        self.cache = (
+            2 * 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["hidden_size"] // shape["num_attention_heads"]
+        )
         self.attention = 4 * shape["num_hidden_layers"] * shape["hidden_size"]  # flops for each token seen
         self.bandwidth, self.flops = bandwidth, flops
 
@@ -185,7 +189,11 @@ def step_rows(folder: Path, smoke: bool, with_trl: bool, device: str):
             side.process.terminate()
             row = min(rows[1:], key=lambda r: r["seconds"])
             parts = ", ".join(f"{part} {row[f'{part}_seconds']:.1f}" for part in ("sampling", "scoring", "update"))
-            yield f"step, {name}", f"{row['seconds']:.1f} s ({parts}), {row['tokens_per_second']:,.0f} tokens/s", f"{row['peak_mib'] / 1024:.1f} GiB"
+            yield (
+                f"step, {name}",
+                f"{row['seconds']:.1f} s ({parts}), {row['tokens_per_second']:,.0f} tokens/s",
+                f"{row['peak_mib'] / 1024:.1f} GiB",
+            )
         except (EOFError, OSError):
             yield f"step, {name}", "failed (see above)", ""
 
@@ -209,7 +217,9 @@ def main() -> None:
     def card_of(model) -> Card:
         return Card(shape, model, a.bandwidth, a.flops)
 
-    print(f"{torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}, torch {torch.__version__}\n\n| what | measured | bound or memory |\n|---|---|---|")
+    print(
+        f"{torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}, torch {torch.__version__}\n\n| what | measured | bound or memory |\n|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), shape)
         lines = [

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/memory.py
 
-One completion of T tokens, a model of one narrow layer (so that the logits are what counts), float32, on the CPU. Each figure is the highest
-resident memory of a process of its own over forward and backward pass, above what it held before; the gradient of the output layer, which
-the optimiser needs anyway and which does not grow with T, is in it.
+One completion of T tokens, a model of one narrow layer (so that the logits are what counts), float32, on the CPU. Each figure is the
+highest resident memory of a process of its own over forward and backward pass, above what it held before; the gradient of the output layer,
+which the optimiser needs anyway and which does not grow with T, is in it.
 """
 
 import subprocess

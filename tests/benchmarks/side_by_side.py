@@ -3,7 +3,7 @@
     pip install -r tests/benchmarks/requirements.txt
     python tests/benchmarks/side_by_side.py                                the built-in model, 64 prompts x 8
     python tests/benchmarks/side_by_side.py --reward parity                no group is all right or all wrong, so that no row can be skipped
-    python tests/benchmarks/side_by_side.py --model FOLDER --data gsm8k.jsonl --prompts 8 --mini-batch 8 --max-new-tokens 128 --reward parity
+    python tests/benchmarks/side_by_side.py --model FOLDER --data FILE --prompts 8 --mini-batch 8 --max-new-tokens 128 --reward parity
 
 Each side runs in a process of its own and waits while the other one works. Without TRL only our side is measured.
 """
@@ -46,7 +46,9 @@ def main() -> None:
         side.stop()
     print("\n" + report(rows))
     if a["json"]:
-        Path(a["json"]).write_text(json.dumps({"work": dataclasses.asdict(work), "our_dtype": a["our_dtype"], "rows": rows}, indent=1) + "\n")
+        Path(a["json"]).write_text(
+            json.dumps({"work": dataclasses.asdict(work), "our_dtype": a["our_dtype"], "rows": rows}, indent=1) + "\n"
+        )
 
 
 def report(rows: dict[str, list[dict]]) -> str:

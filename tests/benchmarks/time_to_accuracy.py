@@ -3,8 +3,8 @@
     pip install -r tests/benchmarks/requirements.txt
     python tests/benchmarks/time_to_accuracy.py --level 0.8 --seeds 3
 
-The clock of a side runs only while it trains: evaluations, by the same code on both sides, and the turns of the other side do not count. Ours
-refills groups that are all right or all wrong, as the quick start does; TRL has no such thing, and learns from whatever it sampled.
+The clock of a side runs only while it trains: evaluations, by the same code on both sides, and the turns of the other side do not count.
+Ours refills groups that are all right or all wrong, as the quick start does; TRL has no such thing, and learns from whatever it sampled.
 """
 
 import argparse
