@@ -36,7 +36,8 @@ class Packed:
         prompt a | prompt b | ... | completion of a | completion of a | completion of b | ...
 
     So everything in the model but attention runs on K tokens and no more; with 8 completions of a prompt's length that is little over half
-    of what padded rows of prompt and completion hold. Attention gathers the K tokens into rows again, those of like length together.
+    of what padded rows of prompt and completion hold. Attention gathers the K tokens into rows again, those of like length together; there a
+    prompt's keys and values do stand beside each completion, in one layer at a time.
 
     prompts, completions: n lists of token ids each. `ids` and `positions` are [1, K]. `predicts` says for every token of the completions,
     in their order, at which of the K places the token before it stands; the last token of a completion predicts nothing and is left out.
@@ -86,7 +87,10 @@ class Packed:
         self.predicts = torch.tensor(predicts, dtype=torch.long, device=device)
 
     def attend(self, module, query: Tensor, key: Tensor, value: Tensor, window: int | None, **kw) -> Tensor:
-        """query [1, heads, K, dim], key and value [1, key heads, K, dim] -> [1, K, heads, dim]."""
+        """query [1, heads, K, dim], key and value [1, key heads, K, dim] -> [1, K, heads, dim].
+
+        `embedding` picks rows as indexing does, but its backward pass, which adds up what a prompt gets from its completions, is faster.
+        """
         flat = [x[0].transpose(0, 1).flatten(1) for x in (query, key, value)]  # [K, heads * dim] each
         results = []
         for block in self.blocks:

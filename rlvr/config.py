@@ -407,6 +407,11 @@ def check_can_write(folder: Path, what: str) -> None:
         raise SettingError(f"Nothing can be written to {what}, {folder} ({error.strerror}). Choose another one.") from None
 
 
+def _check_sampler(c) -> None:
+    if c.sampler == "generate" and c.cuda_graphs:
+        raise SettingError("--cuda-graphs has no effect with --sampler generate. Leave one of them out.")
+
+
 def check_train(c: TrainConfig) -> None:
     """Refuse settings that cannot work, before anything is loaded. Raises SettingError."""
     for field in dataclasses.fields(c):  # the command line cannot get these wrong, Python can
@@ -430,6 +435,9 @@ def check_train(c: TrainConfig) -> None:
         },
         positive="lr temperature max_grad_norm",
     )
+    _check_sampler(c)
+    if c.sampler == "generate" and c.old_logp == "sampler":
+        raise SettingError("--sampler generate gives no log-probs for --old-logp sampler. Choose --old-logp auto.")
     if c.eval_every and c.final_eval_problems and c.eval_problems < 1:
         raise SettingError(
             f"--eval-problems is {c.eval_problems}. Choose 1 or more, or --eval-every 0 to evaluate only at the start and the end."
@@ -472,6 +480,7 @@ def check_eval(c: EvalConfig) -> None:
         raise SettingError("No model was named. Name one or more, as in: python eval.py tiny runs/pos-seed0")
     _check_values(c)
     _check_ranges(c, {1: "completions max_prompt_tokens sampling_rows", 0: "problems temperature max_new_tokens threads seed"})
+    _check_sampler(c)
     if not 0 < c.top_p <= 1:
         raise SettingError(f"--top-p is {c.top_p}. Choose a number above 0 and at most 1.")
     check_size(max(c.problems, 1) * c.completions, max(c.max_new_tokens, 1), "--problems and --completions")

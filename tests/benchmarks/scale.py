@@ -31,7 +31,7 @@ class NoText:
 
 
 def step_seconds(size: str, prompts: int, length: int, repeats: int = 1) -> dict:
-    """Sampling and update of one step; the fastest of `repeats`, after one that only warms up the code."""
+    """Sampling and update of one step; the fastest of `repeats`."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -2,8 +2,8 @@
 
     pip install -r tests/benchmarks/requirements.txt
     python tests/benchmarks/side_by_side.py                                the built-in model, 64 prompts x 8
-    python tests/benchmarks/side_by_side.py --reward parity                no group is all right or all wrong, so that no row can be skipped
-    python tests/benchmarks/side_by_side.py --model FOLDER --data FILE --prompts 8 --mini-batch 8 --max-new-tokens 128 --reward parity
+    python tests/benchmarks/side_by_side.py --reward turns                no group is all right or all wrong, so that no row can be skipped
+    python tests/benchmarks/side_by_side.py --model FOLDER --data FILE --prompts 8 --mini-batch 8 --max-new-tokens 128 --reward turns
 
 Each side runs in a process of its own and waits while the other one works. Without TRL only our side is measured.
 """
@@ -24,8 +24,8 @@ OTHERS = ["tokens_per_second", "tokens", "peak_mib"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Work):
-        if field.type is not bool:
-            parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=field.default)
+        kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "default": field.default}
+        parser.add_argument("--" + field.name.replace("_", "-"), **kind)
     parser.add_argument("--pairs", type=int, default=5, help="measured steps of each side")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before that")
     parser.add_argument("--our-dtype", default="", help="precision of our side, if another one than TRL's")
@@ -43,7 +43,7 @@ def main() -> None:
                 rows[name].append(row)
             print(f"{name:5} step {i + 1}: {row['seconds']:.2f} s, CPU {row['cpu']:.2f} s, {row['tokens']:.0f} tokens", flush=True)
     for side in sides.values():
-        side.stop()
+        side.kill()
     print("\n" + report(rows))
     if a["json"]:
         Path(a["json"]).write_text(

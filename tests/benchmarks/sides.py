@@ -29,7 +29,7 @@ class Work:
     dtype: str = "float32"
     threads: int = 1
     seed: int = 0
-    reward: str = "answer"  # is it right? or parity: a coin that no policy learns, so that no group is all right or all wrong
+    reward: str = "answer"  # is it right? or turns: every other completion is, so that no group is all right or all wrong
     lr: float = 1e-5
     linear_lr: bool = False  # as in the quick start: warm-up over 5 steps, then linear to a tenth over `steps`
     steps: int = 1000
@@ -100,10 +100,6 @@ def _gpu_peak() -> float:
     return peak
 
 
-def parity(text: str) -> float:
-    return 1.0 if sum(map(ord, text[:16])) % 2 else -1.0
-
-
 def prepare(work: Work):
     """Problems, their prompts, and a reward function, the same for both sides."""
     import torch
@@ -118,8 +114,8 @@ def prepare(work: Work):
     problems, prompts, _ = encode_prompts(policy.tokenizer, problems, "", work.max_prompt_tokens)
 
     def reward(completions, answers):
-        if work.reward == "parity":
-            return [parity(text) for text in completions]
+        if work.reward == "turns":
+            return [1.0 if i % 2 else -1.0 for i in range(len(completions))]
         return [1.0 if right else -1.0 for right in verify_all(completions, answers)]
 
     return policy, problems, prompts, reward
@@ -173,9 +169,9 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
     from rlvr.reward import overlong_penalty
 
     logging.set_verbosity_error()
-    ours, problems, prompts, reward = prepare(work)
-    tokenizer = ours.tokenizer
-    ours.model.to("cpu")
+    policy, problems, prompts, reward = prepare(work)
+    tokenizer, stop_ids = policy.tokenizer, policy.stop_ids
+    del policy  # TRL gets a model of its own below
     texts = [tokenizer.decode(ids) for ids in prompts]
     for text, ids in zip(texts[:100], prompts):
         assert tokenizer(text).input_ids == ids, "TRL would see another prompt"
@@ -225,7 +221,7 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
             while (asked := pipe.recv()) != "step":
                 if asked == "stop":
                     raise SystemExit
-                twin = Policy(copy.deepcopy(model), tokenizer, ours.stop_ids)
+                twin = Policy(copy.deepcopy(model), tokenizer, stop_ids)
                 twin.model.set_attn_implementation("rlvr")
                 pipe.send(after_step(twin))
             meter.reset()
@@ -277,6 +273,6 @@ class Side:
         self.pipe.send("measure")
         return self.pipe.recv()
 
-    def stop(self) -> None:
-        self.pipe.send("stop")
+    def kill(self) -> None:
+        self.process.terminate()
         self.process.join()

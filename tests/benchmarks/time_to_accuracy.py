@@ -46,13 +46,18 @@ def main() -> None:
                     print(f"seed {seed} {name:5} step {step}: pass@1 {curve[-1][3]:.3f} after {seconds:.0f} s, CPU {cpu:.0f} s", flush=True)
                     if curve[-1][3] >= a.level:
                         break
-            side.process.terminate()
+            side.kill()
             curves.append({"seed": seed, "side": name, "curve": curve})
-    reached = {name: [c["curve"][-1] for c in curves if c["side"] == name] for name in ("ours", "TRL")}
+    ends = {name: [c["curve"][-1] for c in curves if c["side"] == name] for name in ("ours", "TRL")}
     print(f"\n{'seed':6}{'ours: step':>12}{'s':>8}{'CPU s':>8}{'TRL: step':>12}{'s':>8}{'CPU s':>8}{'ratio, CPU':>12}")
-    for seed, (x, y) in enumerate(zip(*reached.values())):
-        print(f"{seed:<6}{x[0]:12}{x[1]:8.0f}{x[2]:8.0f}{y[0]:12}{y[1]:8.0f}{y[2]:8.0f}{y[2] / x[2]:12.2f}")
-    print(f"median ratio, TRL to ours, CPU seconds: {statistics.median(y[2] / x[2] for x, y in zip(*reached.values())):.2f}")
+    ratios = []
+    for seed, (x, y) in enumerate(zip(*ends.values())):
+        reached = [end[3] >= a.level for end in (x, y)]
+        ratios += [y[2] / x[2]] if all(reached) else []
+        shown = f"{ratios[-1]:12.2f}" if all(reached) else f"   not reached: {', '.join(n for n, r in zip(ends, reached) if not r)}"
+        print(f"{seed:<6}{x[0]:12}{x[1]:8.0f}{x[2]:8.0f}{y[0]:12}{y[1]:8.0f}{y[2]:8.0f}{shown}")
+    if ratios:
+        print(f"median ratio, TRL to ours, CPU seconds, of {len(ratios)} seeds: {statistics.median(ratios):.2f}")
     if a.json:
         Path(a.json).write_text(json.dumps(curves, indent=1) + "\n")
 

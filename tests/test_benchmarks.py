@@ -1,0 +1,48 @@
+"""The benchmark programs run, and what they say about memory holds. Their timings are not tested: machines differ."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(program: str, *argv: str) -> str:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / program), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_side_by_side_runs():
+    """With TRL where it is installed, else with our side alone."""
+    out = run("side_by_side.py", "--prompts", "4", "--mini-batch", "2", "--completions", "2", "--max-new-tokens", "12", "--pairs", "1")
+    table = dict(line.rsplit(maxsplit=1) for line in out.splitlines() if line.startswith(("cpu", "tokens ", "peak")))
+    assert len(table) == 3 and "ours  step 2" in out
+
+
+@pytest.mark.slow
+def test_the_gpu_program_runs_on_a_tiny_shape():
+    out = run("gpu.py", "--smoke", "--skip-trl")
+    assert "sampling, ours" in out and "continuous batching" in out and "update, length 8" in out and "| step, ours |" in out
+    assert "failed" not in out, out
+
+
+@pytest.mark.slow
+def test_the_scaling_program_runs(tmp_path):
+    out = run("scale.py", "--quick", "--threads", "1", "--json", str(tmp_path / "s.json"), "--figure", str(tmp_path / "s.png"))
+    assert out.count("microseconds per token") == 3 and (tmp_path / "s.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_an_update_does_not_grow_with_vocabulary_times_length():
+    short, long, whole = (
+        float(run("memory.py", "152000", *more)) for more in (("1024", "chunked"), ("3072", "chunked"), ("3072", "whole"))
+    )
+    assert long < 1.25 * short and whole > 2.5 * long, (short, long, whole)
