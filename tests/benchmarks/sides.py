@@ -1,7 +1,6 @@
 """The two sides of a comparison: our step and that of TRL's GRPOTrainer, on the same model, problems and settings, each in a process of
 its own that waits between steps. Used by side_by_side.py and time_to_accuracy.py."""
 
-import copy
 import dataclasses
 import multiprocessing
 import sys
@@ -165,12 +164,12 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
     from transformers.utils import logging
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlvr.policy import Policy, resolve_model
+    from rlvr.policy import load_policy, resolve_model
     from rlvr.reward import overlong_penalty
 
     logging.set_verbosity_error()
     policy, problems, prompts, reward = prepare(work)
-    tokenizer, stop_ids = policy.tokenizer, policy.stop_ids
+    tokenizer = policy.tokenizer
     del policy  # TRL gets a model of its own below
     texts = [tokenizer.decode(ids) for ids in prompts]
     for text, ids in zip(texts[:100], prompts):
@@ -221,8 +220,8 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
             while (asked := pipe.recv()) != "step":
                 if asked == "stop":
                     raise SystemExit
-                twin = Policy(copy.deepcopy(model), tokenizer, stop_ids)
-                twin.model.set_attn_implementation("rlvr")
+                twin = load_policy(work.model)  # a copy would still call TRL's model: accelerate has wrapped its forward
+                twin.model.load_state_dict(model.state_dict())
                 pipe.send(after_step(twin))
             meter.reset()
 
