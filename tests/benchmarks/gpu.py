@@ -188,10 +188,10 @@ def step_rows(folder: Path, smoke: bool, with_trl: bool, device: str):
     size = dict(prompts=4, completions=2, mini_batch=4, max_new_tokens=8) if smoke else dict(prompts=32, mini_batch=32, max_new_tokens=1024)
     common = dict(
         model=str(folder), data=str(folder / "problems.jsonl"), dtype="bfloat16", reward="turns", device=device, checkpointing=True,
-        lr=1e-6, micro_batch_tokens=64 if smoke else 16384, trl_rows=4 if smoke else 16, threads=2, max_prompt_tokens=300, **size,
+        lr=1e-6, micro_batch_tokens=4096 if smoke else 16384, trl_rows=4 if smoke else 16, threads=2, max_prompt_tokens=300, **size,
     )  # fmt: skip
     runs = [("ours", ours, {}), ("ours, CUDA graphs", ours, {"cuda_graphs": True})] if device == "cuda" else [("ours", ours, {})]
-    if with_trl:  # as it comes: with generate float32 weights under autocast; with continuous batching it casts the weights to bfloat16
+    if with_trl:  # with generate float32 weights under autocast, as it comes; with continuous batching bfloat16 weights without masters
         runs += [("TRL, generate", trl, {}), ("TRL, continuous batching", trl, {"trl_continuous": True})]
     for name, run, more in runs:
         try:

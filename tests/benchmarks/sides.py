@@ -177,7 +177,10 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(work.model), dtype=torch.float32)
+    # Continuous batching fails under autocast, whose wrapper does not know what its forward returns. So there the weights are bfloat16.
+    autocast = work.dtype == "bfloat16" and not work.trl_continuous
+    dtype = torch.bfloat16 if work.dtype == "bfloat16" and work.trl_continuous else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(work.model), dtype=dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=work.lr, weight_decay=0.0)
 
     def rate(update: int) -> float:
@@ -236,7 +239,7 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
-            output_dir=folder, use_cpu=work.device == "cpu", bf16=work.dtype == "bfloat16", fp16=False, report_to="none", logging_strategy="no", seed=work.seed,
+            output_dir=folder, use_cpu=work.device == "cpu", bf16=autocast, fp16=False, report_to="none", logging_strategy="no", seed=work.seed,
             save_strategy="no", disable_tqdm=True, max_steps=work.steps * work.updates, max_grad_norm=1.0, learning_rate=work.lr,
             per_device_train_batch_size=rows // work.updates // accumulate, gradient_accumulation_steps=accumulate,
             steps_per_generation=accumulate * work.updates, num_generations=work.completions, max_completion_length=work.max_new_tokens,
