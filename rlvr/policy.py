@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
-
 from transformers import AttentionInterface
 
 from rlvr.attention import ATTENTION, Packed, attention, is_ours

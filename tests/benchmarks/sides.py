@@ -153,8 +153,8 @@ def ours(pipe, work: Work, after_step: Callable | None = None) -> None:
 
 def serve(pipe, step: Callable[[], dict], measure: Callable) -> None:
     pipe.send("ready")
-    while (asked := pipe.recv()) != "stop":
-        pipe.send(step() if asked == "step" else measure())
+    while True:  # until the process is killed
+        pipe.send(step() if pipe.recv() == "step" else measure())
 
 
 def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
@@ -220,9 +220,7 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
         def on_step_begin(self, args, state, control, **_):
             if state.global_step % work.updates:
                 return
-            while (asked := pipe.recv()) != "step":
-                if asked == "stop":
-                    raise SystemExit
+            while pipe.recv() != "step":
                 twin = load_policy(work.model)  # a copy would still call TRL's model: accelerate has wrapped its forward
                 twin.model.load_state_dict(model.state_dict())
                 pipe.send(after_step(twin))
