@@ -87,8 +87,9 @@ def _grpo(shaped, *_, **__):
     return shaped
 
 
-def _ppl(shaped, advantages, old_logp, mask, group, *, ppl_alpha, ppl_direction, **_):
-    return shaped * ppl_weights(old_logp, mask, group, ppl_alpha, ppl_direction)[:, None]
+def _ppl(shaped, advantages, old_logp, mask, group, *, ppl_alpha, ppl_direction, ppl_apply, **_):
+    weights = ppl_weights(old_logp, mask, group, ppl_alpha, ppl_direction)
+    return shaped * weights[:, None] if ppl_apply else shaped
 
 
 def _pos(shaped, advantages, old_logp, mask, group, *, pos_alpha, pos_direction, **_):
@@ -109,16 +110,30 @@ def method_parts(method: str) -> list[str]:
 
 def shape(
     method: str, advantages: Tensor, old_logp: Tensor, mask: Tensor, group: Tensor, *, ppl_alpha: float = 0.01, ppl_direction: str = "low",
-    pos_alpha: float = 0.1, pos_direction: str = "late",
+    ppl_apply: bool = True, pos_alpha: float = 0.1, pos_direction: str = "late",
 ) -> Tensor:  # fmt: skip
     """Give every token its advantage: advantages [N] -> [N, T], 0 outside the mask.
 
     "grpo" repeats the row's advantage; the other methods change it, in the order they are named. At strength 0 each of them returns
     bit for bit what "grpo" does. "ppl+pos" is our combination: the released code never joins the two. Its bonus, and the cap of the
-    bonus, come from the row's plain advantage.
+    bonus, come from the row's plain advantage. ppl_apply False computes the factor and drops it, as the released code does.
     """
     shaped = advantages.detach()[:, None] * mask.to(advantages.dtype)
-    settings = dict(ppl_alpha=ppl_alpha, ppl_direction=ppl_direction, pos_alpha=pos_alpha, pos_direction=pos_direction)
+    settings = dict(ppl_alpha=ppl_alpha, ppl_direction=ppl_direction, ppl_apply=ppl_apply, pos_alpha=pos_alpha, pos_direction=pos_direction)
     for name in method_parts(method):
         shaped = METHODS[name](shaped, advantages, old_logp, mask, group, **settings)
     return shaped
+
+
+def keep_sign(shaped: Tensor, learn_from: str) -> Tensor:
+    """Keep only the positive or only the negative advantages ("all": both); the rest become 0. [N, T] -> [N, T].
+
+    The switches positive_only and negative_only of the released code (Deng et al. 2025). The denominator of the loss stays that of all
+    tokens, so the gradients of the two halves add up to that of "all". Raises ValueError for another name.
+
+    >>> keep_sign(torch.tensor([[1.5, -0.5]]), "negative")
+    tensor([[ 0.0000, -0.5000]])
+    """
+    if learn_from not in ("all", "positive", "negative"):
+        raise ValueError(f"learn_from is {learn_from!r}; it must be 'all', 'positive' or 'negative'")
+    return shaped if learn_from == "all" else shaped.clamp(min=0) if learn_from == "positive" else shaped.clamp(max=0)

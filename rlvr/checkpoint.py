@@ -178,10 +178,14 @@ def restore_random_states(state: dict) -> None:
 # How it is written and read
 
 
-def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict, *, steps_done: int, updates: int | None, keep: int) -> Path:
-    """Write a checkpoint into `folder`, then delete all but the newest `keep`. updates: how many were made of a step that is half done.
+def save(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict, *, steps_done: int, updates: int | None, keep: int,
+    keep_every: int = 0,
+) -> Path:  # fmt: skip
+    """Write a checkpoint into `folder`, then delete all but the newest `keep` and those of every `keep_every` steps (0: none).
 
-    Raises OSError (a full disk, for one); then nothing has changed: the checkpoints that were there are there.
+    updates: how many were made of a step that is half done. Raises OSError (a full disk, for one); then nothing has changed: the
+    checkpoints that were there are there.
     """
     path = folder / (f"step-{steps_done:06}" + (f"+{updates}" if updates is not None else ""))
     if path.exists():  # what bears the name is complete: the checkpoint that this run was resumed from
@@ -199,6 +203,8 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict, *, st
 
     replace_folder(path, write)
     for old in checkpoints(folder)[keep:]:
+        if keep_every and "+" not in old.name and step_of(old) % keep_every == 0:
+            continue
         remove_folder(old.rename(old.with_name(old.name + ".part")))  # so that what bears its proper name is complete
     return path
 
@@ -212,6 +218,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=found.get, reverse=True)
 
 
+def step_of(path: Path) -> int:
+    """How many steps are done in a checkpoint, by its name."""
+    return int(NAME.fullmatch(path.name)[1])
+
+
 def load_newest(folder: Path) -> tuple[Path, dict[str, dict[str, Tensor]], dict] | None:
     """The newest checkpoint that is whole: (its path, tensors by file, state); None if there is none at all.
 
@@ -223,11 +234,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, dict[str, Tensor]], dict]
             say(f"checkpoint {path.name} is damaged ({reason}); trying the one before it")
             damaged.append(path)
             continue
-        try:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-        except (OSError, ValueError, SafetensorError) as error:
-            raise SettingError(f"The checkpoint {path} cannot be read ({error}). Check the disk and the permissions.") from None
+        tensors, state = load(path)
         for bad in damaged:  # out of the way: it must not count as one of the newest
             remove_folder(bad.with_name(bad.name + ".damaged"))
             bad.rename(bad.with_name(bad.name + ".damaged"))
@@ -237,6 +244,15 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, dict[str, Tensor]], dict]
             f"All checkpoints in {folder} are damaged. Put them back from a copy, or start a new run (the log in {folder.parent} stays)."
         )
     return None
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """(tensors by file, state) of a checkpoint that is whole. Raises SettingError."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return {file.stem: load_file(file) for file in path.glob("*.safetensors")}, state
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SettingError(f"The checkpoint {path} cannot be read ({error}). Check the disk and the permissions.") from None
 
 
 def damage(path: Path) -> str | None:

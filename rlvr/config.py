@@ -53,6 +53,8 @@ class TrainConfig:
     """'tiny' (built in), a model folder, a run folder, or a Hub id."""
     data: str = "tiny"
     """'tiny' (built in), a name (gsm8k, math500, aime24, aime25, amc23), a .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    level: Literal[1, 2] = 1
+    """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, more than the built-in model has ever seen, so that learning takes longer."""
     eval_data: str = ""
     """Held-out problems to measure progress on, like --data; empty: the test split of --data if it has one, else no evaluation."""
     method: str = "pos"
@@ -133,6 +135,8 @@ class TrainConfig:
     """Strength of perplexity shaping (released code: 0.01, a very weak re-weighting; try 0.2)."""
     ppl_direction: Literal["low", "high"] = "low"
     """Which completions weigh more: those of low perplexity (the paper's method) or of high (its opposite arm)."""
+    ppl_apply: bool = True
+    """--no-ppl-apply computes the factor of perplexity shaping and drops it, as the released code does: a control, bit for bit grpo."""
     pos_alpha: float = 0.1
     """Strength of position shaping: the largest bonus (released code: 0.1)."""
     pos_direction: Literal["late", "early"] = "late"
@@ -141,6 +145,9 @@ class TrainConfig:
     """First step that is shaped, or 'plateau': from the step at which the entropy stops falling (released code, position: step 201)."""
     shape_stop: int = 0
     """Last step that is shaped; 0: to the end (released code, position: step 299)."""
+
+    learn_from: Literal["all", "positive", "negative"] = "all"
+    """Which advantages the loss keeps: all, or only the positive (learn from right answers) or the negative ones (from wrong ones)."""
 
     # Prompt
     instruction: str = INSTRUCTION
@@ -156,6 +163,8 @@ class TrainConfig:
     last one, and --resume makes them again, exactly."""
     keep: int = 2
     """Checkpoints to keep: the newest ones. Each holds the weights in float32 and the optimiser's two numbers for each."""
+    keep_every: int = 20
+    """Also keep every checkpoint whose step is a multiple of this, for python -m rlvr.probe to go back to; 0: none."""
 
     # Watching
     eval_every: int = 10
@@ -168,7 +177,7 @@ class TrainConfig:
     """Completions for each problem of an evaluation."""
     show_every: int = 20
     """Steps between two printed samples; 0: none."""
-    log_completions: int = 4
+    log_completions: int = 16
     """Completions written to rollouts.jsonl in each step."""
 
     # Machine
@@ -195,6 +204,8 @@ class EvalConfig:
     """Run folders, model folders, Hub ids, or 'tiny' (the built-in model)."""
     data: str = "tiny"
     """'tiny' (built-in test problems), a name (gsm8k, math500, aime24, aime25, amc23), a file, or a Hub id."""
+    level: Literal[1, 2] = 1
+    """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, more than the built-in model has ever seen."""
     problems: int = 0
     """At most so many problems, the first ones; 0: 400 of the built-in ones, all of any other set."""
     completions: int = 8
@@ -231,7 +242,7 @@ class EvalConfig:
 _REAL = dict(
     data="gsm8k", lr=1e-6, lr_schedule="constant", warmup_steps=10, weight_decay=0.1, steps=200, max_new_tokens=512, max_prompt_tokens=512,
     overlong_buffer=64, micro_batch_tokens=8192, sampling_rows=256, eval_problems=64, final_eval_problems=200, show_every=5, device="auto",
-    save_every=10,
+    save_every=10, keep_every=0, log_completions=4,
 )  # fmt: skip
 PRESETS = {
     "tiny": {},
@@ -244,7 +255,7 @@ PRESETS = {
 
 # Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
 MAY_CHANGE = set(
-    "steps save_every keep show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
+    "steps save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
     "gradient_checkpointing".split()
 )
 
@@ -294,6 +305,13 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
     config = _parse(EvalConfig, argv, "eval.py", config=(tyro.conf.PositionalRequiredArgs,))
     check_eval(config)
     return config
+
+
+def parse_command(kind: type, program: str, argv: list[str] | None = None):
+    """Command line -> a dataclass of another program, such as `python -m rlvr.report`. Raises SettingError."""
+    import tyro
+
+    return _parse(kind, argv, program, config=(tyro.conf.PositionalRequiredArgs,))
 
 
 def _parse(kind, argv: list[str] | None, program: str, **options):
@@ -430,7 +448,7 @@ def check_train(c: TrainConfig) -> None:
         {
             1: "steps prompts_per_step mini_batch_prompts micro_batch_tokens sampling_rounds max_new_tokens max_prompt_tokens "
             "sampling_rows eval_completions keep",
-            0: "save_every warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha pos_alpha shape_stop "
+            0: "save_every keep_every warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha pos_alpha shape_stop "
             "eval_every final_eval_problems show_every log_completions threads seed",
         },
         positive="lr temperature max_grad_norm",

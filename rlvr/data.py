@@ -188,17 +188,17 @@ def _read_hub(name: str, split: str) -> list[dict]:
         ) from None
 
 
-def load_problems(data: str, split: str = "train", limit: int = 0, seed: int = 0) -> list[Problem]:
+def load_problems(data: str, split: str = "train", limit: int = 0, seed: int = 0, level: int = 1) -> list[Problem]:
     """Problems of a set: 'tiny', a short name of HUB, a file, or a Hub id. split: "train" or "test" (a file is the same for both).
 
     A problem that comes again with the same answer is used once. `limit` keeps the first so many (0: all; 8192 for the endless built-in
-    ones). `seed` draws other built-in problems.
+    ones). `seed` draws other built-in problems, `level` harder ones.
     Raises SettingError with cause and remedy for anything that cannot be read.
     """
     if data == "tiny":
         from rlvr.tiny.task import sample_stories
 
-        return [Problem(s.problem, str(s.answer), len(s.ops)) for s in sample_stories(split, limit or 8192, seed)]
+        return [Problem(s.problem, str(s.answer), len(s.ops)) for s in sample_stories(split, limit or 8192, seed, level)]
     is_file, known_suffix = os.path.isfile(data), Path(data).suffix.lower() in (".jsonl", ".json", ".csv", ".parquet")
     if os.path.exists(data) and not is_file:  # reading a pipe or a device might never end
         raise SettingError(f"{data} is a folder, a pipe or a device. Name a .jsonl, .json, .csv or .parquet file, or a Hub id.")

@@ -121,7 +121,7 @@ def compare(config: EvalConfig) -> dict:
     if c.threads:
         torch.set_num_threads(c.threads)
     choose_device(c.device, c.cuda_graphs)
-    problems = load_problems(c.data, "test", limit=c.problems or (400 if c.data == "tiny" else 0))
+    problems = load_problems(c.data, "test", limit=c.problems or (400 if c.data == "tiny" else 0), level=c.level)
     usual_length = 120 if c.data == "tiny" else 1024
     check_size(len(problems) * c.completions, c.max_new_tokens or usual_length, "--problems and --completions")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rlvr.defects import DEFECTS
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # can be told apart by colour-blind readers (Okabe and Ito)
+INK = "#010101"  # lines and text; the report puts the text colour of the page in its place
 COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 
 

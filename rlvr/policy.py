@@ -291,11 +291,32 @@ def logp_and_entropy(
     """
     device = model.device
     mask = mask.to(device)
-    completions = [ids[:n] for ids, n in zip(completion_ids.tolist(), mask.sum(1).tolist())]
-    targets = completion_ids.to(device)[mask]  # [K'], all valid tokens
-    if len(targets) == 0:
+    if not mask.any():
         return torch.zeros(mask.shape, device=device, requires_grad=torch.is_grad_enabled()), torch.zeros(mask.shape, device=device)
-    # hidden [K', H]: the state that predicts each of them stands one place before it
+    hidden, targets = hidden_states(model, prompt_ids, completion_ids, mask)
+    chunk = logits_chunk(model)
+    if len(targets) <= chunk:
+        flat = _head_logp_entropy(model, hidden, targets, temperature, with_grad_entropy)
+    else:
+        parts = [
+            checkpoint(_head_logp_entropy, model, h, y, temperature, with_grad_entropy, use_reentrant=False)
+            for h, y in zip(hidden.split(chunk), targets.split(chunk))
+        ]
+        flat = tuple(torch.cat(x) for x in zip(*parts))
+    return tuple(torch.zeros(mask.shape, device=device).masked_scatter(mask, x) for x in flat)
+
+
+def logits_chunk(model) -> int:
+    """How many positions go through the output layer at once, so that their logits are at most LOGITS_AT_ONCE numbers."""
+    return max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
+
+
+def hidden_states(model, prompt_ids: list[list[int]], completion_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The states that predict the K valid tokens of a batch, row by row, and these tokens: [K, H] and [K]. mask: on the model's device."""
+    device = model.device
+    completions = [ids[:n] for ids, n in zip(completion_ids.tolist(), mask.sum(1).tolist())]
+    targets = completion_ids.to(device)[mask]
+    # The state that predicts a token stands one place before it.
     if is_ours(model):
         batch = Packed(prompt_ids, completions, device)
         four_dimensions = torch.zeros(1, 1, 1, 1, device=device)  # a mask that nobody reads: so the model makes none of its own
@@ -310,16 +331,7 @@ def logp_and_entropy(
         start = torch.tensor([len(p) - 1 for p in prompt_ids], device=device)
         row, t = mask.nonzero(as_tuple=True)
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[row, start[row] + t]
-    chunk = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
-    if len(targets) <= chunk:
-        flat = _head_logp_entropy(model, hidden, targets, temperature, with_grad_entropy)
-    else:
-        parts = [
-            checkpoint(_head_logp_entropy, model, h, y, temperature, with_grad_entropy, use_reentrant=False)
-            for h, y in zip(hidden.split(chunk), targets.split(chunk))
-        ]
-        flat = tuple(torch.cat(x) for x in zip(*parts))
-    return tuple(torch.zeros(mask.shape, device=device).masked_scatter(mask, x) for x in flat)
+    return hidden, targets
 
 
 def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int, packed: bool = True) -> Iterator[Tensor]:

@@ -234,7 +234,8 @@ class RunLog:
             self.csv_file.sync()  # the checkpoint says that these rows are there
             self.jsonl_file.sync()
             self.saved = checkpoint.save(
-                self.folder / "checkpoints", tensors, state, steps_done=trainer.steps_done, updates=updates, keep=self.config.keep
+                self.folder / "checkpoints", tensors, state, steps_done=trainer.steps_done, updates=updates,
+                keep=self.config.keep, keep_every=self.config.keep_every,
             )
         except OSError as error:
             self.save_failed = True

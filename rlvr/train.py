@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rlvr.advantage import grpo_advantages, method_parts, shape
+from rlvr.advantage import grpo_advantages, keep_sign, method_parts, shape
 from rlvr.attention import is_ours
 from rlvr.checkpoint import fingerprint, random_states, restore_random_states
 from rlvr.config import SettingError, TrainConfig, check_train, run_folder
@@ -150,8 +150,9 @@ class Trainer:
             method = c.method if self._shaping_is_on() else "grpo"
             shaped = shape(
                 method, advantages, sampled.old_logp, sampled.mask, sampled.group, ppl_alpha=c.ppl_alpha, ppl_direction=c.ppl_direction,
-                pos_alpha=c.pos_alpha, pos_direction=c.pos_direction,
+                ppl_apply=c.ppl_apply, pos_alpha=c.pos_alpha, pos_direction=c.pos_direction,
             )  # fmt: skip
+            shaped = keep_sign(shaped, c.learn_from)
 
             metrics = {"step": self.step_number, "stage": "plateau" if self.plateau else "rising", "shaped": int(method != "grpo")}
             metrics |= batch_metrics(sampled, correct, rewards, [self.problems[i].steps for i in problem_ids])
@@ -411,6 +412,16 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
     reward: a reward function of your own, (completions, answers) -> one number each (see rlvr.reward.rewards_from); None: is the answer
     right? Held-out problems are always measured by that. Raises SettingError.
     """
+    trainer, progress, too_long = set_up(config, reward)
+    problems, held_out = trainer.problems, progress.problems
+    data = fingerprint([(p.problem, p.answer) for p in problems], trainer.prompts, [(p.problem, p.answer) for p in held_out])
+    with RunLog(config, trainer.policy, problems=len(problems), too_long=too_long, held_out=len(held_out)) as log, Stop() as stop:
+        return _run(config, trainer, progress, log, stop, data)
+
+
+def set_up(config: TrainConfig, reward: Callable | None = None) -> tuple[Trainer, Progress, int]:
+    """Check the settings and load what they name: a trainer before its first step, what measures it, and how many problems were too long.
+    Raises SettingError."""
     check_train(config)
     try:
         method_parts(config.method)
@@ -422,9 +433,11 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
         run_folder(config)  # its mistakes, before anything is loaded
     if config.threads:
         torch.set_num_threads(config.threads)
-    problems = load_problems(config.data, "train", seed=config.seed)
+    problems = load_problems(config.data, "train", seed=config.seed, level=config.level)
     held_out_data = config.eval_data or (config.data if has_test_split(config.data) else "")
-    held_out = load_problems(held_out_data, "test", config.final_eval_problems) if held_out_data and config.final_eval_problems else []
+    held_out = []
+    if held_out_data and config.final_eval_problems:
+        held_out = load_problems(held_out_data, "test", config.final_eval_problems, level=config.level)
     policy = load_policy(config.model, config.device, config.dtype, config.sampler)
     problems, prompts, too_long = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
     progress = Progress(config, policy, held_out)
@@ -434,9 +447,7 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
     except (RuntimeError, MemoryError) as error:
         raise (SettingError(NO_ROOM) if out_of_memory(error) else error) from None
     progress.sampling_rows = trainer.sampling_rows
-    data = fingerprint([(p.problem, p.answer) for p in problems], prompts, [(p.problem, p.answer) for p in progress.problems])
-    with RunLog(config, policy, problems=len(problems), too_long=too_long, held_out=len(progress.problems)) as log, Stop() as stop:
-        return _run(config, trainer, progress, log, stop, data)
+    return trainer, progress, too_long
 
 
 def _run(config: TrainConfig, trainer: Trainer, progress: Progress, log: RunLog, stop: Stop, data: str) -> dict:

@@ -17,6 +17,10 @@ import hashlib
 import random
 from dataclasses import dataclass
 
+LEVELS = {  # how many steps a story has, drawn from these
+    1: [2, 3, 3, 4, 4, 5],  # what the base model grew up on
+    2: [4, 5, 5, 6, 6, 7],  # longer than anything it has seen: half of what there is to learn is to go on after the fifth step
+}
 MAX_VALUE = 60  # running values stay in 1..60: arithmetic that a very small model can learn
 
 NAMES = ["Eva", "Tom", "Ana", "Ben", "Mia", "Leo", "Zoe", "Sam"]
@@ -88,12 +92,12 @@ def split_of(start: int, ops: tuple[tuple[str, int], ...]) -> str:
     return "test" if byte < 16 else "train" if byte < 80 else "web"
 
 
-def sample_story(rng: random.Random, split: str) -> Story:
-    """Draw one story of the given split ("web", "train" or "test")."""
+def sample_story(rng: random.Random, split: str, level: int = 1) -> Story:
+    """Draw one story of the given split ("web", "train" or "test") and level (a key of LEVELS)."""
     while True:
         value = start = rng.randint(3, 30)
         ops = []
-        for _ in range(rng.choice([2, 3, 3, 4, 4, 5])):
+        for _ in range(rng.choice(LEVELS[level])):
             op = rng.choices("+-*", [45, 40, 15])[0]
             n = rng.randint(2, 3) if op == "*" else rng.randint(1, 9) if rng.random() < 0.8 else rng.randint(10, 20)
             value = apply_op(value, op, n)
@@ -111,11 +115,11 @@ def sample_story(rng: random.Random, split: str) -> Story:
     return Story(" ".join(sentences), value, name, start, ops)
 
 
-def sample_stories(split: str, n: int, seed: int) -> list[Story]:
-    """`n` stories of a split, with pairwise different number skeletons, the same for the same seed."""
+def sample_stories(split: str, n: int, seed: int, level: int = 1) -> list[Story]:
+    """`n` stories of a split and level, with pairwise different number skeletons, the same for the same seed."""
     rng, stories, seen = random.Random(f"{split}-{seed}"), [], set()
     while len(stories) < n:
-        story = sample_story(rng, split)
+        story = sample_story(rng, split, level)
         if (story.start, story.ops) not in seen:
             seen.add((story.start, story.ops))
             stories.append(story)

@@ -1,0 +1,81 @@
+"""The token microscope: completions through training, every token with its numbers, as data for page.js."""
+
+from collections import defaultdict
+
+from rlvr.defects import defects
+from rlvr.report.run import Run
+
+FRAMES = 50  # steps that the slider goes through, besides the replayed ones
+CARDS = 8  # completions of each
+FIXED = 8  # completions of the first model that all later models read
+
+
+def _defects(run: Run, row: dict) -> list[str]:
+    steps = 0 if run.config.data == "tiny" else None  # 0: chatter can be told, skipped steps cannot
+    found = defects(row["completion"], row["finished"], steps)
+    return [name.replace("_", " ") for name, there in found.items() if there]
+
+
+def _rounded(values: list, digits: int = 3) -> list:
+    return [[round(v, digits) for v in row] if isinstance(row, list) else round(row, digits) for row in values]
+
+
+def microscope_data(run: Run) -> dict:
+    """One run for the page: name, plateau, steps and fixed (lists of frames), prompts, vocab.
+
+    A frame has a step and items; an item has p (index of its prompt), ok, bad (defects), ids, and for each token H (entropy), L (log-prob),
+    A (shaped advantage); from a replayed step also D (change of probability), G (gradient length), top (likeliest tokens), P and Q (their
+    probabilities before and after).
+    """
+    prompts: dict[str, int] = {}
+    used: set[int] = set()
+
+    def item(row: dict) -> dict:
+        used.update(row["token_ids"])
+        number = prompts.setdefault(row["prompt"], len(prompts))
+        out = {"p": number, "ok": row["correct"], "bad": _defects(run, row), "ids": row["token_ids"],
+               "H": _rounded(row["entropy"]), "L": _rounded(row["logp"])}  # fmt: skip
+        if "advantage" in row:
+            out["A"] = _rounded(row["advantage"])
+        if "logp_after" in row:
+            out["D"] = [round(b - a, 4) for a, b in zip(_probabilities(row["logp"]), _probabilities(row["logp_after"]))]
+            out["Q"] = row["top_p_after"]
+        if "top" in row:
+            used.update(t for tops in row["top"] for t in tops)
+            out |= {"G": _rounded(row["grad_norm"]), "top": row["top"], "P": row["top_p"]}
+        return out
+
+    logged, replayed, fixed = defaultdict(list), defaultdict(list), defaultdict(list)
+    for row in run.completions:
+        if row["token_ids"]:
+            logged[row["step"]].append(row)
+    for row in run.replayed:
+        replayed[row["step"]].append(row)
+    for row in run.fixed:
+        fixed[row["step"]].append(row)
+    steps = sorted(logged)
+    chosen = {steps[round(i * (len(steps) - 1) / (FRAMES - 1))] for i in range(FRAMES)} if len(steps) > FRAMES else set(steps)
+    frames = []
+    for step in sorted(chosen | set(replayed)):
+        rows = replayed[step] if step in replayed else logged[step][:: max(1, len(logged[step]) // CARDS)][:CARDS]
+        frames.append({"step": step, "replayed": step in replayed, "items": [item(row) for row in rows]})
+    few = _half_and_half(next(iter(fixed.values())), FIXED) if fixed else []
+    still = [
+        {"step": step, "replayed": False, "items": [item(row) for row in rows if row["number"] in few]}
+        for step, rows in sorted(fixed.items())
+    ]
+    vocab = {str(t): run.token(t) if t not in run.tokenizer.all_special_ids else "" for t in sorted(used)}
+    return {"name": run.name, "plateau": run.plateau, "steps": frames, "fixed": still, "prompts": list(prompts), "vocab": vocab}
+
+
+def _half_and_half(rows: list[dict], n: int) -> set[int]:
+    """Numbers of n completions, half of them right where there are enough."""
+    right, wrong = ([r["number"] for r in rows if r["correct"] == kind] for kind in (True, False))
+    few = min(len(right), n // 2)
+    return set(right[:few] + wrong[: n - few])
+
+
+def _probabilities(logp: list[float]) -> list[float]:
+    from math import exp
+
+    return [exp(x) for x in logp]

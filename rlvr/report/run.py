@@ -1,0 +1,154 @@
+"""What a report is made from: a run folder, read back; and what a section of the report is made of."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from rlvr.config import SettingError, TrainConfig, read_config
+from rlvr.figures import read_metrics
+
+NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.probe {folder}"
+
+
+def read_lines(path: Path) -> list[dict]:
+    """A .jsonl file of a run, without a line that a crash cut off."""
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                rows.append(json.loads(line))
+    return rows
+
+
+class Run:
+    """A run folder. What is not needed is not read."""
+
+    def __init__(self, folder: Path, name: str = ""):
+        self.folder = folder
+        self.name = name or folder.name
+        self.config: TrainConfig = read_config(folder)
+        for file in ("metrics.csv", "rollouts.jsonl", "summary.json", "model/config.json"):
+            if not (folder / file).is_file():
+                raise SettingError(f"The run {folder} has no {file}. If it is not finished: python train.py --resume {folder}")
+        try:
+            self.metrics = read_metrics(folder)
+            self.completions = read_lines(folder / "rollouts.jsonl")
+            self.summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError) as error:
+            raise SettingError(f"The run {folder} cannot be read ({str(error)[:100]}). Put back the files that the run wrote.") from None
+        self.steps = [row for row in self.metrics if row["accuracy"] is not None]  # without the evaluation before the first step
+        if not self.steps:
+            raise SettingError(f"The run {folder} has not made a step. Continue it first: python train.py --resume {folder}")
+        self.plateau: int | None = self.summary["plateau_step"]
+        self.last = int(self.steps[-1]["step"])
+
+    @property
+    def rising_end(self) -> int:
+        """The last step of the rising stage; of the run, if it never left it."""
+        return self.plateau or self.last
+
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of a column of metrics.csv, where it has any."""
+        points = [(row["step"], row[name]) for row in self.metrics if row[name] is not None]
+        return [p[0] for p in points], [p[1] for p in points]
+
+    @cached_property
+    def tokenizer(self):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder / "model", trust_remote_code=False)
+
+    def token(self, number: int) -> str:
+        """A token as text."""
+        return self.tokenizer.decode([number])
+
+    # What python -m rlvr.probe found
+
+    @property
+    def probed(self) -> bool:
+        return (self.folder / "probe" / "changes.safetensors").is_file()
+
+    @cached_property
+    def changes(self) -> dict[str, np.ndarray] | None:
+        """Every token of the replayed steps before and after them, as flat arrays, with `change`, the change of its probability."""
+        if not self.probed:
+            return None
+        from safetensors.numpy import load_file
+
+        found = load_file(self.folder / "probe" / "changes.safetensors")
+        if found:
+            found["change"] = np.exp(found["logp_after"]) - np.exp(found["logp"])
+            found["plateau"] = found["step"] >= (self.plateau or 10**9)
+        return found or None
+
+    def _probe_lines(self, name: str) -> list[dict]:
+        path = self.folder / "probe" / f"{name}.jsonl"
+        return read_lines(path) if path.is_file() else []
+
+    @cached_property
+    def replayed(self) -> list[dict]:
+        return self._probe_lines("completions")
+
+    @cached_property
+    def fixed(self) -> list[dict]:
+        return self._probe_lines("fixed")
+
+    @cached_property
+    def replacements(self) -> list[dict]:
+        return self._probe_lines("replacements")
+
+    @cached_property
+    def exploration(self) -> dict[str, dict]:
+        path = self.folder / "probe" / "exploration.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@dataclass
+class Panel:
+    """One picture: `draw` is given matplotlib axes."""
+
+    name: str  # of the file, without suffix
+    draw: Callable
+    caption: str = ""  # empty: the name
+
+
+@dataclass
+class Verdict:
+    """What one run shows. agrees: with the paper; None: it cannot be said."""
+
+    run: str
+    agrees: bool | None
+    text: str
+
+
+@dataclass
+class Section:
+    """A finding of the paper and what the runs say to it. `rows` become a CSV: what the pictures and sentences are made of."""
+
+    label: str
+    title: str
+    shows: str
+    paper: str
+    panels: list[Panel] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)
+
+
+def missing(run: Run) -> Verdict:
+    return Verdict(run.name, None, NO_PROBE.format(folder=run.folder))
+
+
+def percent(x: float, digits: int = 0) -> str:
+    return f"{100 * x:.{digits}f} %"
+
+
+def bootstrap(rows: Sequence, statistic: Callable[[list], float], draws: int = 300, seed: int = 42) -> tuple[float, float]:
+    """95 % percentile interval of a statistic of independent items, by resampling them."""
+    rng, n = np.random.default_rng(seed), len(rows)
+    values = [statistic([rows[i] for i in rng.integers(n, size=n)]) for _ in range(draws)]
+    values = [v for v in values if v == v]
+    return tuple(float(x) for x in np.quantile(values, [0.025, 0.975])) if values else (float("nan"), float("nan"))
