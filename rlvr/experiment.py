@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -47,23 +47,23 @@ ARMS = {
 }
 SAYS = {  # for the table: what an arm is
     BASELINE: "the baseline",
-    "ppl": "low perplexity weighs more, the released α = 0.01",
-    "ppl-strong": f"the same, α = {STRONG_PPL}",
-    "ppl-high": f"opposite arm: high perplexity weighs more, α = {STRONG_PPL}",
-    "pos": "late tokens get a bonus, the released α = 0.1",
-    "pos-strong": f"the same, α = {STRONG_POS}",
-    "pos-early": f"opposite arm: early tokens, α = {STRONG_POS}",
-    "pos-plateau": f"late tokens, α = {STRONG_POS}, only on the plateau",
+    "ppl": "low perplexity weighs more, α = 0.01 as released",
+    "ppl-strong": f"low perplexity weighs more, α = {STRONG_PPL}",
+    "ppl-high": f"high perplexity weighs more, α = {STRONG_PPL}",
+    "pos": "bonus for late tokens, α = 0.1 as released",
+    "pos-strong": f"bonus for late tokens, α = {STRONG_POS}",
+    "pos-early": f"bonus for early tokens, α = {STRONG_POS}",
+    "pos-plateau": f"bonus for late tokens, α = {STRONG_POS}, from the plateau on",
     "positive-only": "learns from right answers alone",
     "negative-only": "learns from wrong answers alone",
-    "ppl-dropped": "factor computed and dropped, as in the released code",
+    "ppl-dropped": "perplexity factor computed and dropped, as in the released code",
 }
 # One round of sampling costs a third less time than two, and every arm then sees the same problems in every step.
 COMMON = "--sampling-rounds 1 --threads 1 --save-every 10 --show-every 0"
 METRICS = {  # column of results.csv -> heading, digits, what it is
     "pass_at_1": ("pass@1", 3, "held-out pass@1 after the last step"),
     "area": ("area", 3, "mean height of the held-out pass@1 curve over the steps (area under it, divided by its length)"),
-    "pass_at_max": ("pass@k", 3, "held-out pass@k after the last step, for the largest k"),
+    "pass_at_max": ("pass@8", 3, "held-out pass@k after the last step, for the largest k (--eval-completions, 8)"),
     "entropy_late": ("late entropy", 4, "token entropy of training completions, mean of the last fifth of the steps, nats"),
     "length_late": ("late length", 1, "tokens of a training completion, mean of the last fifth of the steps"),
 }
@@ -157,7 +157,7 @@ def plan(config: ExperimentConfig) -> list[Run]:
     return runs
 
 
-def run_all(runs: Sequence[Run], jobs: int) -> list[Run]:
+def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) -> list[Run]:
     """Run what is not done, `jobs` at a time, each in a process of its own. Returns those that failed. A signal stops the runs so that
     they can go on later, then raises KeyboardInterrupt."""
     waiting = [run for run in runs if not run.done]
@@ -173,7 +173,9 @@ def run_all(runs: Sequence[Run], jobs: int) -> list[Run]:
                 time.sleep(1)
                 for run in [r for r in running if r.process.poll() is not None]:
                     running.remove(run)
-                    if not run.done:
+                    if run.done:
+                        after_each()
+                    else:
                         failed.append(run)
                         say(f"{run.folder.name} failed; its last words are in {_log(run)}")
                 bar.set_description(", ".join(run.folder.name for run in running))
@@ -262,29 +264,39 @@ def differences(results: Sequence[dict], arm: str, metric: str, baseline: str = 
     return [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
 
 
-def comparison(results: Sequence[dict], baseline: str = BASELINE) -> list[list[str]]:
-    """The table: for each arm and metric the mean and standard deviation over seeds, and the paired difference with its interval."""
-    rows = []
+def comparison(results: Sequence[dict], metric: str, baseline: str = BASELINE) -> list[list[str]]:
+    """A row for each arm: its name, n, mean and standard deviation over seeds, mean difference to the baseline, and its interval."""
+    digits, rows = METRICS[metric][1], []
     for arm in dict.fromkeys(r["arm"] for r in results):
-        mine = [r for r in results if r["arm"] == arm]
-        row = [arm, str(len(mine))]
-        for metric, (_, digits, _) in METRICS.items():
-            values = [r[metric] for r in mine]
-            spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-            row.append(f"{fmean(values):.{digits}f}{spread}")
-            if arm != baseline:
-                gaps = differences(results, arm, metric, baseline)
-                row[-1] += "; " + ("{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*mean_interval(gaps), d=digits) if gaps else "no pair")
+        values = [r[metric] for r in results if r["arm"] == arm]
+        spread = f"{stdev(values):.{digits}f}" if len(values) > 1 else "–"
+        row = [arm, str(len(values)), f"{fmean(values):.{digits}f}", spread, "", ""]
+        gaps = differences(results, arm, metric, baseline)
+        if arm != baseline and gaps:
+            mean, low, high = mean_interval(gaps)
+            row[4:] = [f"{mean:+.{digits}f}", f"[{low:+.{digits}f}, {high:+.{digits}f}]" if len(gaps) > 1 else "one pair"]
         rows.append(row)
     return rows
 
 
+def text_tables(results: Sequence[dict], baseline: str = BASELINE) -> str:
+    """The comparison for a terminal: a table for each metric."""
+    parts = []
+    for metric, (heading, _, meaning) in METRICS.items():
+        header = [heading, "n", "mean", "sd", f"minus {baseline}", "95 % interval"]
+        parts.append(f"{meaning}\n" + table(header, comparison(results, metric, baseline)))
+    return "\n\n".join(parts)
+
+
 def markdown(results: Sequence[dict], baseline: str = BASELINE) -> str:
-    """The same for a document: an arm is a row."""
-    headings = " | ".join(heading for heading, _, _ in METRICS.values())
-    lines = [f"| arm | what it is | n | {headings} |", "|---|---|---|" + "---|" * len(METRICS)]
-    for arm, n, *cells in comparison(results, baseline):
-        cells = [cell.replace("; ", "<br>") for cell in cells]
+    """The comparison for a document: one table, a row for each arm."""
+    lines = [
+        "| arm | what it is | n | " + " | ".join(heading for heading, _, _ in METRICS.values()) + " |",
+        "|---|---|---|" + "---|" * len(METRICS),
+    ]
+    for rows in zip(*(comparison(results, metric, baseline) for metric in METRICS)):
+        arm, n = rows[0][:2]
+        cells = [f"{mean} ± {sd}" + (f"<br>{gap} {interval}" if gap else "") for _, _, mean, sd, gap, interval in rows]
         lines.append(f"| `{arm}` | {SAYS.get(arm, '')} | {n} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -395,11 +407,13 @@ def experiment(config: ExperimentConfig) -> list[dict]:
     at_once = min(jobs, left or 1)
     say(f"{len(config.arms)} arms, {config.seeds} seeds: {len(runs)} runs, {len(runs) - left} done; {at_once} at a time; in {out}")
     try:
-        failed = run_all(runs, jobs)
+        failed = run_all(runs, jobs, lambda: collect(runs, out, config.arms[0]))
     finally:
         results = collect(runs, out, config.arms[0])
-    say("\n" + table(["arm", "n", *(heading for heading, _, _ in METRICS.values())], comparison(results, config.arms[0])))
-    say(f"\nmean ± standard deviation over seeds; then the mean difference to {config.arms[0]} on equal seeds and its 95 % interval")
+    if not results:
+        raise SettingError(f"No run was finished; what the first said is in {_log(runs[0])}. Mend the cause, then start again.")
+    say("\n" + text_tables(results, config.arms[0]))
+    say(f"\nmean and standard deviation over seeds; mean difference to {config.arms[0]} on equal seeds, with Student's interval")
     say(f"written to {out}: results.csv, curves.csv, table.md, differences.png, curves.png")
     if failed:
         raise SettingError(f"{len(failed)} runs failed; what the first said is in {_log(failed[0])}. Mend the cause, then start again.")

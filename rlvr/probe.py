@@ -14,6 +14,7 @@ A run folder says what was sampled, not what became of it. Four questions need t
 They are written to runs/pos-seed0/probe, as tensors (safetensors) and JSON. tutorials/glossary.md explains each number.
 """
 
+import dataclasses
 import json
 import random
 import sys
@@ -316,7 +317,7 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
         raise SettingError(f"The run {folder} is not finished. Continue it first: python train.py --resume {folder}")
     if p.threads:
         torch.set_num_threads(p.threads)
-    trainer, progress, _ = set_up(config)
+    trainer, progress, _ = set_up(dataclasses.replace(config, resume=str(folder)))  # as if it were to go on
     c, policy = trainer.config, trainer.policy
     logged = {int(row["step"]): row for row in read_metrics(folder) if row["accuracy"] is not None}
     plateau = next((step for step, row in logged.items() if row["stage"] == "plateau"), None)

@@ -1,0 +1,196 @@
+"""The experiment: arms, pairs, intervals and areas by hand; and a small one that is stopped, goes on, and ends."""
+
+import csv
+import doctest
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import STORIES
+
+from rlvr import experiment
+from rlvr.config import SettingError, parse_train
+from rlvr.experiment import (
+    ARMS,
+    METRICS,
+    SAYS,
+    ExperimentConfig,
+    area,
+    comparison,
+    curves,
+    differences,
+    markdown,
+    mean_interval,
+    measure,
+    plan,
+    read_results,
+    t_quantile,
+)
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--prompts-per-step 2 --completions-per-prompt 4 --mini-batch-prompts 2 --max-new-tokens 40 --final-eval-problems 2 "
+SMALL += f"--eval-completions 2 --eval-every 0 --data {STORIES} --eval-data {STORIES}"
+
+
+def rows(**arms) -> list[dict]:
+    """results.csv with the given pass@1 by arm and seed; the other metrics are 0."""
+    return [{"arm": arm, "seed": seed, **dict.fromkeys(METRICS, 0.0), "pass_at_1": v} for arm, values in arms.items() for seed, v in values.items()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Numbers
+
+
+def test_the_examples_in_the_docstrings():
+    assert doctest.testmod(experiment).failed == 0
+
+
+@pytest.mark.parametrize("df, t", [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (29, 2.045), (1000, 1.962)])
+def test_students_t_as_in_the_tables(df, t):
+    assert round(t_quantile(df), 3) == t
+
+
+def test_interval_by_hand():
+    """0.1, 0.2, 0.3, 0.4, 0.5: mean 0.3, sd 0.1581, standard error 0.0707, times 2.776."""
+    mean, low, high = mean_interval([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert (mean, low, high) == pytest.approx((0.3, 0.3 - 2.7764 * 0.0707107, 0.3 + 2.7764 * 0.0707107), abs=1e-5)
+    assert mean_interval([1.0]) == (1.0, -math.inf, math.inf)
+
+
+def test_area_by_hand():
+    assert area([(0, 0.0), (10, 1.0), (30, 0.5)]) == pytest.approx((5 + 15) / 30)
+
+
+def test_pairs_are_of_equal_seeds():
+    results = rows(grpo={0: 0.5, 1: 0.6, 3: 0.9}, pos={3: 1.0, 1: 0.5, 2: 0.1})
+    assert differences(results, "pos", "pass_at_1") == pytest.approx([-0.1, 0.1])  # seeds 1 and 3
+
+
+def test_the_table_by_hand():
+    results = rows(grpo={0: 0.5, 1: 0.7}, pos={0: 0.6, 1: 0.9}, ppl={0: 0.4})
+    first, second, third = comparison(results, "pass_at_1")
+    assert first == ["grpo", "2", "0.600", "0.141", "", ""]
+    assert second[:5] == ["pos", "2", "0.750", "0.212", "+0.150"]
+    assert second[5] == "[{:+.3f}, {:+.3f}]".format(*mean_interval([0.1, 0.2])[1:])
+    assert third == ["ppl", "1", "0.400", "–", "-0.100", "one pair"]
+    text = markdown(results)
+    assert len({line.count("|") for line in text.splitlines()}) == 1 and "0.750 ± 0.212<br>+0.150" in text
+
+
+def test_measure_of_a_run_by_hand(tmp_path):
+    from rlvr.runlog import COLUMNS
+
+    steps = [{"step": 0, "stage": "rising", "eval_pass_at_1": 0.2, "eval_pass_at_max": 0.8, "entropy": 9.0}]
+    steps += [{"step": s, "stage": "rising", "accuracy": 0.5, "entropy": s / 10, "length": 10 + s} for s in range(1, 11)]
+    steps[5] |= {"eval_pass_at_1": 0.6, "eval_pass_at_max": 0.85}
+    steps[10] |= {"eval_pass_at_1": 0.8, "eval_pass_at_max": 0.9}
+    with open(tmp_path / "metrics.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(steps)
+    found = measure(tmp_path)
+    # the last fifth: steps 9 and 10; area: (0.4 * 5 + 0.7 * 5) / 10
+    assert found == pytest.approx({"pass_at_1": 0.8, "area": 0.55, "pass_at_max": 0.9, "entropy_late": 0.95, "length_late": 19.5})
+    assert [(p["step"], p["pass_at_1"]) for p in curves("a", 0, tmp_path)] == [(0, 0.2), (5, 0.6), (10, 0.8)]
+    assert [p["entropy"] for p in curves("a", 0, tmp_path)] == pytest.approx([9.0, 0.3, 0.8])  # means of the steps since the last
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The plan
+
+
+def test_arms_are_what_they_say():
+    assert set(SAYS) == set(ARMS)
+    by_name = {arm: parse_train(flags.split()) for arm, flags in ARMS.items()}
+    assert by_name["grpo"].method == "grpo" and by_name["ppl"].ppl_alpha == 0.01 and by_name["pos"].pos_alpha == 0.1
+    assert by_name["ppl-high"].ppl_direction == "high" and by_name["ppl-high"].ppl_alpha == by_name["ppl-strong"].ppl_alpha
+    assert by_name["pos-early"].pos_direction == "early" and by_name["pos-early"].pos_alpha == by_name["pos-strong"].pos_alpha
+    assert by_name["pos-plateau"].shape_start == "plateau" and not by_name["ppl-dropped"].ppl_apply
+    assert by_name["positive-only"].learn_from == "positive" and by_name["negative-only"].learn_from == "negative"
+
+
+def test_seeds_come_in_rounds(tmp_path):
+    runs = plan(ExperimentConfig(arms=("grpo", "pos"), seeds=2, out=str(tmp_path)))
+    assert [(r.arm, r.seed) for r in runs] == [("grpo", 0), ("pos", 0), ("grpo", 1), ("pos", 1)]
+    configs = [parse_train(r.flags) for r in runs]
+    assert all(c.level == 2 and c.steps == 80 and c.threads == 1 for c in configs)
+    assert [c.seed for c in configs] == [0, 0, 1, 1] and configs[1].method == "pos"
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(arms=("grpo", "nothing")), "no arm 'nothing'"),
+        (dict(arms=("grpo", "grpo")), "none twice"),
+        (dict(seeds=0), "--seeds 1"),
+        (dict(train="--lr nonsense"), "--lr"),
+        (dict(train='--name "x'), "quotes"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_runs(tmp_path, settings, said):
+    with pytest.raises(SettingError, match=said):
+        plan(ExperimentConfig(**(dict(out=str(tmp_path)) | settings)))
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# A small one
+
+
+def command(out: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "rlvr.experiment", "--arms", "grpo", "ppl-dropped", "--seeds", "2", "--steps", "2", "--out", str(out), "--jobs", "2",
+            f"--train={SMALL}", *flags]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_experiment_from_beginning_to_end(tmp_path):
+    out = tmp_path / "e"
+    first = subprocess.run(command(out), cwd=ROOT, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "minus grpo" in first.stdout
+    results = read_results(out / "results.csv")
+    assert [(r["arm"], r["seed"]) for r in results] == [("grpo", 0), ("grpo", 1), ("ppl-dropped", 0), ("ppl-dropped", 1)]
+    for metric in METRICS:  # the factor that is computed and dropped is bit for bit grpo
+        assert differences(results, "ppl-dropped", metric) == [0.0, 0.0]
+    assert {p.name for p in out.iterdir() if p.is_file()} >= {"results.csv", "curves.csv", "table.md", "differences.png", "curves.png"}
+    written = {p: p.stat().st_mtime_ns for p in out.glob("*-seed*/summary.json")}
+    again = subprocess.run(command(out), cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and "4 done" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in out.glob("*-seed*/summary.json")} == written
+    other = subprocess.run(command(out, "--level", "1"), cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode == 2 and "other settings (--level 2)" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_stopped_experiment_goes_on(tmp_path):
+    out, flags = tmp_path / "e", [f"--train={SMALL} --save-every 1"]
+    long = [w if w != "2" or before != "--steps" else "60" for before, w in zip(["", *command(out)], command(out))]
+    process = subprocess.Popen([*long, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = out / "grpo-seed0" / "metrics.csv"
+    for _ in range(600):
+        if metrics.exists() and metrics.read_text().count("\n") > 4:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    summary = json.loads((out / "grpo-seed0" / "summary.json").read_text())
+    assert summary["stopped_by"] == "SIGINT" and summary["steps"] < 60
+    lock = subprocess.run([sys.executable, "-c", f"from filelock import FileLock; FileLock({str(out / 'grpo-seed0' / '.lock')!r}).acquire(timeout=0)"])
+    assert lock.returncode == 0  # nothing is left running
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named(tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{", encoding="utf-8")
+    failed = subprocess.run(command(tmp_path / "e", f"--train={SMALL} --data {bad}"), cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 2 and "-seed0.log" in failed.stderr
+    assert "not valid JSON" in (tmp_path / "e" / "grpo-seed0.log").read_text()
+
+

@@ -1,0 +1,260 @@
+"""The probe: what it says of a token is what a slow reference says, and a step made again is the step that was made."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import RUN, WordTokenizer, make_rollouts, new_model, reference_logp_and_entropy, stock
+from safetensors.torch import load_file
+
+from rlvr import checkpoint, probe
+from rlvr.config import SettingError, TrainConfig, read_config
+from rlvr.figures import read_metrics
+from rlvr.policy import Policy
+from rlvr.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens, replayable, spread, token_stats
+from rlvr.rollout import Rollouts
+from rlvr.train import set_up, train
+
+PROBE = dict(runs=[], steps=3, shown=4, fixed=3, completions=4, continuations=2, problems=3, samples=4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of four steps that kept all its checkpoints, and what the probe wrote."""
+    folder = tmp_path_factory.mktemp("probe") / "run"
+    train(TrainConfig(**(RUN | dict(out=str(folder.parent), name="run", keep_every=1, final_eval_problems=6))))
+    probe.probe(folder, ProbeConfig(**(PROBE | dict(runs=[str(folder)]))))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Numbers of a token
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [2**26, 40])  # of a vocabulary of 29: one position at a time
+def test_token_stats_are_those_of_the_whole_distribution(monkeypatch, temperature, chunk):
+    monkeypatch.setattr("rlvr.policy.LOGITS_AT_ONCE", chunk)
+    model, batch = new_model("qwen"), make_rollouts([3, 5, 2], [4, 1, 6], groups=[0, 1, 2])
+    stats = token_stats(model, batch, temperature, 16)
+    twin = stock(model).double()
+    for i, prompt in enumerate(batch.prompt_ids):
+        completion = batch.completion_ids[i, : batch.lengths[i]].tolist()
+        logp, entropy = reference_logp_and_entropy(model, prompt, completion, temperature)
+        assert stats["logp"][i, : len(logp)].tolist() == pytest.approx(logp, abs=1e-4)
+        assert stats["entropy"][i, : len(logp)].tolist() == pytest.approx(entropy, abs=1e-4)
+        for t, token in enumerate(completion):
+            with torch.no_grad():
+                p = (twin(input_ids=torch.tensor([prompt + completion[:t]])).logits[0, -1] / temperature).softmax(0)
+            order = p.argsort(descending=True).tolist()
+            assert stats["grad_norm"][i, t].item() == pytest.approx((torch.eye(len(p))[token] - p).norm().item(), abs=1e-4)
+            assert stats["second"][i, t] == next(v for v in order if v != token)
+            assert stats["top"][i, t].tolist() == order[: probe.TOP]
+            assert stats["top_p"][i, t].tolist() == pytest.approx(p[order[: probe.TOP]].tolist(), abs=1e-5)
+            assert stats["branching"][i, t] == next(k for k in range(1, len(p) + 1) if p[order[:k]].sum() >= 0.95 - 1e-6)
+    for name in ("logp", "entropy", "grad_norm", "branching"):
+        assert not stats[name][~batch.mask].any()
+
+
+def test_watched_tokens_keep_their_places():
+    model, batch = new_model("llama"), make_rollouts([3], [5])
+    watch = torch.randint(0, 29, (1, 5, probe.TOP), generator=torch.Generator().manual_seed(1))
+    stats = token_stats(model, batch, 1.0, 99, watch)
+    everything = token_stats(model, batch, 1.0, 99)
+    assert torch.equal(stats["top"], watch)
+    place = (everything["top"][0, 0] == watch[0, 0, 0]).nonzero()
+    if len(place):
+        assert stats["top_p"][0, 0, 0] == everything["top_p"][0, 0, place[0, 0]]
+    assert (stats["top_p"] >= 0).all() and (stats["top_p"].max(-1).values <= everything["top_p"][..., 0] + 1e-6).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Steps made again
+
+
+def test_a_replayed_step_is_the_step_that_was_made(run):
+    tensors, rows = load_file(run / "probe" / "changes.safetensors"), {int(r["step"]): r for r in read_metrics(run) if r["accuracy"] is not None}
+    steps = tensors["row_step"].unique().tolist()
+    assert steps == [1, 3, 4]  # from the start, and from two of the checkpoints 1, 2, 3
+    for step in steps:
+        mine = tensors["row_step"] == step
+        assert tensors["row_correct"][mine].float().mean().item() == pytest.approx(rows[step]["accuracy"], abs=1e-6)  # nothing was filtered
+        assert tensors["entropy"][tensors["step"] == step].mean().item() == pytest.approx(rows[step]["entropy"], rel=1e-4)
+
+
+def test_the_state_after_a_replay_is_that_of_the_next_checkpoint(run):
+    """Scored after step 3 means: with the weights of the checkpoint of step 3."""
+    trainer, _, _ = set_up(replace(read_config(run), resume=str(run)))
+    checkpoint.restore_trainer(trainer, *checkpoint.load(run / "checkpoints" / "step-000002"))
+    probe.replay(trainer)
+    saved = load_file(run / "checkpoints" / "step-000003" / "weights.safetensors")
+    for name, p in trainer.policy.model.named_parameters():
+        assert torch.equal(p, saved[name]), name
+
+
+def test_changes_hold_together(run):
+    found = load_file(run / "probe" / "changes.safetensors")
+    tokens = len(found["token"])
+    assert all(len(v) == (len(found["row_step"]) if name.startswith("row_") else tokens) for name, v in found.items())
+    assert torch.equal(found["row_step"][found["row"]], found["step"])
+    first = found["r"] == 0
+    assert first.sum() == len(found["row_step"]) and found["r"].max() < 1
+    for i in (0, len(found["row_step"]) - 1):  # log-perplexity by hand
+        assert found["row_log_ppl"][i].item() == pytest.approx(-found["logp"][found["row"] == i].mean().item(), abs=1e-5)
+    assert (found["logp_after"] != found["logp"]).any()
+
+
+def test_a_step_without_updates_has_no_changes(tmp_path):
+    settings = RUN | dict(steps=1, out=str(tmp_path), name="run", filter_groups=True, max_new_tokens=2, overlong_buffer=0)
+    train(TrainConfig(**settings))
+    probe.probe(tmp_path / "run", ProbeConfig(**(PROBE | dict(exploration=False, replacements=False))))
+    assert load_file(tmp_path / "run" / "probe" / "changes.safetensors") == {}
+
+
+def test_which_checkpoints(tmp_path):
+    for name in ("step-000002", "step-000004", "step-000004+1", "step-000006", "step-000008"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    config = TrainConfig(steps=8)
+    names = [p and p.name for p in replayable(tmp_path, config, 9)]
+    assert names == [None, "step-000002", "step-000004", "step-000006"]  # after the last step there is none
+    assert [p and p.name for p in replayable(tmp_path, config, 2)] == [None, "step-000006"]
+
+
+def test_spread():
+    assert spread([1, 2, 3], 5) == [1, 2, 3]
+    assert spread(list(range(11)), 3) == [0, 5, 10]
+    assert spread([1, 2, 3], 1) == [3]
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Fixed text, replacements, exploration
+
+
+def test_the_fixed_text_is_the_same_for_all_models(run):
+    rows = [json.loads(line) for line in open(run / "probe" / "fixed.jsonl", encoding="utf-8")]
+    steps = sorted({r["step"] for r in rows})
+    assert steps == [0, 2, 3, 4] and len(rows) == 4 * PROBE["fixed"]
+    for number in range(PROBE["fixed"]):
+        mine = [r for r in rows if r["number"] == number]
+        assert len({json.dumps([r["token_ids"], r["top"], r["correct"], r["prompt"]]) for r in mine}) == 1
+        assert mine[0]["logp"] != mine[-1]["logp"]
+
+
+def test_where_tokens_are_replaced():
+    """Ten tokens, r = 0, 0.1 ... 0.9: early are 0 and 1, late is 9, which ends the text and is left alone."""
+    entropy = torch.tensor([0.1, 0.2, 0.9, 0.3, 0, 0, 0, 0, 0.5, 7.0, 99.0])  # the last is padding
+    assert positions_to_replace(entropy, 10) == {"anywhere": 2, "early": 1}
+    assert positions_to_replace(torch.tensor([0.1] * 18 + [0.7, 0.9]), 20) == {"anywhere": 18, "early": 0, "late": 18}
+    assert positions_to_replace(torch.tensor([1.0]), 1) == {}
+    assert EARLY == 0.2 and LATE == 0.8
+
+
+class Boxes(WordTokenizer):
+    """Token 5 is "5"; a text is right if it says 7 somewhere: \\boxed{7}."""
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "\\boxed{7}" if 7 in ids else "\\boxed{0}"
+
+    def batch_decode(self, rows, skip_special_tokens=True):
+        return [self.decode(row) for row in rows]
+
+
+def test_a_replacement_by_hand(monkeypatch):
+    """Continuations are forced: a prefix that holds the old token goes on with 7, one with the new token with 8."""
+    batch = make_rollouts([2], [6])
+    batch.completion_ids = torch.tensor([[10, 11, 12, 13, 14, 2]])
+    zeros = torch.zeros(1, 6)
+    second = torch.full((1, 6), 20)
+    stats = {"logp": zeros - 0.5, "entropy": torch.tensor([[0.1, 0.9, 0.2, 0.3, 0.4, 5.0]]), "second": second}
+    monkeypatch.setattr(probe, "token_stats", lambda *a: stats)
+    asked = []
+
+    def fake(policy, c, prompts, n, generator, **kw):
+        asked.extend(prompts)
+        rows = [[8, 2] if 20 in p else [7, 2] for p in prompts for _ in range(n)]
+        k = len(rows)
+        return Rollouts([p for p in prompts for _ in range(n)], torch.tensor(rows), torch.full((k,), 2), torch.ones(k, 2, dtype=torch.bool),
+                        torch.ones(k, dtype=torch.bool), torch.zeros(k, 2), torch.zeros(k, 2), torch.arange(len(prompts)).repeat_interleave(n),
+                        [""] * k)  # fmt: skip
+
+    monkeypatch.setattr(probe, "_sample", fake)
+    policy = Policy(None, Boxes(), {2})
+    entries = replace_tokens(policy, TrainConfig(max_new_tokens=20), batch, ["7"], 3, torch.Generator())
+    prompt = batch.prompt_ids[0]
+    # anywhere and early: token 1 (r = 1/6); late (r > 0.8) only the stop token, which is left alone
+    assert asked == [prompt + [10, 11], prompt + [10, 20]] * 2
+    assert [e["where"] for e in entries] == ["anywhere", "early"]
+    assert all((e["kept"], e["replaced"], e["log_ppl"], e["token"], e["other"]) == (1.0, 0.0, 0.5, 11, 20) for e in entries)
+    assert entries[0]["r"] == pytest.approx(1 / 6) and entries[0]["entropy"] == pytest.approx(0.9)
+
+    # a stop token in place of another ends the text there, and a text that would be cut off is wrong
+    stats["second"] = torch.full((1, 6), 2)
+    asked.clear()
+    entries = replace_tokens(policy, TrainConfig(max_new_tokens=3), batch, ["7"], 3, torch.Generator())
+    assert asked == [prompt + [10, 11]] * 2
+    assert all((e["kept"], e["replaced"]) == (0.0, 0.0) for e in entries)
+
+
+def test_replacements_of_a_run(run):
+    rows = [json.loads(line) for line in open(run / "probe" / "replacements.jsonl", encoding="utf-8")]
+    assert {r["step"] for r in rows} == {4}  # no plateau: the last model
+    assert {r["completion"] for r in rows} <= set(range(4)) and len(rows) >= 8
+    for r in rows:
+        assert r["where"] in ("anywhere", "early", "late") and r["token"] != r["other"]
+        assert r["kept"] * 2 == int(r["kept"] * 2) and 0 <= r["replaced"] <= 1
+        assert (r["r"] < EARLY) if r["where"] == "early" else (r["r"] > LATE) if r["where"] == "late" else True
+
+
+def test_exploration_of_a_run(run):
+    found = json.loads((run / "probe" / "exploration.json").read_text())
+    assert set(found) == {"first", "last"}
+    for model in found.values():
+        assert model["samples"] == 4 and len(model["correct"]) == 3 and all(0 <= c <= 4 for c in model["correct"])
+        assert 1 <= model["branching"] <= 768 and 1 <= model["different_answers"] <= 4 and 0 < model["entropy"] < math.log(768)
+    assert found["first"] != found["last"]
+
+
+def test_a_probe_twice_gives_the_same(run):
+    before = {p.name: p.read_bytes() for p in (run / "probe").iterdir()}
+    probe.probe(run, ProbeConfig(**(PROBE | dict(runs=[str(run)]))))
+    after = {p.name: p.read_bytes() for p in (run / "probe").iterdir()}
+    assert before == after
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# What goes wrong
+
+
+def test_a_run_that_is_not_finished(tmp_path, run):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model", "probe"))
+    with pytest.raises(SettingError, match="not finished"):
+        probe.probe(tmp_path / "run", ProbeConfig(**PROBE))
+
+
+def test_a_run_with_a_reward_of_its_own(tmp_path):
+    def length_reward(completions, answers):
+        return [float(len(c) % 2) for c in completions]
+
+    train(TrainConfig(**(RUN | dict(steps=2, out=str(tmp_path), name="run", keep_every=1))), reward=length_reward)
+    with pytest.raises(SettingError, match="reward function"):
+        probe.probe(tmp_path / "run", ProbeConfig(**(PROBE | dict(exploration=False, replacements=False))))
+
+
+def test_a_damaged_checkpoint_is_left_out(tmp_path, run, capsys):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("probe"))
+    (tmp_path / "run" / "checkpoints" / "step-000002" / "weights.safetensors").write_bytes(b"")
+    probe.probe(tmp_path / "run", ProbeConfig(**(PROBE | dict(exploration=False, replacements=False))))
+    assert "damaged" in capsys.readouterr().out
+    assert load_file(tmp_path / "run" / "probe" / "changes.safetensors")["row_step"].unique().tolist() == [1, 4]
+
+
+def test_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["probe", "no/such/run"])
+    with pytest.raises(SystemExit) as end:
+        probe.main()
+    assert end.value.code == 2 and "is not a run folder" in capsys.readouterr().err
+
+
