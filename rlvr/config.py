@@ -147,7 +147,7 @@ class TrainConfig:
     """Last step that is shaped; 0: to the end (released code, position: step 299)."""
 
     learn_from: Literal["all", "positive", "negative"] = "all"
-    """Which advantages the loss keeps: all, or only the positive (learn from right answers) or the negative ones (from wrong ones)."""
+    """Which advantages the loss keeps: all, or only the positive (those of right answers, overlong ones aside) or the negative ones."""
 
     # Prompt
     instruction: str = INSTRUCTION

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlvr.advantage import METHODS, grpo_advantages, method_parts, position_bonus, ppl_weights, shape
+from rlvr.advantage import METHODS, grpo_advantages, keep_sign, method_parts, position_bonus, ppl_weights, shape
 
 D = torch.float64
 NAN = float("nan")
@@ -241,6 +241,23 @@ def test_a_method_at_its_default_strength_changes_values_and_keeps_signs(method)
     assert changed[:5].any(1).all(), "every row with an advantage changes somewhere"
     assert torch.equal(plain.sign(), shaped.sign())
     assert torch.equal(shaped[~mask], torch.zeros_like(shaped[~mask]))
+
+
+@pytest.mark.parametrize("direction", ["low", "high"])
+def test_a_factor_that_is_computed_and_dropped_is_bit_for_bit_grpo(direction):
+    dropped = shape("ppl", *example(), ppl_alpha=0.5, ppl_direction=direction, ppl_apply=False)
+    assert torch.equal(dropped, shape("grpo", *example()))
+    both = shape("ppl+pos", *example(), ppl_alpha=0.5, ppl_apply=False)
+    assert torch.equal(both, shape("pos", *example()))
+
+
+def test_one_sign_is_kept():
+    shaped = torch.tensor([[1.5, 0.0], [-0.5, -2.0]])
+    assert torch.equal(keep_sign(shaped, "all"), shaped)
+    assert keep_sign(shaped, "positive").tolist() == [[1.5, 0.0], [0.0, 0.0]]
+    assert keep_sign(shaped, "negative").tolist() == [[0.0, 0.0], [-0.5, -2.0]]
+    with pytest.raises(ValueError, match="sideways"):
+        keep_sign(shaped, "sideways")
 
 
 def test_methods_are_the_advantage_times_the_weight_and_plus_the_bonus():

@@ -354,6 +354,15 @@ def test_the_newest_is_loaded_and_only_as_many_as_asked_are_kept(folder):
     assert [p.name for p in checkpoints(folder)] == ["step-1000000"] == [p.name for p in folder.iterdir()]
 
 
+def test_every_so_manyth_is_kept_besides(folder):
+    tensors = {"weights": {"w": torch.ones(4)}, "optimizer": {}}
+    for steps_done, updates in ((4, None), (4, 1), (5, None), (6, None), (7, None)):
+        save(folder, tensors, {}, steps_done=steps_done, updates=updates, keep=1, keep_every=2)
+    assert [p.name for p in checkpoints(folder)] == ["step-000007", "step-000006", "step-000004", "step-000002"]
+    save(folder, tensors, {}, steps_done=8, updates=None, keep=1)
+    assert [p.name for p in checkpoints(folder)] == ["step-000008"]
+
+
 def test_updates_of_the_next_step_are_newer_than_the_step():
     names = ["step-000009", "step-000010", "step-000010+0", "step-000010+2", "step-000010+11", "step-000011"]
     keys = [tuple(-1 if g is None else int(g) for g in checkpoint.NAME.fullmatch(n).groups()) for n in names]

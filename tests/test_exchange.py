@@ -109,7 +109,7 @@ def test_quantile_groups():
 def test_rank_correlation_with_ties():
     """Ranks 1.5, 1.5, 3 and 1, 2, 3: covariance 0.75 of sqrt(0.75) * 1 (sample): 0.866."""
     assert rank_correlation(np.array([5.0, 5.0, 9.0]), np.array([1.0, 2.0, 30.0])) == pytest.approx(math.sqrt(0.75))
-    assert rank_correlation(np.arange(9.0), -np.arange(9.0) ** 3) == -1
+    assert rank_correlation(np.arange(9.0), -(np.arange(9.0) ** 3)) == -1
     assert math.isnan(rank_correlation(np.ones(4), np.arange(4.0)))
 
 

@@ -39,7 +39,11 @@ SMALL += f"--eval-completions 2 --eval-every 0 --data {STORIES} --eval-data {STO
 
 def rows(**arms) -> list[dict]:
     """results.csv with the given pass@1 by arm and seed; the other metrics are 0."""
-    return [{"arm": arm, "seed": seed, **dict.fromkeys(METRICS, 0.0), "pass_at_1": v} for arm, values in arms.items() for seed, v in values.items()]
+    return [
+        {"arm": arm, "seed": seed, **dict.fromkeys(METRICS, 0.0), "pass_at_1": v}
+        for arm, values in arms.items()
+        for seed, v in values.items()
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -181,7 +185,9 @@ def test_a_stopped_experiment_goes_on(tmp_path):
     assert process.returncode == 130, said
     summary = json.loads((out / "grpo-seed0" / "summary.json").read_text())
     assert summary["stopped_by"] == "SIGINT" and summary["steps"] < 60
-    lock = subprocess.run([sys.executable, "-c", f"from filelock import FileLock; FileLock({str(out / 'grpo-seed0' / '.lock')!r}).acquire(timeout=0)"])
+    lock = subprocess.run(
+        [sys.executable, "-c", f"from filelock import FileLock; FileLock({str(out / 'grpo-seed0' / '.lock')!r}).acquire(timeout=0)"]
+    )
     assert lock.returncode == 0  # nothing is left running
 
 
@@ -192,5 +198,3 @@ def test_a_run_that_fails_is_named(tmp_path):
     failed = subprocess.run(command(tmp_path / "e", f"--train={SMALL} --data {bad}"), cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode == 2 and "-seed0.log" in failed.stderr
     assert "not valid JSON" in (tmp_path / "e" / "grpo-seed0.log").read_text()
-
-

@@ -76,7 +76,10 @@ def test_watched_tokens_keep_their_places():
 
 
 def test_a_replayed_step_is_the_step_that_was_made(run):
-    tensors, rows = load_file(run / "probe" / "changes.safetensors"), {int(r["step"]): r for r in read_metrics(run) if r["accuracy"] is not None}
+    tensors, rows = (
+        load_file(run / "probe" / "changes.safetensors"),
+        {int(r["step"]): r for r in read_metrics(run) if r["accuracy"] is not None},
+    )
     steps = tensors["row_step"].unique().tolist()
     assert steps == [1, 3, 4]  # from the start, and from two of the checkpoints 1, 2, 3
     for step in steps:
@@ -256,5 +259,3 @@ def test_the_command_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         probe.main()
     assert end.value.code == 2 and "is not a run folder" in capsys.readouterr().err
-
-

@@ -43,6 +43,15 @@ def test_the_splits_share_no_number_skeleton(stories):
     assert all(split_of(*s) == split for split in SPLITS for s in sets[split])
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_harder_level_has_longer_stories_of_the_same_kind(split):
+    stories = sample_stories(split, 300, 0, level=2)
+    assert {len(s.ops) for s in stories} == {4, 5, 6, 7}
+    assert all(split_of(s.start, s.ops) == split and skeleton(s.problem) == (s.start, s.ops) for s in stories)
+    assert [p.problem for p in load_problems("tiny", split, 300, level=2)] == [s.problem for s in stories]
+    assert {len(s.ops) for s in sample_stories(split, 300, 0)} == {2, 3, 4, 5}
+
+
 def test_no_problem_of_one_split_reaches_another_by_any_door():
     rng = random.Random(0)
     assert {split_of(*skeleton(sample_document(rng, 0.5)[0])) for _ in range(500)} == {"web"}  # what the base model is made from

@@ -58,6 +58,25 @@ def test_strength_0_is_bit_equal_to_grpo_and_the_default_strength_is_not(method)
     assert not torch.equal(after(method=method), baseline)
 
 
+def test_the_factor_dropped_is_bit_equal_to_grpo():
+    assert torch.equal(after(method="ppl", ppl_alpha=0.5, ppl_apply=False), after(method="grpo"))
+    assert not torch.equal(after(method="ppl", ppl_alpha=0.5), after(method="grpo"))
+
+
+def test_the_gradients_of_the_two_signs_add_up():
+    """One denominator for all: what right and wrong answers teach apart is what they teach together."""
+    gradients = {}
+    for learn_from in ("all", "positive", "negative"):
+        trainer = make_trainer(learn_from=learn_from, mini_batch_prompts=8, max_grad_norm=1e9, overlong_buffer=0)
+        before = trainer.optimizer.step
+        trainer.optimizer.step = lambda: (gradients.update({learn_from: [p.grad.clone() for p in trainer.weights.parameters]}), before())  # noqa: B023
+        _, _, correct, shaped = trainer.step()
+        assert not shaped[~correct if learn_from == "positive" else correct].any() or learn_from == "all"
+    for whole, positive, negative in zip(gradients["all"], gradients["positive"], gradients["negative"]):
+        torch.testing.assert_close(whole, positive + negative, rtol=0, atol=2e-6)
+        assert positive.any() and negative.any()
+
+
 def test_the_micro_batch_size_changes_nothing_but_rounding():
     one, many = after(steps=1, micro_batch_tokens=100_000), after(steps=1, micro_batch_tokens=150)
     assert not torch.equal(one, weights(make_trainer()))

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from rlvr.exchange import largest, low_half, over_represented
+from rlvr.exchange import low_half
 from rlvr.figures import BLUE, GREEN, GREY, INK, ORANGE
 from rlvr.report.arms import Experiment, compare_arms
-from rlvr.report.run import Panel, Run, Section, Verdict, bootstrap, missing, percent
+from rlvr.report.run import Panel, Run, Section, Verdict, bootstrap, missing, percent, share_of_largest
 from rlvr.report.stage import TOP
 
 
@@ -34,16 +34,7 @@ def learning_in_low_perplexity(runs: list[Run]) -> Section:
             continue
         stage = run.changes["plateau"] if run.changes["plateau"].any() else np.ones(len(run.changes["change"]), bool)
         size, low = low_tokens(run, stage)
-        share, base = over_represented(largest(size, TOP), low)
-        rows = run.changes["row"][stage]
-        which = np.unique(rows)
-        by_row = {r: np.flatnonzero(rows == r) for r in which}
-
-        def share_of(sample, size=size, low=low, by_row=by_row):
-            index = np.concatenate([by_row[r] for r in sample])
-            return over_represented(largest(size[index], TOP), low[index])[0]
-
-        a, b = bootstrap(list(which), share_of, draws=200)
+        share, a, b, base = share_of_largest(size, low, run.changes["row"][stage], TOP)
         section.rows.append({"run": run.name, "half": "low", "share_of_top": share, "low": a, "high": b, "base_rate": base})
         section.rows.append(
             {"run": run.name, "half": "high", "share_of_top": 1 - share, "low": 1 - b, "high": 1 - a, "base_rate": 1 - base}
@@ -52,7 +43,7 @@ def learning_in_low_perplexity(runs: list[Run]) -> Section:
         def draw(axis, share=share, base=base, a=a, b=b):
             axis.bar([0, 1], [100 * share, 100 * (1 - share)], 0.5, color=[GREEN, ORANGE])
             axis.errorbar([0], [100 * share], [[100 * (share - a)], [100 * (b - share)]], color=INK, capsize=4)
-            axis.plot([0, 1], [100 * base, 100 * (1 - base)], "_", color=INK, markersize=40, label="share of all tokens")
+            axis.hlines([100 * base, 100 * (1 - base)], [-0.32, 0.68], [0.32, 1.32], color=INK, linestyle="--", label="share of all tokens")
             axis.set_xticks([0, 1], ["low perplexity", "high perplexity"])
             axis.set(ylabel="share of the largest changes (%)", ylim=(0, 100))
             axis.legend()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rlvr.config import SettingError, TrainConfig, read_config
+from rlvr.exchange import largest, over_represented
 from rlvr.figures import read_metrics
 
 NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.probe {folder}"
@@ -152,3 +153,17 @@ def bootstrap(rows: Sequence, statistic: Callable[[list], float], draws: int = 3
     values = [statistic([rows[i] for i in rng.integers(n, size=n)]) for _ in range(draws)]
     values = [v for v in values if v == v]
     return tuple(float(x) for x in np.quantile(values, [0.025, 0.975])) if values else (float("nan"), float("nan"))
+
+
+def share_of_largest(size: np.ndarray, member: np.ndarray, row: np.ndarray, top: float) -> tuple[float, float, float, float]:
+    """The share of members among the share `top` of tokens with the largest change, its 95 % interval by resampling completions (`row` says
+    whose a token is), and the share of members among all tokens."""
+    share, base = over_represented(largest(size, top), member)
+    order = np.argsort(row, kind="stable")
+    tokens_of = np.split(order, np.flatnonzero(np.diff(row[order])) + 1)
+
+    def again(sample: list[np.ndarray]) -> float:
+        index = np.concatenate(sample)
+        return over_represented(largest(size[index], top), member[index])[0]
+
+    return share, *bootstrap(tokens_of, again, draws=200), base
