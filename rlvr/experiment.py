@@ -198,10 +198,10 @@ def _log(run: Run) -> Path:
 
 
 def _start(run: Run) -> Run:
-    program = [sys.executable, str(Path(__file__).parent.parent / "train.py")]
+    program = str(Path(__file__).parent.parent / "train.py")
     flags = ["--resume", str(run.folder), "--threads", "1"] if run.begun else run.flags
     with open(_log(run), "a", encoding="utf-8") as log:  # a session of its own: Ctrl-C reaches it through us alone
-        run.process = subprocess.Popen(program + flags, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        run.process = subprocess.Popen([sys.executable, program, *flags], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     return run
 
 

@@ -1,6 +1,7 @@
 """What the documents say is true: every number has its entry, every command parses, every file and link exists."""
 
 import ast
+import csv
 import dataclasses
 import json
 import re
@@ -104,6 +105,30 @@ def test_every_number_of_an_evaluation_has_an_entry(tmp_path, monkeypatch):
         names |= set(interval)
     assert names_of("eval.py") == names
     assert written == json.loads((tmp_path / "eval.json").read_text())
+
+
+def test_every_number_of_a_probe_has_an_entry(run_folder):
+    from safetensors.torch import load_file
+
+    from rlvr.probe import ProbeConfig, probe
+
+    folder = probe(run_folder, ProbeConfig(runs=[], steps=1, shown=1, fixed=1, completions=2, continuations=1, problems=1, samples=2))
+    lines = [json.loads((folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[0]) for name in ("completions", "fixed")]
+    names = {name for cell in names_of("changes.safetensors") for name in cell.replace("`", "").split(", ")}
+    assert names == set(load_file(folder / "changes.safetensors")) | {name for line in lines for name in line}
+    replacement = json.loads((folder / "replacements.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert names_of("replacements.jsonl") == set(replacement)
+    assert names_of("exploration.json") == set(json.loads((folder / "exploration.json").read_text(encoding="utf-8"))["last"])
+
+
+def test_every_number_of_an_experiment_has_an_entry():
+    from rlvr.experiment import METRICS
+
+    curves = {"arm", "seed", "step", "pass_at_1", "entropy"}
+    assert names_of("results.csv") == {"arm", "seed", *METRICS} | curves
+    for name in ("results", "curves"):
+        with open(ROOT / "tutorials" / "experiment" / f"{name}.csv", newline="", encoding="utf-8") as file:
+            assert set(next(csv.reader(file))) == ({"arm", "seed", *METRICS} if name == "results" else curves)
 
 
 @pytest.mark.parametrize(
