@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from rlvr import checkpoint
 from rlvr.attention import is_ours
+from rlvr.checkpoint import fingerprint
 from rlvr.config import SettingError, TrainConfig, check_can_write, parse_command, read_config
 from rlvr.entropy import branching_factor, log_perplexity
 from rlvr.exchange import logit_gradient_norm, relative_positions
@@ -100,7 +101,7 @@ def token_stats(model, rollouts: Rollouts, temperature: float, micro_batch_token
         hidden, targets = hidden_states(model, part.prompt_ids, part.completion_ids, mask)
         row, t = part.mask.nonzero(as_tuple=True)
         place = (rows[row], t)
-        chunk = logits_chunk(model)
+        chunk = max(1, logits_chunk(model) // 4)  # sorting them takes several times their room
         for start in range(0, len(targets), chunk):
             here, y = tuple(x[start : start + chunk] for x in place), targets[start : start + chunk, None]
             z = _logits(model, hidden[start : start + chunk]).float() / temperature
@@ -147,9 +148,9 @@ def replay(trainer: Trainer) -> tuple[dict, Rollouts, Tensor, Tensor, dict, dict
     return metrics, batch, correct, shaped, before, after
 
 
-def replayable(folder: Path, config: TrainConfig, most: int) -> list[Path | None]:
-    """Checkpoints of a run from which a step can be made again, spread evenly; None stands for the start. In order of the steps."""
-    found = [p for p in checkpoint.checkpoints(folder / "checkpoints") if "+" not in p.name and 0 < checkpoint.step_of(p) < config.steps]
+def replayable(folder: Path, last: int, most: int) -> list[Path | None]:
+    """Checkpoints of a run of `last` steps from which one can be made again, spread evenly; None stands for the start. In order."""
+    found = [p for p in checkpoint.checkpoints(folder / "checkpoints") if "+" not in p.name and 0 < checkpoint.step_of(p) < last]
     return spread([None, *reversed(found)], most)
 
 
@@ -301,9 +302,15 @@ def explore(policy: Policy, c: TrainConfig, prompts, problems, samples: int, see
     stats = token_stats(policy.model, few, c.temperature, c.micro_batch_tokens)
     per_completion = (stats["branching"].sum(1) / few.lengths).tolist()
     answers = [len({answer_key(rollouts.text[j]) for j in range(g * samples, (g + 1) * samples)}) for g in range(len(prompts))]
-    return {"samples": samples, "correct": counts.tolist(), "branching": sum(per_completion) / len(per_completion),
-            "entropy": rollouts.entropy[rollouts.mask].mean().item(), "different_answers": sum(answers) / len(answers),
-            "length": rollouts.lengths.float().mean().item()}  # fmt: skip
+    return {
+        "samples": samples,
+        "problems": fingerprint([(q.problem, q.answer) for q in problems]),
+        "correct": counts.tolist(),
+        "branching": sum(per_completion) / len(per_completion),
+        "entropy": stats["entropy"][few.mask].mean().item(),
+        "different_answers": sum(answers) / len(answers),
+        "length": rollouts.lengths.float().mean().item(),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -321,7 +328,7 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
     c, policy = trainer.config, trainer.policy
     logged = {int(row["step"]): row for row in read_metrics(folder) if row["accuracy"] is not None}
     plateau = next((step for step, row in logged.items() if row["stage"] == "plateau"), None)
-    starts = replayable(folder, config, p.steps)
+    starts = replayable(folder, max(logged), p.steps)
     generator = torch.Generator().manual_seed(p.seed)
     problems, prompts = (progress.problems, progress.prompts) if progress.problems else (trainer.problems, trainer.prompts)
     most = max(p.problems, p.completions, p.fixed)
@@ -365,9 +372,10 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
                 metrics, flat, some = result
                 parts.append(flat)
                 lines += some
-                log = logged.get(metrics["step"])
-                if log is None or abs(log["entropy"] - metrics["entropy"]) > 1e-4 * abs(log["entropy"]):
-                    say(f"note: step {metrics['step']} of {folder} was replayed with other completions than it had (another machine?)")
+                log = logged[metrics["step"]]
+                if abs(log["entropy"] - metrics["entropy"]) > 1e-4 * abs(log["entropy"]) or log["lr"] != metrics["lr"]:
+                    why = "made longer later" if log["lr"] != metrics["lr"] else "on another machine?"
+                    say(f"note: step {metrics['step']} of {folder} was not replayed as it was ({why})")
             bar.update()
         del trainer, policy
         look(load_policy(str(folder), c.device, c.dtype, c.sampler), max(logged), "last")

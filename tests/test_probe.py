@@ -120,10 +120,27 @@ def test_a_step_without_updates_has_no_changes(tmp_path):
 def test_which_checkpoints(tmp_path):
     for name in ("step-000002", "step-000004", "step-000004+1", "step-000006", "step-000008"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    config = TrainConfig(steps=8)
-    names = [p and p.name for p in replayable(tmp_path, config, 9)]
+    names = [p and p.name for p in replayable(tmp_path, 8, 9)]
     assert names == [None, "step-000002", "step-000004", "step-000006"]  # after the last step there is none
-    assert [p and p.name for p in replayable(tmp_path, config, 2)] == [None, "step-000006"]
+    assert [p and p.name for p in replayable(tmp_path, 8, 2)] == [None, "step-000006"]
+
+
+def test_a_run_that_was_stopped_is_not_replayed_beyond_its_end(tmp_path):
+    """Its last checkpoint is followed by a step that was never made."""
+    settings = RUN | dict(steps=3, out=str(tmp_path), name="run", keep_every=1)
+    train(TrainConfig(**settings))
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"steps": 3', '"steps": 9'))  # as if it had been stopped after 3 of 9
+    probe.probe(tmp_path / "run", ProbeConfig(**(PROBE | dict(steps=9, exploration=False, replacements=False))))
+    assert load_file(tmp_path / "run" / "probe" / "changes.safetensors")["row_step"].unique().tolist() == [1, 2, 3]
+
+
+def test_a_model_that_generate_samples(tmp_path):
+    """The sampler then has no entropies; the probe has its own."""
+    train(TrainConfig(**(RUN | dict(steps=2, out=str(tmp_path), name="run", keep_every=1, sampler="generate"))))
+    probe.probe(tmp_path / "run", ProbeConfig(**PROBE))
+    found = json.loads((tmp_path / "run" / "probe" / "exploration.json").read_text())
+    assert all(model["entropy"] > 0 for model in found.values())
 
 
 def test_spread():

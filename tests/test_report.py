@@ -278,7 +278,7 @@ def test_an_experiment_is_read_back(tmp_path):
 
 
 def explored(first, last) -> dict:
-    common = dict(samples=4, entropy=1.0, length=9.0)
+    common = dict(samples=4, problems="same", entropy=1.0, length=9.0)
     return {
         "first": dict(correct=first, branching=3.0, different_answers=3.0, **common),
         "last": dict(correct=last, branching=1.5, different_answers=2.0, **common),
@@ -305,6 +305,17 @@ def test_e1_e2_e3(tmp_path):
     nested = made_up(exploration=explored([0, 0, 1], [0, 4, 4]))
     assert exploration.unsolvable_sets([nested]).verdicts[0].agrees is False
     assert exploration.branching([made_up()]).verdicts[0].agrees is None
+
+
+def test_problems_of_different_sets_are_different():
+    a, b = (made_up(exploration=explored([0, 0], [0, 1])) for _ in range(2))
+    a.name, b.name = "a", "b"
+    both = [r for r in exploration.unsolvable_sets([a, b]).rows if " + " in r["model"]]
+    assert {(r["model"], r["unsolvable"]) for r in both} == {("start (tiny) + a + b", 1)} and len(both) == 1
+    for model in b.exploration.values():
+        model["problems"] = "others"
+    names = [r["model"] for r in exploration.unsolvable_sets([a, b]).rows if " + " in r["model"]]
+    assert names == ["start (tiny) + a", "start of b + b"]
 
 
 def test_models_that_began_alike_are_shown_once():
@@ -432,6 +443,17 @@ def test_what_the_microscope_shows(run):
     assert replayed["D"][0] == pytest.approx(np.exp(raw["logp_after"][0]) - np.exp(raw["logp"][0]), abs=1e-4)
     assert all(len(replayed[k]) == len(replayed["ids"]) for k in "HLADGPQ") and len(replayed["top"]) == len(replayed["ids"])
     assert [f["step"] for f in data["fixed"]] == [0, 3, 4] and len({tuple(i["ids"]) for f in data["fixed"] for i in f["items"]}) <= 4
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(log_completions=0), dict(steps=1), dict(eval_data="", final_eval_problems=0), dict(sampler="generate")]
+)
+def test_other_runs_have_a_page_too(tmp_path, changes):
+    train(TrainConfig(**(RUN | dict(steps=2, out=str(tmp_path), name="r", keep_every=1) | changes)))
+    settings = dict(steps=2, shown=2, fixed=2, completions=2, continuations=1, problems=2, samples=2)
+    probe.probe(tmp_path / "r", ProbeConfig(runs=[], **settings))
+    text = report(ReportConfig(runs=[str(tmp_path / "r")])).read_text(encoding="utf-8")
+    assert re.findall(r'<h3 id="(\w+)">', text) == LABELS and "nan" not in text.split("<script")[0].lower()
 
 
 def test_names_are_told_apart(tmp_path):

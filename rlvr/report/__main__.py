@@ -1,5 +1,6 @@
 """python -m rlvr.report RUN...: the paper's analysis of one or more runs, as one page, with its pictures and numbers."""
 
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def report(config: ReportConfig) -> Path:
             section = function(source)
             svgs = []
             for panel in section.panels:
-                name = f"{section.label}-{panel.name}".replace("/", "-")
+                name = re.sub(r"[^\w.-]+", "-", f"{section.label}-{panel.name}")
                 svgs.append((panel.caption or panel.name, draw(panel, out / f"{name}.png")))
             if section.rows:
                 write_csv(out / f"{section.label}.csv", section.rows)
@@ -73,7 +74,7 @@ def report(config: ReportConfig) -> Path:
                 findings.append({"label": section.label, "finding": section.title, "run": v.run, "agrees": agrees, "text": v.text})
             made[kind].append((section, svgs))
             bar.update()
-        data = [microscope_data(run) for run in runs]
+        data = [found for found in map(microscope_data, runs) if found["steps"]]
         bar.update()
     write_csv(out / "findings.csv", findings)
     arms = f"I3 and T3 compare arms of an experiment: {experiment.folder}." if experiment else ""

@@ -27,13 +27,20 @@ def load_experiment(folder: Path) -> Experiment | None:
     return Experiment(folder, read_results(folder / "results.csv"), read_results(folder / "curves.csv"))
 
 
-def compare_arms(section: Section, experiment: Experiment | None, arms: list[str], claims: dict[tuple[str, str], int]) -> Section:
+def compare_arms(
+    section: Section, experiment: Experiment | None, arms: list[str], claims: dict[tuple[str, str], int]
+) -> Section:  # fmt: skip
     """Fill a section with arms against the baseline. claims: (arm, metric) -> sign that the paper found for arm - baseline."""
     if experiment is None:
         text = "No experiment: this compares whole runs over seeds. First: python -m rlvr.experiment"
         section.verdicts.append(Verdict("experiment", None, text))
         return section
-    there = [arm for arm in arms if any(r["arm"] == arm for r in experiment.results)]
+    there = [arm for arm in arms if arm == BASELINE or differences(experiment.results, arm, "pass_at_1")]
+    if len(there) == 1:
+        section.verdicts.append(
+            Verdict("experiment", None, f"{experiment.folder} has none of these arms beside {BASELINE} on equal seeds.")
+        )
+        return section
     wanted = {metric for _, metric in claims} | {"pass_at_1", "entropy_late"}
     metrics = [m for m in METRICS if m in wanted]
 

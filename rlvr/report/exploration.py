@@ -84,7 +84,8 @@ def unsolvable_sets(runs: list[Run]) -> Section:
         "The sets are not nested: training makes some problems solvable and others unsolvable.",
     )
     models = _models(runs)
-    sets = {name: unsolved(found["correct"]) for name, found in models.items()}
+    # Problems of different sets are different, whatever their numbers.
+    sets = {name: {(found["problems"], i) for i in unsolved(found["correct"])} for name, found in models.items()}
     counts = overlaps(sets) if sets and any(sets.values()) else {}
 
     def draw(axis):

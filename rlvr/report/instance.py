@@ -79,7 +79,7 @@ def replacement_panel(groups: list[tuple[str, list[dict]]], title: str):
                 axis.errorbar([i + shift], [mean], [[max(0, mean - low)], [max(0, high - mean)]], color=GREY, capsize=3)
         axis.set_xticks(range(len(groups)), [f"{name}\n(n = {len(rows)})" for name, rows in groups])
         axis.set(ylabel="right ends", ylim=(0, 1.02), xlabel=title)
-        axis.legend(loc="lower right")
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
     return draw
 

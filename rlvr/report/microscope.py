@@ -6,7 +6,8 @@ from rlvr.defects import defects
 from rlvr.report.run import Run
 
 FRAMES = 50  # steps that the slider goes through, besides the replayed ones
-CARDS = 8  # completions of each
+CARDS = 8  # completions of each, fewer where they are long
+TOKENS = 60_000  # about so many in all, so that the page stays quick
 FIXED = 8  # completions of the first model that all later models read
 
 
@@ -55,9 +56,11 @@ def microscope_data(run: Run) -> dict:
         fixed[row["step"]].append(row)
     steps = sorted(logged)
     chosen = {steps[round(i * (len(steps) - 1) / (FRAMES - 1))] for i in range(FRAMES)} if len(steps) > FRAMES else set(steps)
+    length = sum(len(row["token_ids"]) for row in run.completions) / max(len(run.completions), 1)
+    cards = max(2, min(CARDS, int(TOKENS / max(len(chosen) * length, 1))))
     frames = []
     for step in sorted(chosen | set(replayed)):
-        rows = replayed[step] if step in replayed else logged[step][:: max(1, len(logged[step]) // CARDS)][:CARDS]
+        rows = replayed[step] if step in replayed else logged[step][:: max(1, len(logged[step]) // cards)][:cards]
         frames.append({"step": step, "replayed": step in replayed, "items": [item(row) for row in rows]})
     few = _half_and_half(next(iter(fixed.values())), FIXED) if fixed else []
     still = [

@@ -7,7 +7,7 @@
     paint();
   };
   const data = JSON.parse($("data").textContent);
-  if (!data.length) return;
+  if (!data.length) { $("microscope").textContent = "No completions were logged (--log-completions of train.py)."; return; }
   const state = { run: 0, colour: "entropy", filter: "all", fixed: false, at: 0 };
   const tip = $("tip"), slider = $("slider"), cards = $("cards");
   let frames = [], shown = [], timer = null;

@@ -155,10 +155,10 @@ def token_shifts(runs: list[Run]) -> Section:
         "The largest drops of entropy are at meaningless or unrelated tokens; the tokens of mathematics become more frequent.",
     )
     for run in runs:
-        width = max(3, run.rising_end // 5)
+        width = max(1, run.rising_end // 5)
         before, after = _sample_of(run, 1, width), _sample_of(run, run.rising_end - width + 1, run.rising_end)
-        if not before or not after:
-            section.verdicts.append(Verdict(run.name, None, "The run logged no completions in these steps (--log-completions)."))
+        if not before or not after or run.rising_end < 2 * width:
+            section.verdicts.append(Verdict(run.name, None, "Too few steps, or none with completions in the log (--log-completions)."))
             continue
         shift = token_shift(before, after)
         kinds = {token: category(run.token(token)) for token in shift}
