@@ -125,6 +125,7 @@ def test_which_checkpoints(tmp_path):
     assert [p and p.name for p in replayable(tmp_path, 8, 2)] == [None, "step-000006"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_not_replayed_beyond_its_end(tmp_path):
     """Its last checkpoint is followed by a step that was never made."""
     settings = RUN | dict(steps=3, out=str(tmp_path), name="run", keep_every=1)
@@ -135,6 +136,7 @@ def test_a_run_that_was_stopped_is_not_replayed_beyond_its_end(tmp_path):
     assert load_file(tmp_path / "run" / "probe" / "changes.safetensors")["row_step"].unique().tolist() == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_model_that_generate_samples(tmp_path):
     """The sampler then has no entropies; the probe has its own."""
     train(TrainConfig(**(RUN | dict(steps=2, out=str(tmp_path), name="run", keep_every=1, sampler="generate"))))
@@ -237,6 +239,7 @@ def test_exploration_of_a_run(run):
     assert found["first"] != found["last"]
 
 
+@pytest.mark.slow
 def test_a_probe_twice_gives_the_same(run):
     before = {p.name: p.read_bytes() for p in (run / "probe").iterdir()}
     probe.probe(run, ProbeConfig(**(PROBE | dict(runs=[str(run)]))))
@@ -254,6 +257,7 @@ def test_a_run_that_is_not_finished(tmp_path, run):
         probe.probe(tmp_path / "run", ProbeConfig(**PROBE))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_reward_of_its_own(tmp_path):
     def length_reward(completions, answers):
         return [float(len(c) % 2) for c in completions]
@@ -263,6 +267,7 @@ def test_a_run_with_a_reward_of_its_own(tmp_path):
         probe.probe(tmp_path / "run", ProbeConfig(**(PROBE | dict(exploration=False, replacements=False))))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_out(tmp_path, run, capsys):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("probe"))
     (tmp_path / "run" / "checkpoints" / "step-000002" / "weights.safetensors").write_bytes(b"")

@@ -445,6 +445,7 @@ def test_what_the_microscope_shows(run):
     assert [f["step"] for f in data["fixed"]] == [0, 3, 4] and len({tuple(i["ids"]) for f in data["fixed"] for i in f["items"]}) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [dict(log_completions=0), dict(steps=1), dict(eval_data="", final_eval_problems=0), dict(sampler="generate")]
 )

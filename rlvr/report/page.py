@@ -16,7 +16,8 @@ HERE = Path(__file__).parent
 STYLE = {
     "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.grid": True,
     "grid.color": "#888888", "grid.alpha": 0.25, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": "#888888", "xtick.color": INK,
-    "ytick.color": INK, "svg.fonttype": "none", "axes.axisbelow": True, "text.parse_math": False, "figure.facecolor": "none", "axes.facecolor": "none",
+    "ytick.color": INK, "svg.fonttype": "none", "axes.axisbelow": True,
+    "text.parse_math": False, "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
 MARKS = {True: ("yes", "✓ agrees"), False: ("no", "✗ differs"), None: ("open", "– open")}
 
