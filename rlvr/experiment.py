@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 from tqdm import tqdm
 
@@ -58,6 +58,8 @@ SAYS = {  # for the table: what an arm is
     "negative-only": "learns from wrong answers alone",
     "ppl-dropped": "perplexity factor computed and dropped, as in the released code",
 }
+# Arms that are also compared with each other. All arms share the baseline's runs: if those were lucky, every arm looks worse than it is.
+CONTRASTS = (("ppl-strong", "ppl-high"), ("pos-strong", "pos-early"), ("pos-plateau", "pos-strong"), ("positive-only", "negative-only"))
 # One round of sampling costs a third less time than two, and every arm then sees the same problems in every step.
 COMMON = "--sampling-rounds 1 --threads 1 --save-every 10 --show-every 0"
 METRICS = {  # column of results.csv -> heading, digits, what it is
@@ -285,6 +287,8 @@ def text_tables(results: Sequence[dict], baseline: str = BASELINE) -> str:
     for metric, (heading, _, meaning) in METRICS.items():
         header = [heading, "n", "mean", "sd", f"minus {baseline}", "95 % interval"]
         parts.append(f"{meaning}\n" + table(header, comparison(results, metric, baseline)))
+    if pairs := contrasts(results):
+        parts.append("arms against each other\n" + table(["", "n", *(heading for heading, _, _ in METRICS.values())], pairs))
     return "\n\n".join(parts)
 
 
@@ -298,7 +302,27 @@ def markdown(results: Sequence[dict], baseline: str = BASELINE) -> str:
         arm, n = rows[0][:2]
         cells = [f"{mean} ± {sd}" + (f"<br>{gap} {interval}" if gap else "") for _, _, mean, sd, gap, interval in rows]
         lines.append(f"| `{arm}` | {SAYS.get(arm, '')} | {n} | " + " | ".join(cells) + " |")
+    if pairs := contrasts(results):
+        lines += [
+            "",
+            "| arms against each other | n | " + " | ".join(heading for heading, _, _ in METRICS.values()) + " |",
+            "|---|---|" + "---|" * len(METRICS),
+        ]
+        lines += ["| " + " | ".join(row) + " |" for row in pairs]
     return "\n".join(lines) + "\n"
+
+
+def contrasts(results: Sequence[dict]) -> list[list[str]]:
+    """A row for each pair of CONTRASTS that is there: names, n, and the mean difference on equal seeds with its interval, by metric."""
+    rows = []
+    for arm, other in CONTRASTS:
+        if gaps := differences(results, arm, "pass_at_1", other):
+            cells = [
+                "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*mean_interval(differences(results, arm, m, other)), d=METRICS[m][1])
+                for m in METRICS
+            ]
+            rows.append([f"{arm} minus {other}", str(len(gaps)), *cells])
+    return rows
 
 
 def _csv(rows: Sequence[dict]) -> str:
@@ -340,18 +364,27 @@ def draw_differences(results: Sequence[dict], path: Path, baseline: str = BASELI
     arms = [arm for arm in dict.fromkeys(r["arm"] for r in results) if arm != baseline]
     figure = Figure(figsize=(12, 1.6 + 0.34 * len(arms)), layout="constrained")
     axes = figure.subplots(1, len(METRICS), sharey=True)
-    for axis, (metric, (heading, _, _)) in zip(axes, METRICS.items()):
+    for axis, (metric, (heading, digits, _)) in zip(axes, METRICS.items()):
         axis.axvline(0, color="black", linewidth=1)
-        for y, arm in enumerate(arms):
-            gaps = differences(results, arm, metric, baseline)
+        pairs = {y: differences(results, arm, metric, baseline) for y, arm in enumerate(arms)}
+        reach = {y: max(map(abs, gaps)) for y, gaps in pairs.items() if gaps}
+        usual = median(reach.values()) if reach else 0.0
+        edge = 1.8 * max((r for r in reach.values() if r <= 5 * usual), default=0.0) or 1.0
+        axis.set_xlim(-edge, edge)
+        for y, gaps in pairs.items():
             if not gaps:
                 continue
             mean, low, high = mean_interval(gaps)
-            clear = low > 0 or high < 0
+            colour = COLOURS[1] if low > 0 or high < 0 else COLOURS[0]
+            if abs(mean) > edge:  # an arm that is worlds apart must not flatten the others: its numbers instead of its place
+                side = 1 if mean > 0 else -1
+                text = f"{mean:+.{digits}f}\n[{low:+.{digits}f}, {high:+.{digits}f}]"
+                axis.text(0.95 * side * edge, y, text, fontsize=7, color=colour, va="center", ha="right" if side > 0 else "left")
+                continue
             axis.plot(gaps, [y] * len(gaps), "o", color=GREY, markersize=3, alpha=0.6)
             if len(gaps) > 1:
-                axis.plot([low, high], [y, y], color=COLOURS[1] if clear else COLOURS[0], linewidth=2)
-            axis.plot([mean], [y], "D", color=COLOURS[1] if clear else COLOURS[0], markersize=5)
+                axis.plot([low, high], [y, y], color=colour, linewidth=2)
+            axis.plot([mean], [y], "D", color=colour, markersize=5)
         axis.set_title(heading, fontsize=10)
         axis.grid(axis="x", alpha=0.2)
         axis.tick_params(labelsize=8)
@@ -366,7 +399,7 @@ def draw_curves(rows: Sequence[dict], path: Path) -> None:
     """Held-out accuracy and entropy of every arm over the steps: the mean over seeds, with the range for the baseline."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 5.0), layout="constrained")
     for axis, column, label in zip(figure.subplots(1, 2), ("pass_at_1", "entropy"), ("held-out pass@1", "token entropy (nats)")):
         for i, arm in enumerate(dict.fromkeys(r["arm"] for r in rows)):
             steps = sorted({r["step"] for r in rows if r["arm"] == arm})
@@ -378,7 +411,9 @@ def draw_curves(rows: Sequence[dict], path: Path) -> None:
         axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.2)
     figure.axes[1].set_yscale("log")
-    figure.axes[0].legend(fontsize=7, ncols=2, loc="lower right")
+    for labels in (figure.axes[1].yaxis.set_major_formatter, figure.axes[1].yaxis.set_minor_formatter):
+        labels(lambda value, _: f"{value:g}")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=120)
 
 

@@ -261,13 +261,13 @@ def made_experiment(tmp_path, **gains) -> Experiment:
 
 def test_i3_and_t3_against_the_signs_of_the_paper(tmp_path):
     section = instance.weights_by_perplexity(made_experiment(tmp_path, ppl_high=-0.1))
-    assert [v.run for v in section.verdicts] == ["ppl-strong", "ppl-high"]
+    assert [v.run for v in section.verdicts] == ["ppl-strong minus grpo", "ppl-high minus grpo", "ppl-strong minus ppl-high"]
     high = {r["metric"]: r for r in section.rows if r["arm"] == "ppl-high"}
     assert high["pass_at_1"]["difference"] == pytest.approx(-0.098) and high["pass_at_1"]["n"] == 5 and high["pass_at_1"]["high"] < 0
     assert section.verdicts[1].agrees is False  # accuracy falls as the paper says, but so does entropy
     assert len(drawn(section, tmp_path)) == 3
     section = position.bonus_by_position(made_experiment(tmp_path, pos_strong=0.1, pos_early=0.1, pos_plateau=-0.1))
-    assert [v.agrees for v in section.verdicts] == [True, True, False]
+    assert [v.agrees for v in section.verdicts] == [True, True, False, None]
     unclear = position.bonus_by_position(made_experiment(tmp_path, pos_strong=-0.002))
     assert unclear.verdicts[0].agrees is None and "cannot be told apart" in unclear.verdicts[0].text
     assert instance.weights_by_perplexity(None).verdicts[0].agrees is None

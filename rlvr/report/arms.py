@@ -28,9 +28,10 @@ def load_experiment(folder: Path) -> Experiment | None:
 
 
 def compare_arms(
-    section: Section, experiment: Experiment | None, arms: list[str], claims: dict[tuple[str, str], int]
+    section: Section, experiment: Experiment | None, arms: list[str], claims: dict[tuple[str, str, str], int]
 ) -> Section:  # fmt: skip
-    """Fill a section with arms against the baseline. claims: (arm, metric) -> sign that the paper found for arm - baseline."""
+    """Fill a section with arms against the baseline. claims: (arm, the other arm, metric) -> sign that the paper found
+    for the difference of the two."""
     if experiment is None:
         text = "No experiment: this compares whole runs over seeds. First: python -m rlvr.experiment"
         section.verdicts.append(Verdict("experiment", None, text))
@@ -41,7 +42,7 @@ def compare_arms(
             Verdict("experiment", None, f"{experiment.folder} has none of these arms beside {BASELINE} on equal seeds.")
         )
         return section
-    wanted = {metric for _, metric in claims} | {"pass_at_1", "entropy_late"}
+    wanted = {metric for _, _, metric in claims} | {"pass_at_1", "entropy_late"}
     metrics = [m for m in METRICS if m in wanted]
 
     for column, label in (("pass_at_1", "held-out pass@1"), ("entropy", "token entropy (nats)")):
@@ -76,23 +77,21 @@ def compare_arms(
         axis.set(xlabel=f"final pass@1 minus {BASELINE}, equal seeds")
 
     section.panels.append(Panel("arms-difference", draw_gaps, "mean, seeds and 95 % interval"))
-    for arm in there:
-        if arm == BASELINE:
-            continue
+    pairs = [(arm, BASELINE) for arm in there if arm != BASELINE]
+    pairs += [pair for pair in dict.fromkeys((a, b) for a, b, _ in claims) if pair not in pairs and set(pair) <= set(there)]
+    for arm, other in pairs:
         words, agree = [], []
         for metric in metrics:
-            gaps = differences(experiment.results, arm, metric)
+            gaps = differences(experiment.results, arm, metric, other)
             mean, low, high = mean_interval(gaps)
             heading, digits, _ = METRICS[metric]
-            sign = claims.get((arm, metric))
-            section.rows.append(
-                {"arm": arm, "metric": metric, "n": len(gaps), "difference": mean, "low": low, "high": high, "paper_sign": sign or ""}
-            )
+            sign = claims.get((arm, other, metric))
+            numbers = {"n": len(gaps), "difference": mean, "low": low, "high": high, "paper_sign": sign or ""}
+            section.rows.append({"arm": arm, "other": other, "metric": metric} | numbers)
             words.append(f"{heading} {mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]")
             if sign:
                 agree.append(True if low * sign > 0 and high * sign > 0 else False if low * sign < 0 and high * sign < 0 else None)
         verdict = False if False in agree else True if agree and all(agree) else None
-        n = len(differences(experiment.results, arm, "pass_at_1"))
-        tail = "" if verdict is not None else " Where an interval holds 0, arm and baseline cannot be told apart at this n."
-        section.verdicts.append(Verdict(arm, verdict, f"{SAYS[arm]}; against {BASELINE}, n = {n}: {'; '.join(words)}.{tail}"))
+        tail = "" if verdict is not None else " Where an interval holds 0, the two cannot be told apart at this n."
+        section.verdicts.append(Verdict(f"{arm} minus {other}", verdict, f"{SAYS[arm]}; n = {len(gaps)}: {'; '.join(words)}.{tail}"))
     return section

@@ -138,12 +138,9 @@ def weights_by_perplexity(experiment: Experiment | None) -> Section:
         "perplexity (ppl-high): mean and range over seeds, and the difference of final accuracy on equal seeds.",
         "Low perplexity first: better accuracy and lower entropy. High perplexity first: worse accuracy and a sharp rise of entropy.",
     )
-    claims = {
-        ("ppl-strong", "pass_at_1"): 1,
-        ("ppl-strong", "entropy_late"): -1,
-        ("ppl-high", "pass_at_1"): -1,
-        ("ppl-high", "entropy_late"): 1,
-    }
+    claims = {("ppl-strong", "grpo", "pass_at_1"): 1, ("ppl-strong", "grpo", "entropy_late"): -1}
+    claims |= {("ppl-high", "grpo", "pass_at_1"): -1, ("ppl-high", "grpo", "entropy_late"): 1}
+    claims |= {("ppl-strong", "ppl-high", "pass_at_1"): 1, ("ppl-strong", "ppl-high", "entropy_late"): -1}
     return compare_arms(section, experiment, ["grpo", "ppl-strong", "ppl-high"], claims)
 
 

@@ -109,8 +109,9 @@ def bonus_by_position(experiment: Experiment | None) -> Section:
         "difference of final accuracy on equal seeds.",
         "A bonus toward the end trains best and lengthens answers; both bonuses raise entropy.",
     )
-    claims = {(arm, "entropy_late"): 1 for arm in ("pos-strong", "pos-early")}
-    claims |= {("pos-strong", "pass_at_1"): 1, ("pos-strong", "length_late"): 1, ("pos-plateau", "pass_at_1"): 1}
+    claims = {(arm, "grpo", "entropy_late"): 1 for arm in ("pos-strong", "pos-early")}
+    claims |= {("pos-strong", "grpo", "pass_at_1"): 1, ("pos-strong", "grpo", "length_late"): 1, ("pos-plateau", "grpo", "pass_at_1"): 1}
+    claims |= {("pos-strong", "pos-early", "pass_at_1"): 1}
     return compare_arms(section, experiment, ["grpo", "pos-strong", "pos-early", "pos-plateau"], claims)
 
 
