@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -312,6 +313,17 @@ def parse_command(kind: type, program: str, argv: list[str] | None = None):
     import tyro
 
     return _parse(kind, argv, program, config=(tyro.conf.PositionalRequiredArgs,))
+
+
+def run_program(work: Callable[[], object]) -> None:
+    """Run a program of the command line: a mistake of the user is one line and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def _parse(kind, argv: list[str] | None, program: str, **options):

@@ -25,7 +25,7 @@ from statistics import fmean, median, stdev
 
 from tqdm import tqdm
 
-from rlvr.config import MAY_CHANGE, SettingError, check_can_write, parse_command, parse_train, read_config
+from rlvr.config import MAY_CHANGE, SettingError, check_can_write, parse_command, parse_train, read_config, run_program
 from rlvr.figures import COLOURS, GREY, read_metrics
 from rlvr.files import say, table, write_atomically
 
@@ -184,7 +184,7 @@ def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) ->
                 bar.n = sum(min(run.steps(), steps[id(run)]) for run in runs)
                 bar.refresh()
     except KeyboardInterrupt:
-        say("stopping: every run ends its step and saves")
+        say("stopping: every run ends its step and saves; the same command goes on from there")
         for run in running:
             run.process.send_signal(signal.SIGINT)
         for run in running:
@@ -455,16 +455,5 @@ def experiment(config: ExperimentConfig) -> list[dict]:
     return results
 
 
-def main() -> None:
-    try:
-        experiment(parse_command(ExperimentConfig, "-m rlvr.experiment"))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    run_program(lambda: experiment(parse_command(ExperimentConfig, "-m rlvr.experiment")))

@@ -17,7 +17,6 @@ They are written to runs/pos-seed0/probe, as tensors (safetensors) and JSON. tut
 import dataclasses
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from tqdm import tqdm
 from rlvr import checkpoint
 from rlvr.attention import is_ours
 from rlvr.checkpoint import fingerprint
-from rlvr.config import SettingError, TrainConfig, check_can_write, parse_command, read_config
+from rlvr.config import SettingError, TrainConfig, check_can_write, parse_command, read_config, run_program
 from rlvr.entropy import branching_factor, log_perplexity
 from rlvr.exchange import logit_gradient_norm, relative_positions
 from rlvr.figures import read_metrics
@@ -395,20 +394,14 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
 
 
 def main() -> None:
-    try:
-        config = parse_command(ProbeConfig, "-m rlvr.probe")
-        folders = [Path(name) for name in config.runs]
-        for folder in folders:  # a mistake in the last one must not cost the work for the first
-            read_config(folder)
-            check_can_write(folder, "the run folder")
-        for folder in folders:
-            say(f"written to {probe(folder, config)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    config = parse_command(ProbeConfig, "-m rlvr.probe")
+    folders = [Path(name) for name in config.runs]
+    for folder in folders:  # a mistake in the last one must not cost the work for the first
+        read_config(folder)
+        check_can_write(folder, "the run folder")
+    for folder in folders:
+        say(f"written to {probe(folder, config)}")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -11,7 +11,7 @@ from conftest import RUN, WordTokenizer, make_rollouts, new_model, reference_log
 from safetensors.torch import load_file
 
 from rlvr import checkpoint, probe
-from rlvr.config import SettingError, TrainConfig, read_config
+from rlvr.config import SettingError, TrainConfig, read_config, run_program
 from rlvr.figures import read_metrics
 from rlvr.policy import Policy
 from rlvr.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens, replayable, spread, token_stats
@@ -279,5 +279,5 @@ def test_a_damaged_checkpoint_is_left_out(tmp_path, run, capsys):
 def test_the_command_line(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["probe", "no/such/run"])
     with pytest.raises(SystemExit) as end:
-        probe.main()
+        run_program(probe.main)
     assert end.value.code == 2 and "is not a run folder" in capsys.readouterr().err

@@ -1,14 +1,13 @@
 """python -m rlvr.report RUN...: the paper's analysis of one or more runs, as one page, with its pictures and numbers."""
 
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from rlvr.config import SettingError, check_can_write, parse_command
+from rlvr.config import SettingError, check_can_write, parse_command, run_program
 from rlvr.files import say, write_atomically
 from rlvr.report import exploration, instance, position, stage
 from rlvr.report.arms import SHIPPED, load_experiment
@@ -97,15 +96,5 @@ def report(config: ReportConfig) -> Path:
     return path
 
 
-def main() -> None:
-    try:
-        report(parse_command(ReportConfig, "-m rlvr.report"))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    run_program(lambda: report(parse_command(ReportConfig, "-m rlvr.report")))
