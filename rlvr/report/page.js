@@ -13,7 +13,7 @@
   let frames = [], shown = [], timer = null;
 
   const show = (x, d = 3) => (x == null ? "–" : (x < 0 ? "−" : "") + Math.abs(x).toFixed(d));
-  const visible = (s) => s.replace(/\n/g, "⏎").replace(/^ /, "␣") || "∅";
+  const visible = (s) => s.replace(/\n/g, "⏎").replace(/^ /, "␣") || "∎";
   const css = (name, a) => `rgba(${getComputedStyle(root).getPropertyValue("--" + name).trim()}, ${a})`;
 
   // [value of a token] -> colour; each measure has a scale that fits its usual range
