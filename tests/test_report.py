@@ -364,6 +364,7 @@ def written(run, twin, tmp_path_factory):
     return report(ReportConfig(runs=[str(run), str(twin)], out=str(out)))
 
 
+@pytest.mark.slow
 def test_everything_is_on_the_page(written):
     text = written.read_text(encoding="utf-8")
     assert re.findall(r'<h3 id="(\w+)">', text) == LABELS
@@ -404,12 +405,14 @@ def test_everything_is_on_the_page(written):
     }
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network(written):
     text = written.read_text(encoding="utf-8")
     outside = [u for u in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(\w+:[^"')\s>]*)""", text) if not u.startswith("data:")]
     assert outside == [] and "@import" not in text and "fetch(" not in text
 
 
+@pytest.mark.slow
 def test_ids_of_pictures_do_not_clash(written):
     text = written.read_text(encoding="utf-8")
     for name in re.findall(r"url\(#([^)]+)\)", text):
@@ -423,6 +426,7 @@ def test_the_ink_of_pictures_follows_the_page(tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_no_text_ends_the_script(written):
     assert "</script><script>document" not in written.read_text(encoding="utf-8")
     assert json.loads(_json({"a": "</script>"})) == {"a": "</script>"}
