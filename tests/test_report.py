@@ -424,6 +424,8 @@ def test_the_ink_of_pictures_follows_the_page(tmp_path):
     assert "#010101" not in svg and "currentColor" in svg and "&lt;label&gt; $not math$" in svg
     assert svg.startswith("<svg") and not re.match(r"<svg[^>]* (?:width|height)=", svg) and "viewBox" in svg
     assert (tmp_path / "x.png").stat().st_size > 1000
+    log = draw(Panel("y", lambda axis: (axis.plot([0.001, 10], [1, 2]), axis.set_xscale("log"))), tmp_path / "y.png")
+    assert "mathdefault" not in log and ">0.001<" in log
 
 
 @pytest.mark.slow

@@ -30,6 +30,9 @@ def draw(panel: Panel, png: Path) -> str:
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": png.stem}):  # the salt keeps ids of different pictures apart
         figure = Figure(figsize=(4.7, 3.2), layout="constrained")
         panel.draw(figure.subplots())
+        for axis in (a for axes in figure.axes for a in (axes.xaxis, axes.yaxis) if a.get_scale() == "log"):
+            axis.set_major_formatter(lambda value, _: f"{value:g}")  # the usual one writes mathematics, which STYLE does not read, as
+            axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")  # tokens may hold dollar signs
         figure.savefig(png, dpi=150, facecolor="white")
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
