@@ -430,6 +430,7 @@ def changed_tokens_are_formal(runs: list[Run]) -> Section:
             f"{r['category']} {percent(r['share_of_top'])} [{percent(r['low'])}, {percent(r['high'])}] of the largest changes, "
             f"{percent(r['base_rate'])} of all tokens, mean change {r['mean_change']:.4f}"
             for r in rows
+            if r["base_rate"] > 0
         )
         formal, ratios = rows[0], [r["ratio"] for r in rows if r["base_rate"] > 0]
         agrees = True if formal["low"] > formal["base_rate"] and formal["ratio"] == max(ratios) else None
