@@ -7,7 +7,7 @@ A run folder says what was sampled, not what became of it. Four questions need t
 - changes: a training step is made again from a checkpoint, and every token is scored before and after it. How much did its probability
   change, and what was special about those that changed most? (S5, S6, S7, I1)
 - fixed: completions of the first model are scored by the later ones. So the text stays the same and only the policy changes. (S2)
-- replacements: at a token of high entropy the completion is made to go on with the second most likely token instead, and both ways are
+- replacements: at a token of high entropy the completion is made to go on with the likeliest other token instead, and both ways are
   finished afresh a few times. How often is the end still right? (I2, T2)
 - exploration: many completions of each held-out problem, by the first and the last model. (pass@k, unsolvable problems, branching factor)
 
@@ -150,11 +150,13 @@ def replay(trainer: Trainer) -> tuple[dict, Rollouts, Tensor, Tensor, dict, dict
 def replayable(folder: Path, last: int, most: int) -> list[Path | None]:
     """Checkpoints of a run of `last` steps from which one can be made again, spread evenly; None stands for the start. In order."""
     found = [p for p in checkpoint.checkpoints(folder / "checkpoints") if "+" not in p.name and 0 < checkpoint.step_of(p) < last]
-    return spread([None, *reversed(found)], most)
+    return [None, *spread(list(reversed(found)), most - 1)]
 
 
 def spread(items: Sequence, most: int) -> list:
     """At most so many items, evenly spread, the first and the last among them."""
+    if most < 1:
+        return []
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)] if most > 1 else [items[-1]]
@@ -199,8 +201,8 @@ def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _right_and_wrong(correct: Tensor, n: int) -> list[int]:
     """Indices of n completions, half of them right where there are enough, spread over the batch."""
     right, wrong = correct.nonzero()[:, 0].tolist(), (~correct).nonzero()[:, 0].tolist()
-    few = min(len(right), len(wrong), n // 2)
-    return sorted(spread(right, max(few, n - len(wrong))) + spread(wrong, max(few, n - len(right))))
+    from_right = max((n + 1) // 2, n - len(wrong))
+    return sorted(spread(right, from_right) + spread(wrong, max(n // 2, n - len(right))))
 
 
 def _numbers(x: Tensor, batch: Rollouts, i: int) -> list:
@@ -249,7 +251,7 @@ def replace_tokens(
     policy: Policy, c: TrainConfig, batch: Rollouts, answers: Sequence[str], continuations: int, generator: torch.Generator,
     progress: str = "",
 ) -> list[dict]:  # fmt: skip
-    """At a token of high entropy, go on with the second most likely token instead; finish both ways afresh. I2, T2; the rules are ours.
+    """At a token of high entropy, go on with the likeliest other token instead; finish both ways afresh. I2, T2; the rules are ours.
 
     One entry for each completion and place (anywhere, early, late): log_ppl, correct, the place r, entropy there, and the share of right
     ends among `continuations` after the token as it was (kept) and after the other one (replaced). The difference is the performance
@@ -395,6 +397,9 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
 
 def main() -> None:
     config = parse_command(ProbeConfig, "-m rlvr.probe")
+    for name in ("steps", "fixed", "completions", "continuations", "problems", "samples"):
+        if getattr(config, name) < 1:
+            raise SettingError(f"--{name} is {getattr(config, name)}. Choose 1 or more.")
     folders = [Path(name) for name in config.runs]
     for folder in folders:  # a mistake in the last one must not cost the work for the first
         read_config(folder)

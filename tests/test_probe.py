@@ -81,7 +81,7 @@ def test_a_replayed_step_is_the_step_that_was_made(run):
         {int(r["step"]): r for r in read_metrics(run) if r["accuracy"] is not None},
     )
     steps = tensors["row_step"].unique().tolist()
-    assert steps == [1, 3, 4]  # from the start, and from two of the checkpoints 1, 2, 3
+    assert steps == [1, 2, 4]  # from the start, and from two of the checkpoints 1, 2, 3
     for step in steps:
         mine = tensors["row_step"] == step
         assert tensors["row_correct"][mine].float().mean().item() == pytest.approx(rows[step]["accuracy"], abs=1e-6)  # nothing was filtered
@@ -149,6 +149,7 @@ def test_spread():
     assert spread([1, 2, 3], 5) == [1, 2, 3]
     assert spread(list(range(11)), 3) == [0, 5, 10]
     assert spread([1, 2, 3], 1) == [3]
+    assert spread([1, 2, 3], 0) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def test_spread():
 def test_the_fixed_text_is_the_same_for_all_models(run):
     rows = [json.loads(line) for line in open(run / "probe" / "fixed.jsonl", encoding="utf-8")]
     steps = sorted({r["step"] for r in rows})
-    assert steps == [0, 2, 3, 4] and len(rows) == 4 * PROBE["fixed"]
+    assert steps == [0, 1, 3, 4] and len(rows) == 4 * PROBE["fixed"]
     for number in range(PROBE["fixed"]):
         mine = [r for r in rows if r["number"] == number]
         assert len({json.dumps([r["token_ids"], r["top"], r["correct"], r["prompt"]]) for r in mine}) == 1

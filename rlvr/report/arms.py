@@ -83,6 +83,8 @@ def compare_arms(
         words, agree = [], []
         for metric in metrics:
             gaps = differences(experiment.results, arm, metric, other)
+            if not gaps:
+                continue
             mean, low, high = mean_interval(gaps)
             heading, digits, _ = METRICS[metric]
             sign = claims.get((arm, other, metric))
@@ -91,6 +93,8 @@ def compare_arms(
             words.append(f"{heading} {mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]")
             if sign:
                 agree.append(True if low * sign > 0 and high * sign > 0 else False if low * sign < 0 and high * sign < 0 else None)
+        if not words:
+            continue
         verdict = False if False in agree else True if agree and all(agree) else None
         tail = "" if verdict is not None else " Where an interval holds 0, the two cannot be told apart at this n."
         section.verdicts.append(Verdict(f"{arm} minus {other}", verdict, f"{SAYS[arm]}; n = {len(gaps)}: {'; '.join(words)}.{tail}"))

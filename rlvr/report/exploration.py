@@ -1,11 +1,23 @@
 """Exploration: what the models can still solve, and how they branch (Deng et al. 2025b, arXiv 2508.07534)."""
 
+from math import comb
+
 import numpy as np
 
 from rlvr.evaluate import bootstrap_interval, pass_at_k
 from rlvr.exchange import overlaps, unsolved
 from rlvr.figures import COLOURS, GREY
 from rlvr.report.run import Panel, Run, Section, Verdict, missing, percent
+
+
+FLAT = 0.02  # pass@k is called flat if its interval ends below this rise; ours
+
+
+def _clear(found: dict, problems: set[int]) -> int:
+    """How many of these problems, solved by this model and never by the other, are that beyond chance: that all c right answers of 2 k fall
+    on one model has probability C(k, c) / C(2 k, c), which must be below 0.02 (ours)."""
+    k = found["samples"]
+    return sum(comb(k, found["correct"][i]) / comb(2 * k, found["correct"][i]) < 0.02 for i in problems)
 
 
 def _models(runs: list[Run]) -> dict[str, dict]:
@@ -71,7 +83,7 @@ def pass_at_k_curves(runs: list[Run]) -> Section:
         if all(found["correct"].count(0) == 0 for found in (first, last)):  # nothing left to widen, nothing lost
             section.verdicts.append(Verdict(run.name, None, f"{text} All problems are solvable for both: too easy to tell at large k."))
             continue
-        section.verdicts.append(Verdict(run.name, True if a1 > 0 and ak <= 0 else False if ak > 0 else None, text))
+        section.verdicts.append(Verdict(run.name, True if a1 > 0 and bk < FLAT else False if ak > 0 else None, text))
     return section
 
 
@@ -112,7 +124,10 @@ def unsolvable_sets(runs: list[Run]) -> Section:
             f"With k = {k}: {len(first)} of {n} problems unsolvable before, {len(last)} after, {len(first & last)} for both; "
             f"{len(first - last)} became solvable, {len(last - first)} unsolvable."
         )
-        section.verdicts.append(Verdict(run.name, bool(first - last) and bool(last - first) if first | last else None, text))
+        gained, lost = (_clear(run.exploration[name], gone) for name, gone in (("last", first - last), ("first", last - first)))
+        text += f" Beyond chance: {gained} and {lost}."
+        agrees = True if gained and lost else False if gained and not last - first or lost and not first - last else None
+        section.verdicts.append(Verdict(run.name, agrees, text))
     return section
 
 

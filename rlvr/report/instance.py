@@ -74,7 +74,7 @@ def replacement_panel(groups: list[tuple[str, list[dict]]], title: str):
                 values = [r[key] for r in rows]
                 mean = float(np.mean(values)) if values else float("nan")
                 low, high = bootstrap(values, lambda v: float(np.mean(v))) if values else (mean, mean)
-                label = {"kept": "token as it was", "replaced": "second most likely token"}[key] if i == 0 else None
+                label = {"kept": "token as it was", "replaced": "likeliest other token"}[key] if i == 0 else None
                 axis.bar([i + shift], [mean], 0.32, color=colour, label=label)
                 axis.errorbar([i + shift], [mean], [[max(0, mean - low)], [max(0, high - mean)]], color=GREY, capsize=3)
         axis.set_xticks(range(len(groups)), [f"{name}\n(n = {len(rows)})" for name, rows in groups])
@@ -84,8 +84,12 @@ def replacement_panel(groups: list[tuple[str, list[dict]]], title: str):
     return draw
 
 
-def compare_drops(run: Run, section: Section, groups: list[tuple[str, list[dict]]], smaller: str, larger: str) -> Verdict:
+def compare_drops(
+    run: Run, section: Section, groups: list[tuple[str, list[dict]]], smaller: str, larger: str, paired: bool = False
+) -> Verdict:  # fmt: skip
     """The drops of two groups and their difference, with intervals; the paper says that that of `smaller` is the smaller one."""
+    if not all(rows for _, rows in groups):
+        return Verdict(run.name, None, "One of the two groups is empty.")
     values = {}
     for name, rows in groups:
         low, high = bootstrap(rows, drop)
@@ -94,13 +98,20 @@ def compare_drops(run: Run, section: Section, groups: list[tuple[str, list[dict]
                              "replaced": float(np.mean([r["replaced"] for r in rows])), "drop": values[name][0], "low": low, "high": high,
                              "entropy": float(np.mean([r["entropy"] for r in rows]))})  # fmt: skip
     both = dict(groups)
+    if paired:  # entries of one completion are drawn together
+        by_id = {name: {r["completion"]: r for r in rows} for name, rows in groups}
+        ids = sorted(by_id[smaller].keys() & by_id[larger].keys())
+        both = {name: [found[i] for i in ids] for name, found in by_id.items()}
     rng = np.random.default_rng(42)
     gaps = []
     for _ in range(500):
-        a, b = ([both[k][i] for i in rng.integers(len(both[k]), size=len(both[k]))] for k in (larger, smaller))
+        picks = {k: rng.integers(len(rows), size=len(rows)) for k, rows in both.items()}
+        if paired:
+            picks = dict.fromkeys(both, picks[smaller])
+        a, b = ([both[k][i] for i in picks[k]] for k in (larger, smaller))
         gaps.append(drop(a) - drop(b))
     low, high = np.quantile(gaps, [0.025, 0.975])
-    gap = values[larger][0] - values[smaller][0]
+    gap = drop(both[larger]) - drop(both[smaller])
     words = "; ".join(f"{name} {100 * m:+.1f} points [{100 * a:+.1f}, {100 * b:+.1f}]" for name, (m, a, b) in values.items())
     text = f"Model of step {groups[0][1][0]['step']}. Accuracy lost by the replacement: {words}. "
     text += f"Difference {100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]."
@@ -111,7 +122,7 @@ def low_perplexity_is_robust(runs: list[Run]) -> Section:
     section = Section(
         "I2",
         "Completions of low perplexity are more robust",
-        "In completions of held-out problems the token of highest entropy is replaced by the second most likely one, and both ways "
+        "In completions of held-out problems the token of highest entropy is replaced by the likeliest other one (the first choice, where another was drawn), and both ways "
         "are finished afresh several times. "
         "Completions are cut at their median log-perplexity. Which and how many tokens the paper replaced is not known; one token, "
         "and this rule, are ours.",

@@ -96,7 +96,7 @@ def early_tokens_decide(runs: list[Run]) -> Section:
             section.verdicts.append(missing(run))
             continue
         section.panels.append(Panel(run.name, replacement_panel(groups, "where a token is replaced")))
-        section.verdicts.append(compare_drops(run, section, groups, "late", "early"))
+        section.verdicts.append(compare_drops(run, section, groups, "late", "early", paired=True))
     return section
 
 

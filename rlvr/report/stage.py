@@ -16,7 +16,7 @@ from rlvr.exchange import (
     token_shift,
 )
 from rlvr.figures import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, smoothed
-from rlvr.report.run import Panel, Run, Section, Verdict, missing, percent, share_of_largest
+from rlvr.report.run import Panel, Run, Section, Verdict, bootstrap, missing, percent, share_of_largest
 
 LITTLE = 0.05  # a change of probability above this counts as one; ours
 TOP = 0.01  # the share of tokens that counts as "the largest changes"; ours
@@ -77,7 +77,7 @@ def who_loses_entropy(runs: list[Run]) -> Section:
         "Entropy of right and of wrong answers against the step; and of a fixed text, completions that the first model wrote, under the "
         "later models. The mean entropy falls for three reasons, which add up exactly: right answers lose entropy, wrong ones do, "
         "and wrong "
-        "answers, which have more of it, become fewer (the split is ours). The fixed text shows the first two without the third.",
+        "answers, which have more of it, become fewer (the split is ours). The fixed text shows what the change of the policy does alone.",
         "Wrong answers start higher, stay higher and lose most of the entropy in the rising stage.",
     )
     for run in runs:
@@ -307,7 +307,10 @@ def few_tokens_change(runs: list[Run]) -> Section:
         words = []
         for name, mask in where:
             big = mask & (np.abs(change) > LITTLE)
-            up = (change[big] * advantage[big] > 0).mean() if big.any() else float("nan")
+            along, rows = change[big] * advantage[big] > 0, run.changes["row"][big]
+            by_row = [along[rows == r] for r in np.unique(rows)]
+            up = float(along.mean()) if big.any() else float("nan")
+            low, high = bootstrap(by_row, lambda found: float(np.concatenate(found).mean())) if big.any() else (float("nan"), float("nan"))
             numbers = {
                 "run": run.name,
                 "stage": name,
@@ -321,17 +324,19 @@ def few_tokens_change(runs: list[Run]) -> Section:
                 numbers[f"mean_change_{label}"] = float(change[side].mean()) if side.any() else float("nan")
             section.rows.append(numbers)
             steps = sorted(set(run.changes["step"][mask].tolist()))
+            in_direction = f"{percent(up)} [{percent(low)}, {percent(high)}]" if big.any() else "none"
             words.append(
                 f"{name} (step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}): {percent(numbers['share_changed'], 1)} of "
                 f"{mask.sum()} tokens changed by "
-                f"more than {LITTLE}; {percent(up)} of those in the direction of their advantage; mean change "
+                f"more than {LITTLE}; {in_direction} of those in the direction of their advantage; mean change "
                 f"{numbers['mean_change_positive']:+.4f} "
                 f"where A > 0, {numbers['mean_change_negative']:+.4f} where A < 0"
             )
         last = section.rows[-1]
         agrees = None
         if where[-1][0] == "plateau":
-            agrees = bool(last["share_changed"] < 0.01 and last["with_their_advantage"] > 0.5)
+            agrees = True if last["share_changed"] < 0.01 and low > 0.5 else None
+            agrees = False if last["share_changed"] >= 0.01 or high < 0.5 else agrees
         section.verdicts.append(Verdict(run.name, agrees, sentence(words)))
     return section
 
