@@ -271,7 +271,7 @@ def test_a_run_with_a_reward_of_its_own(tmp_path):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_out(tmp_path, run, capsys):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("probe"))
-    (tmp_path / "run" / "checkpoints" / "step-000002" / "weights.safetensors").write_bytes(b"")
+    (tmp_path / "run" / "checkpoints" / "step-000001" / "weights.safetensors").write_bytes(b"")
     probe.probe(tmp_path / "run", ProbeConfig(**(PROBE | dict(exploration=False, replacements=False))))
     assert "damaged" in capsys.readouterr().out
     assert load_file(tmp_path / "run" / "probe" / "changes.safetensors")["row_step"].unique().tolist() == [1, 4]
