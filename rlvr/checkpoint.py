@@ -17,6 +17,7 @@ import json
 import platform
 import random
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def trainer_state(trainer) -> tuple[dict[str, dict[str, Tensor]], dict]:
     moments = trainer.optimizer.state_dict()["state"]
     tensors = {
         "weights": dict(zip(_names(trainer), trainer.weights.parameters, strict=True)),
-        "optimizer": {f"{i}.{name}": x for i, values in moments.items() for name, x in values.items()},
+        "optimizer": {key: x for i, values in moments.items() for key, x in _flat(values, str(i))},
     }
     version, numbers, gauss = trainer.shuffle.getstate()
     state = {
@@ -76,10 +77,13 @@ def restore_trainer(trainer, tensors: dict[str, dict[str, Tensor]], state: dict)
         for name, weight in zip(_names(trainer), trainer.weights.parameters, strict=True):
             weight.copy_(tensors["weights"][name])
     trainer.weights.write_back()
-    moments: dict[int, dict[str, Tensor]] = {}
+    moments: dict[int, dict] = {}
     for key, value in tensors["optimizer"].items():
-        i, name = key.split(".")
-        moments.setdefault(int(i), {})[name] = value
+        i, *inside, name = key.split(".")
+        place = moments.setdefault(int(i), {})
+        for part in inside:
+            place = place.setdefault(part, {})
+        place[name] = int(value) if value.dtype == torch.int64 else value
     trainer.optimizer.load_state_dict({"state": moments, "param_groups": trainer.optimizer.state_dict()["param_groups"]})
     for name in ("step_number", "queue", "entropies", "plateau", "failed_updates_in_a_row"):
         setattr(trainer, name, state[name])
@@ -95,6 +99,17 @@ def restore_trainer(trainer, tensors: dict[str, dict[str, Tensor]], state: dict)
     now = _made_with(trainer)
     if changed := [f"{k} {v} (now {now[k]})" for k, v in state["made_with"].items() if now.get(k) != v]:
         say(f"note: the checkpoint was made with {', '.join(changed)}; the numbers from here on may differ in their last digits.")
+
+
+def _flat(values: dict, name: str) -> Iterator[tuple[str, Tensor]]:
+    """An optimiser's numbers of one weight as tensors with paths for names. AdamW has tensors; in 8 bits, also a count and a dictionary."""
+    for key, x in values.items():
+        if isinstance(x, dict):
+            yield from _flat(x, f"{name}.{key}")
+        elif isinstance(x, int):
+            yield f"{name}.{key}", torch.tensor(x)
+        else:  # a table that all weights share must be there for each: safetensors takes no tensor twice
+            yield f"{name}.{key}", x.clone() if key.startswith("qmap") else x
 
 
 def _names(trainer) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import json
 import os
@@ -17,6 +18,10 @@ from rlvr.files import first_free, printable
 
 LOCK = ".lock"  # the file in a run folder that its process holds
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
+WORKED_EXAMPLE = (  # the prompt of the preset for SmolLM2, which boxes hardly any answer of itself
+    "Problem: Tom has 3 apples and buys 5 more. How many has he?\nSolution: 3 + 5 = 8. The answer is \\boxed{8}.\n\n"
+    "Problem: {problem}\nSolution:"
+)
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."  # Deng et al. 2025, released code
 
 
@@ -41,19 +46,23 @@ class TrainConfig:
 
     python train.py --method grpo  -- the baseline
 
-    python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k  -- a real model
+    python train.py --preset qwen2.5-0.5b-gsm8k  -- a real model on one GPU
 
-    python train.py --preset qwen2.5-math-1.5b --data my_problems.jsonl  -- 1.5B parameters on one GPU
+    python train.py --model path/to/model --data my_problems.jsonl  -- your own model and problems
     """
 
     # What to train
     preset: str = "tiny"
-    """A named set of defaults; any other flag overrides it: tiny (built-in model, CPU), hf (any other model; the default with --model),
-    qwen2.5-math-1.5b (one 80 GB GPU)."""
+    """A named set of defaults, listed above; any other flag overrides it. Without one: tiny, or hf with another --model."""
     model: str = "tiny"
-    """'tiny' (built in), a model folder, a run folder, or a Hub id."""
+    """'tiny' (built in), a model folder, a run folder, or a Hub id. A folder with a LoRA adapter is merged into its base first."""
     data: str = "tiny"
-    """'tiny' (built in), a name (gsm8k, math500, aime24, aime25, amc23), a .jsonl, .json, .csv or .parquet file, or a Hub id."""
+    """'tiny' (built in), a short name (gsm8k, math, dapo-math-17k, still-3-rl-90k, svamp), a .jsonl, .json, .csv or .parquet file, or a Hub
+    id."""
+    problem_column: str = ""
+    """Where --data has the problem: a column, prompt.0.content for what is nested, Body+Question for two; empty: the usual names."""
+    answer_column: str = ""
+    """Where --data has the answer, as in answer, or reward_model.ground_truth for what is nested; empty: the usual names are tried."""
     level: Literal[1, 2] = 1
     """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, more than the built-in model has ever seen, so that learning takes longer."""
     eval_data: str = ""
@@ -78,6 +87,15 @@ class TrainConfig:
     """Steps over which the learning rate rises from 0 (paper: 10)."""
     weight_decay: float = 0.0
     """AdamW weight decay (paper: 0.1)."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps AdamW's two moments in 8 bits: 2 bytes for each weight instead of 8 (needs bitsandbytes)."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank on all linear layers instead of the weights themselves (needs peft); 0: train the weights. An
+    adapter wants a learning rate ten times as high or more."""
+    lora_alpha: float = 32.0
+    """The adapter's output is scaled by --lora-alpha / --lora-rank."""
+    lora_merge: bool = False
+    """Merge the adapter into the weights when the run ends: the run's model is then a whole one, and the adapter stands beside it."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are scaled down to it."""
 
@@ -116,6 +134,9 @@ class TrainConfig:
     float32; in bfloat16 the first update's own, and a pass for those that later updates compare with."""
 
     # Reward
+    reward: str = ""
+    """A reward function of yours, as in my_rewards:short or my_rewards.py:short; it is imported, so its code runs. Empty: is the answer
+    right? See tutorials/rewards.md."""
     overlong_buffer: int = 15
     """Completions lose reward over the last so many tokens before --max-new-tokens; 0: no penalty (paper: 1024 of 8192)."""
     overlong_factor: float = 1.0
@@ -153,6 +174,11 @@ class TrainConfig:
     # Prompt
     instruction: str = INSTRUCTION
     """Put on a new line after each problem. The built-in model has never seen one: its template leaves it out."""
+    system: str = ""
+    """System message before each problem; empty: none (a chat template may bring its own)."""
+    template: str = "auto"
+    """chat: the model's chat template. plain: the text alone. auto: chat if the model has a template. Or a text of yours with {problem} in
+    it, and {system} and {instruction} where you want them: the whole prompt, as in 'Problem: {problem} Solution:'."""
 
     # Saving and resuming
     resume: str = ""
@@ -180,6 +206,10 @@ class TrainConfig:
     """Steps between two printed samples; 0: none."""
     log_completions: int = 16
     """Completions written to rollouts.jsonl in each step."""
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Send every number of metrics.csv to a tracker too (needs its package). TensorBoard's files lie in the run folder."""
+    push_to_hub: str = ""
+    """Upload the finished model with its card to this Hub id, as in your-name/my-model (a private one if it is new)."""
 
     # Machine
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
@@ -198,13 +228,18 @@ class EvalConfig:
 
     python eval.py tiny runs/pos-seed0  -- the built-in model and a run
 
-    python eval.py Qwen/Qwen2.5-Math-1.5B --data math500 --max-new-tokens 2048  -- a real model on real problems
+    python eval.py Qwen/Qwen2.5-Math-1.5B --data aime24,aime25,amc,math500,minerva --max-new-tokens 2048  -- the paper's table
     """
 
     models: list[str]
     """Run folders, model folders, Hub ids, or 'tiny' (the built-in model)."""
     data: str = "tiny"
-    """'tiny' (built-in test problems), a name (gsm8k, math500, aime24, aime25, amc23), a file, or a Hub id."""
+    """'tiny' (built-in test problems), a short name (gsm8k, math, math500, aime24, aime25, amc, amc23, minerva, olympiadbench, svamp), a
+    file or a Hub id; or several of them joined by commas."""
+    problem_column: str = ""
+    """Where --data has the problem; empty: the usual names are tried."""
+    answer_column: str = ""
+    """Where --data has the answer; empty: the usual names are tried."""
     level: Literal[1, 2] = 1
     """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, more than the built-in model has ever seen."""
     problems: int = 0
@@ -221,6 +256,11 @@ class EvalConfig:
     """Problems with a longer prompt are left out, and counted."""
     instruction: str = INSTRUCTION
     """Put on a new line after each problem."""
+    system: str = ""
+    """System message before each problem."""
+    template: str = "auto"
+    """chat: the model's chat template. plain: the text alone. auto: chat if the model has a template. Or a text with {problem} in it: the
+    whole prompt."""
     seed: int = 0
     """Seeds the sampling."""
     sampling_rows: int = 512
@@ -245,19 +285,49 @@ _REAL = dict(
     overlong_buffer=64, micro_batch_tokens=8192, sampling_rows=256, eval_problems=64, final_eval_problems=200, show_every=5, device="auto",
     save_every=10, keep_every=0, log_completions=4,
 )  # fmt: skip
+_MATH = _REAL | dict(
+    model="Qwen/Qwen2.5-Math-1.5B", data="math", eval_data="math500", prompts_per_step=128, mini_batch_prompts=32, max_new_tokens=2048,
+    max_prompt_tokens=1024, overlong_buffer=256, micro_batch_tokens=16384, sampling_rows=512, sampling_rounds=3,
+    gradient_checkpointing=True, dtype="bfloat16",
+)  # fmt: skip
 PRESETS = {
     "tiny": {},
     "hf": _REAL,
-    "qwen2.5-math-1.5b": _REAL | dict(
-        model="Qwen/Qwen2.5-Math-1.5B", prompts_per_step=128, mini_batch_prompts=32, max_new_tokens=2048, max_prompt_tokens=1024,
-        overlong_buffer=256, micro_batch_tokens=16384, sampling_rows=512, sampling_rounds=3, gradient_checkpointing=True, dtype="bfloat16",
+    "smollm2-135m": _REAL | dict(
+        model="HuggingFaceTB/SmolLM2-135M-Instruct", data="svamp", template=WORKED_EXAMPLE, temperature=0.7, lr=2e-5, steps=100,
+        warmup_steps=5, prompts_per_step=16, mini_batch_prompts=8, sampling_rounds=1, max_new_tokens=32, max_prompt_tokens=192,
+        overlong_buffer=8, micro_batch_tokens=2048, sampling_rows=128, eval_every=20, eval_completions=4, save_every=5, dtype="float32",
+    ),
+    "qwen2.5-0.5b-gsm8k": _REAL | dict(
+        model="Qwen/Qwen2.5-0.5B-Instruct", data="gsm8k", max_new_tokens=400, prompts_per_step=32, mini_batch_prompts=16,
+        gradient_checkpointing=True, dtype="bfloat16",
+    ),
+    "qwen2.5-math-1.5b": _MATH,
+    "qwen2.5-math-1.5b-lora": _MATH | dict(
+        lora_rank=32, lora_alpha=64.0, lr=2e-5, prompts_per_step=64, mini_batch_prompts=16, micro_batch_tokens=8192, sampling_rows=192,
+    ),
+    "paper-7b": _MATH | dict(
+        model="Qwen/Qwen2.5-Math-7B", data="still-3-rl-90k", eval_data="aime24", steps=600, prompts_per_step=512, mini_batch_prompts=32,
+        sampling_rounds=10, max_new_tokens=8192, overlong_buffer=1024, instruction=INSTRUCTION, micro_batch_tokens=16384, sampling_rows=256,
     ),
 }  # fmt: skip
+PRESET_MEMORY = {  # GiB, from rlvr.estimate (a test compares): no torch here
+    "smollm2-135m": 7, "qwen2.5-0.5b-gsm8k": 12, "qwen2.5-math-1.5b": 55, "qwen2.5-math-1.5b-lora": 17, "paper-7b": 218,
+}  # fmt: skip
+PRESET_HELP = {
+    "tiny": "the built-in model on its stories; any CPU",
+    "hf": "any other model, on GSM8K; memory as printed before it loads",
+    "smollm2-135m": "135 M parameters on word problems of one or two steps; a CPU with {} GiB free",
+    "qwen2.5-0.5b-gsm8k": "0.5 B parameters on GSM8K; {} GiB at most: one GPU of 16 to 24 GB",
+    "qwen2.5-math-1.5b": "1.5 B parameters on MATH, all weights; {} GiB at most: one GPU of 80 GB",
+    "qwen2.5-math-1.5b-lora": "the same, with a LoRA adapter of rank 32; {} GiB at most: one GPU of 24 GB",
+    "paper-7b": "the settings of Deng et al. 2025, for the record: {} GiB, more than one GPU has",
+}
 
 # Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
 MAY_CHANGE = set(
     "steps save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
-    "gradient_checkpointing".split()
+    "gradient_checkpointing lora_merge report_to push_to_hub".split()
 )
 
 
@@ -289,14 +359,22 @@ def parse_train(argv: list[str] | None = None) -> TrainConfig:
     argv = sys.argv[1:] if argv is None else argv
     folder = _flag_value(argv, "--resume")
     if folder is not None:
-        config = _parse(TrainConfig, argv, "train.py", default=dataclasses.replace(read_config(Path(folder)), resume=folder))
+        config = _parse(TrainConfig, argv, "train.py", default=dataclasses.replace(read_config(Path(folder)), resume=folder, reward=""))
     else:
         preset = _flag_value(argv, "--preset") or _preset_for(_flag_value(argv, "--model") or "tiny")
         if preset not in PRESETS:
             raise SettingError(f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
-        config = _parse(TrainConfig, argv, "train.py", default=TrainConfig(**{"preset": preset} | PRESETS[preset]))
+        default = TrainConfig(**{"preset": preset} | PRESETS[preset])
+        config = _parse(TrainConfig, argv, "train.py", default=default, description=_about_presets())
     check_train(config)
     return config
+
+
+def _about_presets() -> str:
+    """What `train.py --help` says first: examples, and the presets with their memory."""
+    lines = [f"{name:24}{text.format(PRESET_MEMORY.get(name))}" for name, text in PRESET_HELP.items()]
+    heading = "Presets (--preset NAME; --preset NAME --help shows its settings):"
+    return "\n\n".join([inspect.cleandoc(TrainConfig.__doc__), heading, *lines])
 
 
 def parse_eval(argv: list[str] | None = None) -> EvalConfig:
@@ -380,6 +458,8 @@ def _has_type(field: dataclasses.Field, value) -> bool:
 def _check_resumed(c: TrainConfig) -> None:
     """A run that is resumed keeps its settings, but for those of MAY_CHANGE. Raises SettingError."""
     saved = dataclasses.replace(read_config(Path(c.resume)), resume=c.resume)
+    if saved.reward and not c.reward:  # a run folder may come from somebody else: no code is run because a file says so
+        raise SettingError(f"{c.resume} was trained with a reward function of yours. Name it again: add --reward {saved.reward}")
     changed = [f.name for f in dataclasses.fields(c) if getattr(c, f.name) != getattr(saved, f.name)]
     if fixed := [f"--{name.replace('_', '-')}" for name in changed if name not in MAY_CHANGE]:
         raise SettingError(
@@ -405,13 +485,15 @@ def _check_values(config) -> None:
         if isinstance(value, (int, float)) and 10**15 <= abs(value) < float("inf"):
             raise SettingError(f"{flag} is out of all bounds. Choose a number of at most 15 digits.")
         for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
-            is_name = field.name != "instruction"
+            is_name = field.name not in ("instruction", "system", "template")
             if re.search("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]" if is_name else "[\0\ud800-\udfff]", text):
                 raise SettingError(f"{flag} {text[:40]!r} has characters that cannot be shown. Choose plain text.")
             if is_name and (len(text) > 1000 or max(len(part.encode()) for part in text.split("/")) > 200):
                 raise SettingError(f"{flag} {text[:40] + '...'!r} is too long for a file name. Choose a shorter one.")
             if not text and field.name in ("model", "models", "data"):
                 raise SettingError(f"{flag} is empty. Choose a name, or leave it out for the built-in one.")
+    if config.template not in ("auto", "chat", "plain") and "{problem}" not in config.template:
+        raise SettingError(f"--template is {config.template[:40]!r}. Choose auto, chat or plain, or write a text with {{problem}} in it.")
     if 0 < config.temperature < 0.01:  # divided by less, logits overflow
         raise SettingError(f"--temperature is {config.temperature}. Choose 0.01 or more.")
     if config.threads > 1024:
@@ -460,12 +542,19 @@ def check_train(c: TrainConfig) -> None:
         {
             1: "steps prompts_per_step mini_batch_prompts micro_batch_tokens sampling_rounds max_new_tokens max_prompt_tokens "
             "sampling_rows eval_completions keep",
-            0: "save_every keep_every warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha pos_alpha shape_stop "
+            0: "lora_rank save_every keep_every warmup_steps weight_decay overlong_buffer overlong_factor kl_coef entropy_coef ppl_alpha "
+            "pos_alpha shape_stop "
             "eval_every final_eval_problems show_every log_completions threads seed",
         },
-        positive="lr temperature max_grad_norm",
+        positive="lr temperature max_grad_norm lora_alpha",
     )
     _check_sampler(c)
+    if c.lora_merge and not c.lora_rank:
+        raise SettingError("--lora-merge has nothing to merge without --lora-rank. Leave it out, or choose a rank, such as 32.")
+    if c.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", c.push_to_hub):
+        raise SettingError(f"--push-to-hub {c.push_to_hub!r} is no Hub id. Write it as your-name/my-model.")
+    if c.data == "tiny" and (c.problem_column or c.answer_column):
+        raise SettingError("The built-in problems have no columns. Leave out --problem-column and --answer-column, or name other --data.")
     if c.sampler == "generate" and c.old_logp == "sampler":
         raise SettingError("--sampler generate gives no log-probs for --old-logp sampler. Choose --old-logp auto.")
     if c.eval_every and c.final_eval_problems and c.eval_problems < 1:
@@ -514,6 +603,11 @@ def check_eval(c: EvalConfig) -> None:
     if not 0 < c.top_p <= 1:
         raise SettingError(f"--top-p is {c.top_p}. Choose a number above 0 and at most 1.")
     check_size(max(c.problems, 1) * c.completions, max(c.max_new_tokens, 1), "--problems and --completions")
+
+
+def resume_command(c: TrainConfig, folder: Path) -> str:
+    """What to type to go on with a run."""
+    return f"python train.py --resume {folder}" + (f" --reward {c.reward}" if c.reward else "")
 
 
 def run_folder(c: TrainConfig) -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from rlvr.config import EvalConfig, SettingError, check_can_write, check_size
-from rlvr.data import Problem, encode_prompts, load_problems
+from rlvr.config import EvalConfig, SettingError, check_can_write, check_size, read_config
+from rlvr.data import HUB, Problem, encode_prompts, load_problems
 from rlvr.files import first_free, table, write_atomically
 from rlvr.memory import Budget
 from rlvr.policy import Policy, check_length, check_model_name, choose_device, load_policy, positions
@@ -106,65 +106,121 @@ def evaluate(
 
 
 def compare(config: EvalConfig) -> dict:
-    """Evaluate several models on the same problems, print one table with intervals, and write it with every problem's counts as JSON.
+    """Evaluate models on sets of problems, print a table with intervals for each set, and write it with every problem's counts as JSON.
 
+    With several sets there is a last table in the layout of the paper's: a row per model, a column per set, and the mean over the sets.
     Returns what it wrote. Raises SettingError before the first model runs: for names, files, models and --out that cannot work.
     """
-    c = config
-    models = list(dict.fromkeys(c.models))  # each once
+    c = prompts_of_the_run(config)
+    models, sets = list(dict.fromkeys(c.models)), list(dict.fromkeys(c.data.split(",")))  # each once
     for name in models:
         check_model_name(name)
-    path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{Path(c.data).name.split('.')[0]}.json")
+    path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{'-'.join(Path(data).name.split('.')[0] for data in sets)}.json")
     if os.path.lexists(path):
         raise SettingError(f"There is a file or folder {path} already. Choose another --out, or delete it.")
     check_can_write(path.parent, "the folder of --out")
     if c.threads:
         torch.set_num_threads(c.threads)
     choose_device(c.device, c.cuda_graphs)
-    problems = load_problems(c.data, "test", limit=c.problems or (400 if c.data == "tiny" else 0), level=c.level)
-    usual_length = 120 if c.data == "tiny" else 1024
-    check_size(len(problems) * c.completions, c.max_new_tokens or usual_length, "--problems and --completions")
+    problems = {}
+    for data in sets:
+        most = c.problems or (400 if data == "tiny" else 0)
+        columns = {} if data in ("tiny", *HUB) else dict(problem_column=c.problem_column, answer_column=c.answer_column)
+        problems[data] = load_problems(data, "test", limit=most, level=c.level, **columns)
+        check_size(len(problems[data]) * c.completions, c.max_new_tokens or _usual_length(data), "--problems and --completions")
 
-    def prepare(name: str) -> tuple:
-        """A model, and the problems as prompts for it."""
-        policy = load_policy(name, c.device, c.dtype, c.sampler)
-        fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens)
-        room = positions(policy) - max(map(len, prompts))
-        max_new_tokens = c.max_new_tokens or max(1, int(min(usual_length, room)))
-        check_length(policy, prompts, max_new_tokens)
-        return policy, fitting, prompts, too_long, max_new_tokens
+    def prepare(name: str) -> tuple[Policy, dict[str, tuple]]:
+        """A model; and for each set, the problems, as prompts for it, how many were too long, and how long a completion may be."""
+        policy, prepared = load_policy(name, c.device, c.dtype, c.sampler), {}
+        for data in sets:
+            fitting, prompts, too_long = encode_prompts(
+                policy.tokenizer, problems[data], c.instruction, c.max_prompt_tokens, c.system, c.template
+            )
+            room = positions(policy) - max(map(len, prompts))
+            max_new_tokens = c.max_new_tokens or max(1, int(min(_usual_length(data), room)))
+            check_length(policy, prompts, max_new_tokens)
+            prepared[data] = fitting, prompts, too_long, max_new_tokens
+        return policy, prepared
 
     for name in models[1:]:  # a mistake in the last one must not cost the evaluation of the first
         prepare(name)
-    results, rows = {}, []
+    results = {data: {} for data in sets}
     policy, sampling_rows = None, Budget("--sampling-rows", c.sampling_rows)
     for name in models:
         del policy  # one model in memory at a time
-        policy, fitting, prompts, too_long, max_new_tokens = prepare(name)
-        started = time.perf_counter()
-        result = sampling_rows.run(
-            lambda rows: evaluate(
-                policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, seed=c.seed,
-                max_new_tokens=max_new_tokens, sampling_rows=rows, progress=name, cuda_graphs=c.cuda_graphs,
-            )
-        )  # fmt: skip
-        seconds = time.perf_counter() - started
-        length = result.rollouts.lengths.float().mean().item()
-        truncated = 1 - result.rollouts.finished.float().mean().item()
-        results[name] = {"metrics": {k: dict(zip(("mean", "low", "high"), v)) for k, v in result.metrics.items()}, "mean_length": length,
-                         "truncated": truncated, "prompts_left_out": too_long, "seconds": seconds, "problems": result.rows}  # fmt: skip
-        shown = [f"{metric}@{c.completions}" for metric in ("acc", "maj", "pass")]  # the other pass@k are in the file
-        numbers = ["{:.3f} [{:.3f}, {:.3f}]".format(*result.metrics[k]) for k in shown]
-        rows.append([name, str(len(fitting)), *numbers, f"{length:.0f}", f"{truncated:.1%}"])
-        if too_long:
-            print(f"{name}: {too_long} of {len(problems)} problems left out, their prompt is longer than {c.max_prompt_tokens} tokens")
-    print(
-        f"\n{c.data}: {c.completions} completions each, temperature {c.temperature}, top-p {c.top_p}, at most {max_new_tokens} tokens; "
-        "in brackets 95 % intervals over problems\n"
-    )
-    print(table(["model", "problems", *shown, "length", "truncated"], rows))
+        policy, prepared = prepare(name)
+        for data, (fitting, prompts, too_long, max_new_tokens) in prepared.items():
+            started = time.perf_counter()
+            result = sampling_rows.run(
+                lambda rows: evaluate(
+                    policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, seed=c.seed,
+                    max_new_tokens=max_new_tokens, sampling_rows=rows, progress=name if len(sets) == 1 else f"{name} on {data}",
+                    cuda_graphs=c.cuda_graphs,
+                )
+            )  # fmt: skip
+            results[data][name] = {
+                "metrics": {k: dict(zip(("mean", "low", "high"), v)) for k, v in result.metrics.items()},
+                "mean_length": result.rollouts.lengths.float().mean().item(),
+                "truncated": 1 - result.rollouts.finished.float().mean().item(),
+                "max_new_tokens": max_new_tokens,
+                "prompts_left_out": too_long,
+                "seconds": time.perf_counter() - started,
+                "problems": result.rows,
+            }
+            if too_long:
+                print(f"{name}: {too_long} of {len(problems[data])} problems of {data} left out, prompt over {c.max_prompt_tokens} tokens")
+    for data in sets:
+        _print_set(c, data, results[data])
+    if len(sets) > 1:
+        _print_paper_layout(c, results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = {"settings": dataclasses.asdict(c) | {"max_new_tokens": max_new_tokens}, "results": results}
+    written = {"settings": dataclasses.asdict(c), "results": results}
     write_atomically(path, json.dumps(written, indent=1) + "\n")
     print(f"\nwritten to {path}")
     return written
+
+
+def prompts_of_the_run(c: EvalConfig) -> EvalConfig:
+    """The settings, with the prompts that a run among the models was trained with, unless the command line says how prompts look.
+
+    All models get the same prompts. Of several runs that differ, none decides.
+    """
+    names = ("instruction", "system", "template")
+    if any(getattr(c, name) != getattr(EvalConfig(models=[]), name) for name in names):
+        return c
+    runs = [read_config(Path(name)) for name in c.models if Path(name, "metrics.csv").is_file()]
+    found = {tuple(getattr(run, name) for name in names) for run in runs}
+    if len(found) != 1 or (prompts := dict(zip(names, found.pop()))) == {name: getattr(c, name) for name in names}:
+        return c
+    print(f"prompts as in training: {', '.join(f'--{name} {value!r}' for name, value in prompts.items())}")
+    return dataclasses.replace(c, **prompts)
+
+
+def _usual_length(data: str) -> int:
+    return 120 if data == "tiny" else 1024
+
+
+def _print_set(c: EvalConfig, data: str, results: dict[str, dict]) -> None:
+    """The table of one set: a row per model, with intervals."""
+    shown, rows = [f"{metric}@{c.completions}" for metric in ("acc", "maj", "pass")], []  # the other pass@k are in the file
+    for name, result in results.items():
+        numbers = ["{mean:.3f} [{low:.3f}, {high:.3f}]".format(**result["metrics"][k]) for k in shown]
+        rows.append([name, str(len(result["problems"])), *numbers, f"{result['mean_length']:.0f}", f"{result['truncated']:.1%}"])
+    longest = max(result["max_new_tokens"] for result in results.values())
+    print(
+        f"\n{data}: {c.completions} completions each, temperature {c.temperature}, top-p {c.top_p}, at most {longest} tokens; "
+        "in brackets 95 % intervals over problems\n"
+    )
+    print(table(["model", "problems", *shown, "length", "truncated"], rows))
+
+
+def _print_paper_layout(c: EvalConfig, results: dict[str, dict[str, dict]]) -> None:
+    """Several sets side by side, in percent, and their mean."""
+    n = c.completions
+    rows = []
+    for name in next(iter(results.values())):
+        cells = [[results[data][name]["metrics"][f"{metric}@{n}"]["mean"] for metric in ("acc", "maj", "pass")] for data in results]
+        cells.append([sum(column) / len(column) for column in zip(*cells)])
+        rows.append([name, *(" / ".join(f"{100 * x:.1f}" for x in cell) for cell in cells)])
+    print(f"\nacc@{n} / maj@{n} / pass@{n}, in percent\n")
+    print(table(["model", *results, "mean"], rows))

@@ -16,6 +16,7 @@ from rlvr.attention import ATTENTION, Packed, attention, is_ours
 from rlvr.config import TINY_MODEL, SettingError
 from rlvr.entropy import entropy_from_logp
 from rlvr.files import printable
+from rlvr.lora import base_of, check_peft, is_adapter, merged
 from rlvr.memory import out_of_memory
 from rlvr.rollout import Rollouts, sample_batch
 
@@ -36,7 +37,7 @@ def resolve_model(name: str) -> str:
     if name == "tiny":
         return str(TINY_MODEL)
     inside = os.path.join(name, "model")
-    return inside if os.path.isfile(os.path.join(inside, "config.json")) else name
+    return inside if os.path.isfile(os.path.join(inside, "config.json")) or is_adapter(inside) else name
 
 
 def check_model_name(name: str) -> str:
@@ -48,6 +49,10 @@ def check_model_name(name: str) -> str:
         if is_path or os.path.exists(path):
             raise SettingError(f"There is no model folder {path}. Name a Hugging Face model folder, a run folder or a Hub id.")
         return path
+    if is_adapter(folder):
+        check_peft()
+        _check_files(folder, path)
+        return path
     config = _json_object(folder / "config.json")
     if config is None:
         raise SettingError(
@@ -55,6 +60,12 @@ def check_model_name(name: str) -> str:
         )
     if "preset" in config:  # that of a run
         raise SettingError(f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {path}")
+    _check_files(folder, path)
+    return path
+
+
+def _check_files(folder: Path, path: str) -> None:
+    """The tokenizer and the weights of a model folder, or of an adapter's. Raises SettingError."""
     for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
         _json_object(folder / file)
     if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
@@ -63,7 +74,6 @@ def check_model_name(name: str) -> str:
         pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]
         weights = f"only a pickle of weights ({pickles[0]}), which could run any code when opened" if pickles else "no weights"
         raise SettingError(f"The model folder {path} has {weights}. Save them as safetensors: model.save_pretrained({path!r}).")
-    return path
 
 
 def _json_object(file: Path) -> dict | None:
@@ -89,6 +99,11 @@ def choose_device(device: str, cuda_graphs: bool = False) -> str:
     return device
 
 
+def choose_dtype(dtype: str, device: str) -> str:
+    """What --dtype auto comes to on a device."""
+    return dtype if dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+
+
 def load_policy(name: str, device: str = "cpu", dtype: str = "auto", sampler: str = "rlvr") -> Policy:
     """Load a model folder, run folder or Hub id, with its weights in the precision of the forward pass (MasterWeights keeps float32 ones).
 
@@ -108,20 +123,24 @@ def load_policy(name: str, device: str = "cpu", dtype: str = "auto", sampler: st
     hub_logging.set_verbosity_error()
     path = check_model_name(name)
     device = choose_device(device)
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
+    dtype = choose_dtype(dtype, device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
             raise ValueError("its tokenizer has no vocabulary")
+        base = check_model_name(base_of(path)) if is_adapter(path) else path
         model, loading = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            base, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         if missing := sorted(loading["missing_keys"]):  # transformers has filled them with random numbers
             raise ValueError(f"its weights lack {missing[0]}")
+        if is_adapter(path):
+            model = merged(model, path)
         if damaged := [weight for weight, p in model.named_parameters() if not p.isfinite().all()]:
             raise ValueError(f"its weights hold NaN or infinity in {damaged[0]}")
         model.to(device)
+    except SettingError:
+        raise
     except Exception as error:  # a damaged folder makes transformers raise nearly every kind there is
         raise SettingError(
             f"The model {name!r} cannot be loaded ({_reason(error)}). Check its name and its files, or choose another model."

@@ -321,6 +321,8 @@ def explore(policy: Policy, c: TrainConfig, prompts, problems, samples: int, see
 def probe(folder: Path, p: ProbeConfig) -> Path:
     """Probe one run and write its folder `probe`. Raises SettingError."""
     config = read_config(folder)
+    if config.reward:  # nor is its code run because a file names it
+        raise SettingError(f"{folder} was trained with a reward function of yours, {config.reward}. Choose a run without one.")
     if not (folder / "metrics.csv").is_file() or not (folder / "model").is_dir():
         raise SettingError(f"The run {folder} is not finished. Continue it first: python train.py --resume {folder}")
     if p.threads:

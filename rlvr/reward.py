@@ -12,6 +12,7 @@ with a memory limit, and the parent kills it when an answer takes longer than ``
 """
 
 import atexit
+import importlib
 import importlib.util
 import json
 import math
@@ -34,6 +35,9 @@ MEMORY_BYTES = 2**30  # address space of the child, where the system can limit i
 MAX_CHARS = 8000  # longer answers are right only if they equal the gold answer letter by letter
 MAX_DEPTH = 40  # brackets inside brackets, after those around the whole answer are gone
 MAX_DIGITS = 1000  # of a number that we compare ourselves; Python refuses to print one above 4300
+
+# What a reward function is tried on before a run: a right completion, and one without an answer.
+EXAMPLE = [r"2 + 2 = 4. The answer is \boxed{4}.", "I do not know."], ["4", "4"]
 
 # What happened since the program started. A run that logs these sees how many answers were killed.
 # checks: calls of verify. slow: answers that went to the child. timeouts: killed by the clock.
@@ -322,6 +326,35 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
         reason = f"{type(problem).__name__}: {problem}" if problem else "it returned no finite number"
         raise ValueError(f"The reward function {name} failed for all {len(responses)} completions ({reason}). Mend it, then --resume.")
     return rewards
+
+
+def load_reward(name: str):
+    """The reward function that `module:function` or `file.py:function` names, after a try on an example. Its code is run.
+
+    Raises ValueError with cause and remedy: no such module or function, or no reward for the example.
+    """
+    where, _, function_name = name.rpartition(":")
+    if not where or not function_name.isidentifier():
+        raise ValueError(f"--reward {name!r} names no function. Write module:function or file.py:function.")
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(os.path.basename(where).removesuffix(".py"), where)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            if os.getcwd() not in sys.path:  # as python -m has it
+                sys.path.insert(0, os.getcwd())
+            module = importlib.import_module(where)
+    except Exception as error:  # whatever the code of the module does
+        raise ValueError(f"--reward: {where} cannot be imported ({type(error).__name__}: {error}). Check the name, and its code.") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(f"--reward: {where} has no function {function_name}. Check the name.")
+    try:
+        rewards_from(function, *EXAMPLE)
+    except ValueError as error:
+        raise ValueError(f"--reward {name} fails on an example. {error}") from None
+    return function
 
 
 def _plain(reward) -> float:

@@ -19,13 +19,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlvr import checkpoint
-from rlvr.config import LOCK, SettingError, TrainConfig, in_use, run_folder
+from rlvr.config import LOCK, SettingError, TrainConfig, in_use, resume_command, run_folder
 from rlvr.defects import DEFECTS, defects
 from rlvr.entropy import log_perplexity
 from rlvr.evaluate import Evaluation
 from rlvr.files import Appender, clear_leftovers, cut_back, printable, replace_folder, say, table, write_atomically
+from rlvr.lora import save_lora
 from rlvr.policy import Policy
+from rlvr.publish import merge, model_card, push
 from rlvr.rollout import Rollouts
+from rlvr.trackers import Tracker
 
 # Columns of metrics.csv: one row per step; empty where a step has no such number (no wrong completion, no evaluation).
 COLUMNS = (
@@ -135,7 +138,7 @@ class RunLog:
         return self
 
     def __exit__(self, *_):
-        for file in (getattr(self, "csv_file", None), getattr(self, "jsonl_file", None)):
+        for file in (getattr(self, "csv_file", None), getattr(self, "jsonl_file", None), getattr(self, "tracker", None)):
             if file:
                 file.close()
         self.lock.release()
@@ -180,6 +183,7 @@ class RunLog:
         except OSError as error:
             raise SettingError(f"The run folder {self.folder} cannot be written ({error}). Make room, or check its permissions.") from None
         self._say_what_runs(trainer)
+        self.tracker = Tracker(c, self.folder, trainer.steps_done)
 
     def _open_files(self, last_step: int) -> None:
         """metrics.csv and rollouts.jsonl, without what they hold of later steps than `last_step`."""
@@ -194,7 +198,7 @@ class RunLog:
         if rows < 1 + last_step:  # the header, and a row for each step; the first evaluation may have one too
             say(f"note: {metrics} lacks some of the {last_step} steps that are done; it was changed or deleted")
         cut_back(rollouts, lambda line: 0 <= _step_of(line[len(b'{"step": ') :].split(b",")[0]) <= last_step)
-        for pattern in ("config.json", "summary.json", "model"):
+        for pattern in ("config.json", "summary.json", "model", "adapter"):
             clear_leftovers(self.folder, pattern)
         clear_leftovers(self.folder / "checkpoints", "step-*")
         self.csv_file, self.jsonl_file = Appender(metrics), Appender(rollouts)
@@ -275,7 +279,9 @@ class RunLog:
             self.last = {"problems": len(result.rows), "metrics": result.metrics}
 
     def _row(self, metrics: dict) -> None:
-        self._write(self.csv_file, _csv_line([_number(metrics.get(name)) for name in COLUMNS]))
+        cells = {name: _number(metrics.get(name)) for name in COLUMNS}
+        self._write(self.csv_file, _csv_line(list(cells.values())))
+        self.tracker.log(metrics["step"], {name: metrics[name] for name, cell in cells.items() if cell})
 
     def _write(self, file: Appender, text: str) -> None:
         try:
@@ -340,14 +346,9 @@ class RunLog:
 
         c, k = self.config, self.config.eval_completions
 
-        def write_model(folder: Path) -> None:
-            self.policy.model.save_pretrained(folder)
-            self.policy.tokenizer.save_pretrained(folder)
-
         def metric(result: dict | None, name: str) -> float | None:
             return result["metrics"][name][0] if result else None
 
-        replace_folder(self.folder / "model", write_model)
         summary = {
             "method": c.method,
             "seed": c.seed,
@@ -361,6 +362,16 @@ class RunLog:
             f"pass_at_{k}_end": metric(self.last, f"pass@{k}"),
             "plateau_step": trainer.plateau,
         }
+        card = model_card(c, summary, {"start": self.first, "end": self.last})
+
+        def write_model(folder: Path) -> None:
+            save_lora(self.policy.model, folder) if c.lora_rank else self.policy.model.save_pretrained(folder)
+            self.policy.tokenizer.save_pretrained(folder)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+        replace_folder(self.folder / ("adapter" if c.lora_merge else "model"), write_model)
+        if c.lora_merge:
+            merge(self.folder / "adapter", self.folder / "model", str(self.policy.model.dtype).removeprefix("torch."))
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         figure = draw_curves(self.folder)
         names = ["pass@1", f"pass@{k}", f"maj@{k}"]
@@ -382,6 +393,8 @@ class RunLog:
         if stopped_by:
             say(
                 f"\n{stopped_by}: stopped after step {trainer.steps_done} of {c.steps}{_and_half(trainer)}; all is saved.\n"
-                f"To go on: python train.py --resume {self.folder}"
+                f"To go on: {resume_command(c, self.folder)}"
             )
+        elif c.push_to_hub:
+            say(f"uploaded to {push(self.folder / 'model', c.push_to_hub)}")
         return summary

@@ -6,7 +6,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,13 @@ from tqdm import tqdm
 from rlvr.advantage import grpo_advantages, keep_sign, method_parts, shape
 from rlvr.attention import is_ours
 from rlvr.checkpoint import fingerprint, random_states, restore_random_states
-from rlvr.config import SettingError, TrainConfig, check_train, run_folder
+from rlvr.config import SettingError, TrainConfig, check_train, resume_command, run_folder
 from rlvr.data import Problem, encode_prompts, has_test_split, load_problems
 from rlvr.entropy import plateau_step
+from rlvr.estimate import advice, estimate, free_memory
 from rlvr.evaluate import Evaluation, evaluate
+from rlvr.files import say
+from rlvr.lora import add_lora, check_peft, is_adapter, without_lora
 from rlvr.loss import clipped_loss
 from rlvr.memory import Budget, out_of_memory
 from rlvr.policy import (
@@ -28,16 +31,20 @@ from rlvr.policy import (
     check_length,
     check_model_name,
     choose_device,
+    choose_dtype,
     load_policy,
     logp_and_entropy,
     micro_batches,
+    resolve_model,
     score,
 )
-from rlvr.reward import overlong_penalty, rewards_from, verify_all
+from rlvr.publish import check_hub
+from rlvr.reward import load_reward, overlong_penalty, rewards_from, verify_all
 from rlvr.reward import stats as verifier_stats
 from rlvr.rollout import Rollouts, sample
 from rlvr.runlog import RunLog, batch_metrics
 from rlvr.stop import Stop
+from rlvr.trackers import check_tracker
 
 NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite loss or gradient before the run gives up
 
@@ -63,6 +70,18 @@ class Step:
         return len(self.norms) + self.skipped
 
 
+def make_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, its two moments in float32 or in 8 bits (Dettmers et al. 2022). Raises SettingError if bitsandbytes is not there."""
+    settings = dict(lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise SettingError("--optimizer adamw8bit needs the package bitsandbytes. Install it with: pip install bitsandbytes") from None
+    return AdamW8bit(parameters, **settings)
+
+
 class Trainer:
     """Everything a run keeps between steps. checkpoint.py saves and restores it."""
 
@@ -82,9 +101,9 @@ class Trainer:
             # transformers renamed this; the old name goes in version 6
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        self.reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef else None
+        self.reference = copy.deepcopy(model).eval().requires_grad_(False) if config.kl_coef and not config.lora_rank else None
         self.weights = MasterWeights(model)
-        self.optimizer = torch.optim.AdamW(self.weights.parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = make_optimizer(config, self.weights.parameters)
         self.shuffle = random.Random(config.seed)  # order of problems and of groups in mini-batches
         self.generator = torch.Generator().manual_seed(config.seed)  # sampling
         self.queue: list[int] = []  # problems still to come in this pass over the data
@@ -100,6 +119,8 @@ class Trainer:
 
     @property
     def reward_name(self) -> str:
+        if self.config.reward:
+            return self.config.reward
         reward = self.reward or verify_all
         return getattr(reward, "__qualname__", type(reward).__qualname__)
 
@@ -325,9 +346,9 @@ class Trainer:
                 model, part.prompt_ids, part.completion_ids, part.mask, c.temperature, with_grad_entropy=c.entropy_coef > 0
             )
             ref_logp = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    ref_logp, _ = logp_and_entropy(self.reference, part.prompt_ids, part.completion_ids, part.mask, c.temperature)
+            if c.kl_coef:
+                with torch.no_grad(), nullcontext(self.reference) if self.reference else without_lora(model) as reference:
+                    ref_logp, _ = logp_and_entropy(reference, part.prompt_ids, part.completion_ids, part.mask, c.temperature)
             old_logp, advantages, mask = (x.to(logp.device) for x in (part.old_logp, step.shaped[micro][:, :width], part.mask))
             if step.updates == 0:  # the policy has not moved yet: any difference to the old log-probs is numerical
                 totals["drift"] += (logp.detach() - old_logp)[mask].abs().sum().item()
@@ -382,6 +403,29 @@ class Trainer:
 # A run
 
 
+def say_memory(config: TrainConfig) -> None:
+    """Print what memory the run will need, before a model is loaded, and what to change if that is not there."""
+    path, device = check_model_name(config.model), choose_device(config.device)
+    if config.model == "tiny" or is_adapter(path):
+        return
+    from transformers import AutoConfig
+
+    try:
+        e = estimate(config, AutoConfig.from_pretrained(path, trust_remote_code=False), device, choose_dtype(config.dtype, device))
+    except Exception:  # a damaged folder, a model that is no language model: loading it says what is wrong
+        return
+    free = free_memory(device)
+    say(f"memory at most: {e}")
+    if free is not None and (remedy := advice(config, e, free)):
+        say(f"note: {remedy}")
+
+
+def encode(config: TrainConfig, policy: Policy, problems: list[Problem]) -> tuple[list[Problem], list[list[int]], int]:
+    """Problems that fit, as prompts: see encode_prompts."""
+    c = config
+    return encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens, c.system, c.template)
+
+
 class Progress:
     """Measures a policy on held-out problems during a run, always the same ones."""
 
@@ -390,7 +434,9 @@ class Progress:
         self.sampling_rows = Budget("--sampling-rows", config.sampling_rows)
         self.problems, self.prompts = [], []
         if problems:
-            self.problems, self.prompts, _ = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
+            self.problems, self.prompts, too_long = encode(config, policy, problems)
+            if too_long:
+                say(f"{too_long} of {len(problems)} held-out problems left out, prompt over {config.max_prompt_tokens} tokens")
 
     def measure(self, limit: int) -> Evaluation | None:
         """Sampling as in training (same temperature, no top-p), so that the curve and the training accuracy can be compared."""
@@ -429,17 +475,32 @@ def set_up(config: TrainConfig, reward: Callable | None = None) -> tuple[Trainer
         raise SettingError(str(error)) from None
     check_model_name(config.model)
     choose_device(config.device, config.cuda_graphs)
+    check_tracker(config.report_to)
+    if config.lora_rank:
+        check_peft()
+    if config.push_to_hub:
+        check_hub(config.push_to_hub)
     if not config.resume:
         run_folder(config)  # its mistakes, before anything is loaded
     if config.threads:
         torch.set_num_threads(config.threads)
-    problems = load_problems(config.data, "train", seed=config.seed, level=config.level)
+    if config.reward:
+        try:
+            reward = load_reward(config.reward)
+        except ValueError as error:
+            raise SettingError(str(error)) from None
+    columns = dict(problem_column=config.problem_column, answer_column=config.answer_column)
+    problems = load_problems(config.data, "train", seed=config.seed, level=config.level, **columns)
     held_out_data = config.eval_data or (config.data if has_test_split(config.data) else "")
     held_out = []
     if held_out_data and config.final_eval_problems:
-        held_out = load_problems(held_out_data, "test", config.final_eval_problems, level=config.level)
+        same = held_out_data == config.data
+        held_out = load_problems(held_out_data, "test", config.final_eval_problems, level=config.level, **(columns if same else {}))
+    say_memory(config)
     policy = load_policy(config.model, config.device, config.dtype, config.sampler)
-    problems, prompts, too_long = encode_prompts(policy.tokenizer, problems, config.instruction, config.max_prompt_tokens)
+    if config.lora_rank:
+        add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed, resolve_model(config.model))
+    problems, prompts, too_long = encode(config, policy, problems)
     progress = Progress(config, policy, held_out)
     check_length(policy, prompts + progress.prompts, config.max_new_tokens)
     try:
@@ -487,7 +548,7 @@ def _run(config: TrainConfig, trainer: Trainer, progress: Progress, log: RunLog,
         if trainer.step_number == 0 and not config.resume:
             ended = SettingError(f"Interrupted before the first step; nothing was trained. {log.folder} can be deleted.")
         else:
-            ended = SettingError(f"Stopped at once; {log.saved_as()} To go on: python train.py --resume {log.folder}")
+            ended = SettingError(f"Stopped at once; {log.saved_as()} To go on: {resume_command(config, log.folder)}")
         ended.exit_code = stop.exit_code or 130
         raise ended from None
     except Exception as error:

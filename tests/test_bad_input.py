@@ -475,5 +475,5 @@ def test_one_row_is_enough_to_train_and_to_evaluate(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(sys, "argv", command.split())
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
-    assert len(json.loads((tmp_path / "eval.json").read_text())["results"]["runs/one"]["problems"]) == 1
+    assert len(json.loads((tmp_path / "eval.json").read_text())["results"]["tiny"]["runs/one"]["problems"]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "runs", "x.jsonl"]

@@ -31,7 +31,11 @@ def refused(parse, command: str) -> str:
 BAD_TRAIN = [
     ("--completions-per-prompt 1", "is 1, but the advantage compares the completions of one prompt. Choose 2 or more."),
     ("--preset big", "no preset 'big'"),
-    ("--preset=big", "Choose one of: tiny, hf, qwen2.5-math-1.5b."),
+    ("--preset=big", f"Choose one of: {', '.join(PRESETS)}."),
+    ("--lora-rank -1", "--lora-rank is -1. Choose 0 or more."),
+    ("--lora-alpha 0", "--lora-alpha is 0.0. Choose a positive number."),
+    ("--lora-merge", "--lora-merge has nothing to merge"),
+    ("--template Q:", "--template is 'Q:'. Choose auto, chat or plain"),
     *((f"--{name} 0", f"--{name} is 0. Choose 1 or more.") for name in (
         "steps", "prompts-per-step", "mini-batch-prompts", "micro-batch-tokens", "sampling-rounds", "max-new-tokens", "max-prompt-tokens",
         "sampling-rows", "eval-completions")),
@@ -66,7 +70,7 @@ BAD_TRAIN = [
 def test_train_refuses(command, fragment):
     message = refused(parse_train, command)
     assert fragment in message
-    assert re.fullmatch(r"[^\n]+\. Choose [^\n]+\.", message) and len(message) < 250
+    assert re.fullmatch(r"[^\n]+\. (Leave it out, or c|C)hoose [^\n]+\.", message) and len(message) < 250
 
 
 BAD_EVAL = [

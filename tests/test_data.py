@@ -160,9 +160,9 @@ GOOD = '{"problem": "p", "answer": 1}\n'
         ("list.jsonl", GOOD + "[1, 2]\n", ["other than objects"]),
         ("latin.jsonl", '{"problem": "caf\u00e9", "answer": 1}'.encode("latin-1"), ["not UTF-8", "Save it as UTF-8"]),
         ("latin.csv", "problem,answer\ncaf\u00e9,1\n".encode("latin-1"), ["not UTF-8"]),
-        ("semicolon.csv", "problem;answer\np;1\n", ["'problem;answer'", "'problem' and 'answer'"]),
+        ("semicolon.csv", "problem;answer\np;1\n", ["'problem;answer'", "--problem-column"]),
         ("huge.csv", "problem,answer\n" + "x" * 200_000 + ",1\n", ["huge.csv"]),
-        ("columns.jsonl", '{"frage": "p", "antwort": 1}\n', ["'frage', 'antwort'", "'problem' and 'answer'"]),
+        ("columns.jsonl", '{"frage": "p", "antwort": 1}\n', ["'frage', 'antwort'", "--problem-column"]),
         ("half.jsonl", '{"problem": "p"}\n', ["the columns 'problem'."]),
         ("null.jsonl", GOOD + '{"problem": "p", "answer": null}\n', ["Row 2", "answer"]),
         ("missing.jsonl", GOOD + GOOD + '{"problem": "p"}\n', ["Row 3", "answer"]),
@@ -197,6 +197,28 @@ def test_missing_file_and_directory(tmp_path):
 # The Hub
 
 
+# A row of each set, in the columns in which it is published, and what the reader must make of it.
+STILL = (
+    "A conversation between User and Assistant. The Assistant shows its reasoning, for example:\n\n<answer>\nanswer here\n</answer>\n\n"
+    "User: What is\n1 + 1?\nAssistant:\n<think>\n"
+)
+PUBLISHED = {
+    "gsm8k": ({"question": "p", "answer": "One.\n#### 1"}, Problem("p", "1")),
+    "svamp": ({"ID": "c", "Body": "Ann has 2.", "Question": "How many?", "Answer": "2.0", "Equation": "", "Type": "x"}, ("Ann has 2. How many?", "2.0")),
+    "math": ({"problem": "p", "level": "Level 1", "type": "Algebra", "solution": r"So \boxed{\frac{1}{2}}."}, ("p", r"\frac{1}{2}")),
+    "dapo-math-17k": ({"prompt": "p", "solution": "34", "data_source": "math_dapo", "source_prompt": [{"role": "user"}]}, ("p", "34")),
+    "still-3-rl-90k": ({"prompt": [{"role": "user", "content": STILL}], "reward_model": {"ground_truth": "2"}}, ("What is\n1 + 1?", "2")),
+    "math500": ({"problem": "p", "solution": r"\boxed{9}", "answer": "9"}, ("p", "9")),
+    "aime24": ({"id": 60, "problem": "p", "solution": "", "answer": "204"}, ("p", "204")),
+    "aime25": ({"problem": "p", "answer": "70", "id": "0"}, ("p", "70")),
+    "amc": ({"id": 0, "problem": "p", "answer": 142.0, "url": "u"}, ("p", "142")),
+    "amc23": ({"id": 0, "question": "p", "answer": "27"}, ("p", "27")),
+    "minerva": ({"question": "p", "answer": "7.2e-3"}, ("p", "7.2e-3")),
+    "olympiadbench": ({"question": "p", "final_answer": ["2", "3"], "solution": ["s"]}, ("p", "2, 3")),
+    "somebody/some-set": ({"question": "p", "answer": "1"}, ("p", "1")),
+}
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """`datasets.load_dataset` without a network: returns two rows and remembers how it was called."""
@@ -206,28 +228,79 @@ def hub(monkeypatch):
 
     def load_dataset(path, name=None, *, split):
         calls.append((path, name, split))
-        return datasets.Dataset.from_list([{"question": "p", "answer": "#### 1"}, {"question": "q", "answer": "#### 2"}])
+        short = next((short for short, known in HUB.items() if known.hub_id == path), path)
+        return datasets.Dataset.from_list([PUBLISHED[short][0]])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return calls
 
 
+def test_every_short_name_has_a_published_row_here_and_a_line_in_the_readme():
+    assert set(HUB) == set(PUBLISHED) - {"somebody/some-set"}
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for name, known in HUB.items():
+        assert f"| `{name}` |" in readme and known.hub_id in readme, name
+
+
 @pytest.mark.parametrize(
     "name, split, call",
     [
-        ("gsm8k", "train", ("openai/gsm8k", "main", "train")),
-        ("gsm8k", "test", ("openai/gsm8k", "main", "test")),
-        ("math500", "test", ("HuggingFaceH4/MATH-500", None, "test")),
-        ("aime24", "test", ("HuggingFaceH4/aime_2024", None, "train")),  # its only split is called train
-        ("aime25", "test", ("math-ai/aime25", None, "test")),
-        ("amc23", "test", ("math-ai/amc23", None, "test")),
+        *((name, "train", (known.hub_id, known.configuration, known.train)) for name, known in HUB.items() if known.train),
+        *((name, "test", (known.hub_id, known.configuration, known.test)) for name, known in HUB.items() if known.test),
         ("somebody/some-set", "train", ("somebody/some-set", None, "train")),
         ("somebody/some-set", "test", ("somebody/some-set", None, "test")),
     ],
 )
 def test_a_name_means_a_set_a_configuration_and_a_split(name, split, call, hub):
-    assert load_problems(name, split, limit=1) == [Problem("p", "1")]
+    expected = PUBLISHED[name][1]
+    assert load_problems(name, split, limit=1) == [expected if isinstance(expected, Problem) else Problem(*expected)]
     assert hub == [call]
+
+
+def test_where_the_splits_of_the_sets_are():
+    """The facts of the table, written down a second time: a slip of the pen in one of the two shows."""
+    facts = {name: (known.train, known.test, known.configuration) for name, known in HUB.items()}
+    assert facts["gsm8k"] == ("train", "test", "main") and facts["math"] == ("train", "test", "default")
+    assert facts["aime24"] == facts["amc"] == (None, "train", None)  # their only split is called train
+    assert facts["dapo-math-17k"] == ("train", None, "en") and facts["still-3-rl-90k"] == ("train", None, None)
+
+
+@pytest.mark.parametrize("name", ["dapo-math-17k", "still-3-rl-90k"])
+def test_a_training_set_has_no_held_out_problems(name, hub):
+    assert "training set" in error_of(name, "test") and hub == []
+
+
+def test_any_set_with_columns_of_your_own(monkeypatch):
+    """BytedTsinghua-SIA/DAPO-Math-17k, as it was first published: messages inside, and every problem a hundred times."""
+    import datasets
+
+    row = {"data_source": "math_dapo", "prompt": [{"content": "Solve: p", "role": "user"}], "reward_model": {"ground_truth": "34"}}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, split: datasets.Dataset.from_list([row, row, row]))
+    columns = dict(problem_column="prompt.0.content", answer_column="reward_model.ground_truth")
+    assert load_problems("a/b", **columns) == [Problem("Solve: p", "34")]
+    with pytest.raises(SettingError, match=r"prompt in row 1 of a/b is a list. Name the place inside it, as in prompt.0.content"):
+        load_problems("a/b", problem_column="prompt", answer_column="reward_model.ground_truth")
+    with pytest.raises(SettingError, match="not 'no.such'"):
+        load_problems("a/b", problem_column="no.such", answer_column="data_source")
+
+
+def test_columns_of_your_own_in_a_file(tmp_path):
+    data = save(tmp_path / "d.jsonl", '{"frage": "p", "teil": "q", "antwort": 1}\n')
+    assert load_problems(str(data), problem_column="frage+teil", answer_column="antwort") == [Problem("p q", "1")]
+    data = save(tmp_path / "e.jsonl", '{"problem": "p", "answer": 1, "gold": 2}\n')
+    assert load_problems(str(data), answer_column="gold") == [Problem("p", "2")]
+
+
+def test_bad_rows_of_a_published_set_are_left_out_and_counted_those_of_a_file_are_errors(monkeypatch, tmp_path, capsys):
+    import datasets
+
+    rows = [{"problem": "p", "answer": "1"}, {"problem": "q", "answer": ""}, {"problem": "p", "answer": "2"}, {"problem": "r", "answer": "3"}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, split: datasets.Dataset.from_list(rows))
+    assert load_problems("a/b") == [Problem("p", "1"), Problem("r", "3")]
+    assert "2 of 4 rows cannot be used and are left out; the first: Row 2 of a/b lacks its problem or answer" in capsys.readouterr().out
+    assert "Row 2" in error_of(save(tmp_path / "d.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, split: datasets.Dataset.from_list(rows[1:2]))
+    assert "Row 1 of a/b" in error_of("a/b")
 
 
 @pytest.mark.parametrize("name", ["math500", "aime24", "aime25", "amc23"])
@@ -249,8 +322,8 @@ def test_a_set_that_cannot_be_loaded_is_one_sentence(monkeypatch):
 
 
 def test_which_sets_bring_held_out_problems():
-    assert has_test_split("tiny") and has_test_split("gsm8k")
-    assert not any(has_test_split(name) for name in [*HUB, "somebody/some-set", "mine.jsonl"] if name != "gsm8k")
+    mine = {name for name in [*HUB, "tiny", "somebody/some-set", "mine.jsonl"] if has_test_split(name)}
+    assert mine == {"tiny", "gsm8k", "math", "svamp"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------

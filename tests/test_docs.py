@@ -99,7 +99,7 @@ def test_every_number_of_an_evaluation_has_an_entry(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "positions", lambda policy: 512)
     monkeypatch.setattr(evaluate, "sample", lambda *args, **kwargs: make_rollouts([1, 1], [3, 4]))
     written = evaluate.compare(EvalConfig(models=["tiny"], completions=2, problems=1, out=str(tmp_path / "eval.json")))
-    result = written["results"]["tiny"]
+    result = written["results"]["tiny"]["tiny"]  # of the built-in problems, the built-in model
     names = set(result) | set(result["problems"][0])
     for interval in result["metrics"].values():
         names |= set(interval)

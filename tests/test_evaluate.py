@@ -1,8 +1,11 @@
 """Pass@k, majority vote, bootstrap intervals, and a whole evaluation."""
 
+import dataclasses
 import itertools
 import json
+import types
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,9 +145,44 @@ def test_models_are_compared_in_one_table_and_one_file(model_folder, tmp_path, c
     model, out = str(model_folder), tmp_path / "eval.json"
     compare(EvalConfig(models=[model, model], data=str(data), completions=2, max_new_tokens=6, out=str(out), device="cpu"))
     written = json.loads(out.read_text())
-    assert written["settings"]["completions"] == 2 and written["settings"]["max_new_tokens"] == 6
-    result = written["results"][model]
+    assert written["settings"]["completions"] == 2
+    result = written["results"][str(data)][model]
+    assert result["max_new_tokens"] == 6
     assert set(result["metrics"]) == {"acc@2", "maj@2", "pass@1", "pass@2"} and len(result["problems"]) == 3
     assert result["metrics"]["acc@2"] == {"mean": 0.0, "low": 0.0, "high": 0.0}  # random weights write no box
     printed = capsys.readouterr().out
-    assert printed.count(model) == 1 and "acc@2" in printed and "0.000 [0.000, 0.000]" in printed
+    assert printed.count(model) == 1 and "acc@2" in printed and "0.000 [0.000, 0.000]" in printed and "mean" not in printed
+
+
+def test_several_sets_are_evaluated_in_one_go_with_a_table_in_the_layout_of_the_paper(tmp_path, monkeypatch, capsys):
+    """Two models, two sets: every set with intervals, then a row for each model with all sets in percent, and their mean."""
+    from rlvr import evaluate as module
+
+    sets = {}
+    for name, answers in (("one", ["1", "2"]), ("two", ["1"])):
+        sets[name] = str(tmp_path / f"{name}.jsonl")
+        Path(sets[name]).write_text("".join(json.dumps({"problem": f"{name} {i}", "answer": a}) + "\n" for i, a in enumerate(answers)))
+    said = {"right": ["1", "1"], "half": ["1", "no"]}
+
+    def sample(model, tokenizer, prompts, **settings):
+        texts = [rf"\boxed{{{text}}}" for _ in prompts for text in said[model]]
+        batch = make_rollouts([2] * len(texts), [3] * len(texts), groups=[i // 2 for i in range(len(texts))])
+        return dataclasses.replace(batch, text=texts)
+
+    monkeypatch.setattr(module, "check_model_name", lambda name: name)
+    monkeypatch.setattr(module, "load_policy", lambda name, *_: types.SimpleNamespace(model=name, tokenizer=None, stop_ids={2}))
+    monkeypatch.setattr(module, "encode_prompts", lambda tokenizer, problems, *_: (problems, [[3]] * len(problems), 0))
+    monkeypatch.setattr(module, "check_length", lambda *_: None)
+    monkeypatch.setattr(module, "positions", lambda policy: 512)
+    monkeypatch.setattr(module, "sample", sample)
+    out = tmp_path / "eval.json"
+    written = compare(EvalConfig(models=["right", "half"], data=",".join(sets.values()), completions=2, out=str(out), device="cpu"))
+    printed = capsys.readouterr().out
+    # set one: the first problem's answer is 1, the second's 2
+    assert [written["results"][sets["one"]][m]["metrics"]["acc@2"]["mean"] for m in said] == [0.5, 0.25]
+    assert [written["results"][sets["two"]][m]["metrics"]["acc@2"]["mean"] for m in said] == [1.0, 0.5]
+    assert printed.count("2 completions each") == 2 and "acc@2 / maj@2 / pass@2, in percent" in printed
+    rows = {line.split()[0]: line for line in printed.splitlines() if line.startswith(("right", "half"))}
+    assert rows["right"].split("  ")[-1].strip() == "75.0 / 75.0 / 75.0" and "100.0 / 100.0 / 100.0" in rows["right"]
+    assert rows["half"].split("  ")[-1].strip() == "37.5 / 75.0 / 75.0"  # the first answer wins a tie
+    assert json.loads(out.read_text()) == written

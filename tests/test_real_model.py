@@ -98,7 +98,7 @@ def test_smollm2_is_evaluated_on_gsm8k(smollm2, tmp_path):
     out = run("eval.py", smollm2, "--data", GSM8K, "--problems", "3", "--completions", "2", "--max-new-tokens", "128",
               "--out", tmp_path / "e.json")  # fmt: skip
     assert "acc@2" in out and "maj@2" in out and "pass@2" in out
-    result = json.loads((tmp_path / "e.json").read_text())["results"][str(smollm2)]
+    result = json.loads((tmp_path / "e.json").read_text())["results"][str(GSM8K)][str(smollm2)]
     assert len(result["problems"]) == 3 and 0 <= result["metrics"]["pass@2"]["mean"] <= 1
 
 

@@ -4,6 +4,7 @@ First a scan of the code itself, and a test of that scan; then hostile files and
 """
 
 import ast
+import dataclasses
 import json
 import os
 import pickle
@@ -19,9 +20,10 @@ from safetensors.torch import load_file
 import rlvr.evaluate
 import rlvr.train
 from rlvr import reward
-from rlvr.config import TINY_MODEL, SettingError
+from rlvr.config import TINY_MODEL, SettingError, TrainConfig, parse_train
 from rlvr.data import load_problems, prompt_ids
 from rlvr.policy import load_policy
+from rlvr.probe import ProbeConfig, probe
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,7 +87,7 @@ class Scan(ast.NodeVisitor):
         name = self.name(node)
         if isinstance(node, ast.Name) and node.id in BUILTINS or isinstance(node, ast.Attribute) and node.attr in MODULES:
             self.report(node, name)
-        elif name in CALLS or name.startswith(("os.exec", "os.spawn")):
+        elif name in CALLS or name.startswith(("os.exec", "os.spawn")) or name.endswith(".exec_module"):
             self.report(node, name)
         elif name in ("torch.load", "torch.serialization.load") and node not in self.fine:
             self.report(node, f"{name} without weights_only=True")
@@ -147,7 +149,26 @@ def test_the_code_runs_nothing_that_comes_from_outside():
     assert {"train.py", "eval.py", "rlvr/policy.py", "rlvr/tiny/task.py", "tutorials/01_quickstart.ipynb, cell 1"} <= set(code)
     for place, text in code.items():
         assert shell_lines(text) == [] or place.endswith(".py"), f"{place} runs commands of a shell"
+        if place == "rlvr/reward.py":  # --reward imports what the user names on the command line, there and nowhere else
+            function = next(node for node in ast.parse(text).body if getattr(node, "name", None) == "load_reward")
+            text = text.replace(ast.get_source_segment(text, function), "")
         assert Scan(text).found == [], place
+
+
+@pytest.mark.parametrize("reward", ["evil:reward", "evil.py:reward"])
+def test_a_run_folder_runs_no_reward_function_that_it_names(reward, tmp_path, monkeypatch, capsys):
+    """config.json of a folder from somebody else says which reward function it had: it is not imported until the user names it too."""
+    monkeypatch.chdir(tmp_path)
+    mark = tmp_path / "mark"
+    Path("evil.py").write_text(f"open({str(mark)!r}, 'w')\ndef reward(completions, answers): return [1.0] * len(completions)\n")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(TrainConfig(reward=reward))))
+    with pytest.raises(SettingError, match="add --reward evil"):
+        parse_train(["--resume", str(folder)])
+    with pytest.raises(SettingError, match="reward"):
+        probe(folder, ProbeConfig(runs=[str(folder)]))
+    assert not mark.exists() and "evil" not in sys.modules
 
 
 BAD = [
@@ -173,6 +194,7 @@ BAD = [
     "import torch\ntorch.serialization.pickle.loads(x)",
     "import importlib\nimportlib.import_module(name)",
     "from importlib import import_module as get\nget(name)",
+    "spec.loader.exec_module(module)",
     "import torch\ntorch.load(path)",
     "import torch\ntorch.load(path, weights_only=False)",
     "import torch\ntorch.load(path, weights_only=flag)",
@@ -364,7 +386,7 @@ def test_a_name_is_only_a_name(name, tmp_path, mark, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["eval.py", "tiny", f"--data=./{name}", "--completions", "1", "--max-new-tokens", "2"])
     runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
     written = Path("runs", f"eval-{name.split('.')[0]}.json")
-    assert json.loads(written.read_text())["results"]["tiny"]["problems"][0]["problem"] == row["problem"]
+    assert json.loads(written.read_text())["results"][f"./{name}"]["tiny"]["problems"][0]["problem"] == row["problem"]
     assert sorted(Path().rglob("*")) == sorted([Path(name), Path("runs"), written])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here"]
 

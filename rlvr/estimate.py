@@ -1,0 +1,128 @@
+"""How much memory a run needs, worked out before a model is loaded, from its config.json alone.
+
+What is kept all the time: weights; with bfloat16 a float32 master of each trained weight; AdamW's two moments. On top comes whichever is
+larger: sampling (keys and values of the completions side by side, their logits, the prompts' pass) or an update (gradients, activations of
+a micro-batch, a chunk of logits). Lengths are taken at their limits, so a run whose answers are shorter needs less.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from rlvr.config import TrainConfig
+from rlvr.policy import LOGITS_AT_ONCE
+
+GIB = 2**30
+
+
+@dataclass
+class Estimate:
+    """Bytes, by what they are for."""
+
+    parameters: int
+    trained: int
+    weights: float  # and what else is loaded: the reference model of a KL penalty, the libraries themselves
+    optimizer: float  # masters and moments
+    sampling: float
+    gradients: float
+    update: float  # activations and logits of a micro-batch
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.optimizer + max(self.sampling, self.gradients + self.update)
+
+    def __str__(self) -> str:
+        parts = ("weights", "optimizer", "gradients", "update", "sampling")
+        shown = ", ".join(f"{'optimiser' if name == 'optimizer' else name} {getattr(self, name) / GIB:.1f}" for name in parts)
+        return f"{self.total / GIB:.1f} GiB ({shown})"
+
+
+def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "bfloat16") -> Estimate:
+    """What a run with these settings will need at its peak. model_config: a transformers configuration; no weight is made.
+
+    device: cuda, mps or cpu; dtype: what --dtype comes to there.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):  # shapes without numbers
+        model = AutoModelForCausalLM.from_config(model_config)
+    parameters = sum(p.numel() for p in model.parameters())
+    head = model.get_output_embeddings()
+    trained = parameters
+    if c.lora_rank:
+        linear = [m.weight.shape for m in model.modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
+        trained = sum(c.lora_rank * (shape[0] + shape[1]) for shape in linear)
+    size = 2 if dtype == "bfloat16" else 4  # bytes of a number in the forward pass
+    config = model.config.get_text_config()
+    layers, hidden, vocabulary = config.num_hidden_layers, config.hidden_size, head.weight.shape[0]
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    query, key = heads * head_dim, (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+
+    base = (0.6 if device == "cuda" else 0.5) * GIB  # CUDA's own memory, or Python with its libraries
+    weights = size * (parameters + (trained if c.lora_rank else 0)) + base
+    if c.kl_coef and not c.lora_rank:
+        weights += size * parameters
+    optimizer = trained * ((2.1 if c.optimizer == "adamw8bit" else 8) + (4 if size == 2 else 0))
+    gradients = trained * (4 + (2 if size == 2 else 0))
+
+    # Sampling: at most --sampling-rows completions at once, each prompt once for its completions.
+    rows = min(c.sampling_rows, c.prompts_per_step * c.completions_per_prompt)
+    prompts = max(1, rows // c.completions_per_prompt)
+    cache = 2 * key * layers * size * (rows * c.max_new_tokens + prompts * c.max_prompt_tokens)
+    prefill = prompts * c.max_prompt_tokens * size * (3 * inner + 4 * hidden)
+    logits = rows * vocabulary * (size + 3 * 4)
+    sampling = cache + max(prefill, logits)
+
+    # An update: what the backward pass needs of each layer, or, with checkpointing, its input and all of one layer.
+    tokens = min(c.micro_batch_tokens, c.mini_batch_prompts * (c.max_prompt_tokens + c.completions_per_prompt * c.max_new_tokens))
+    tokens = max(tokens, c.max_prompt_tokens + c.max_new_tokens)  # a single row goes in whole
+    layer = tokens * (size * (5 * hidden + 4 * query + 4 * key + 4 * inner) + 4 * 2 * hidden)
+    if c.lora_rank:
+        layer += tokens * size * hidden
+    activations = layers * tokens * hidden * size + 2 * layer if c.gradient_checkpointing else layers * layer
+    chunk = min(LOGITS_AT_ONCE, tokens * vocabulary) * (2 * size + 3 * 4)
+    return Estimate(parameters, trained, weights, optimizer, sampling, gradients, activations + chunk)
+
+
+def free_memory(device: str) -> float | None:
+    """Bytes that are free on a device; None if nobody says."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    if device == "mps":
+        return torch.mps.recommended_max_memory()
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return None
+
+
+def advice(c: TrainConfig, e: Estimate, free: float) -> str:
+    """Which setting to change when the estimate is more than what is free; empty if it fits."""
+    if e.total <= free:
+        return ""
+    remedies, rows = [], min(c.sampling_rows, c.prompts_per_step * c.completions_per_prompt)
+    shorter = f"--max-new-tokens {c.max_new_tokens // 2}"
+    if e.update > 0.2 * free:
+        if not c.gradient_checkpointing:
+            remedies.append("--gradient-checkpointing")
+        elif c.micro_batch_tokens > c.max_prompt_tokens + c.max_new_tokens:
+            remedies.append(f"--micro-batch-tokens {c.micro_batch_tokens // 2}")
+        else:  # a single completion is too much
+            remedies.append(shorter)
+    if e.sampling > e.gradients + e.update:
+        remedies.append(f"--sampling-rows {rows // 2}" if rows > 1 else shorter)
+    if not c.lora_rank and e.weights + e.optimizer + e.gradients > 0.7 * free:
+        if c.optimizer == "adamw":
+            remedies.append("--optimizer adamw8bit")
+        remedies.append("--lora-rank 32 (with a ten times higher --lr)")
+    if e.weights > free:
+        remedies = ["a smaller model"]
+    return f"That may not fit into the {free / GIB:.1f} GiB that are free here. Try {' or '.join(remedies or ['a smaller model'])}."

@@ -1,0 +1,101 @@
+"""LoRA: train two thin matrices beside each linear layer instead of the layer itself, through peft (Hu et al. 2021).
+
+The adapter is put into the model in place, so the model stays what it was to the sampler, the scorer and the optimiser: a transformers
+model, of whose weights only some are trained.
+"""
+
+import importlib.util
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from rlvr.config import SettingError
+
+CONFIG_FILE = "adapter_config.json"
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter in peft's format instead of a whole model."""
+    return os.path.isfile(os.path.join(folder, CONFIG_FILE))
+
+
+def check_peft() -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise SettingError("LoRA needs the package peft. Install it with: pip install peft")
+
+
+def add_lora(model, rank: int, alpha: float, seed: int, base: str) -> None:
+    """Freeze the weights of a model and put an adapter on every linear layer but the output layer; y = Wx + (alpha / rank) B A x.
+
+    B begins at 0, so the model says what it said; A is drawn from `seed`. base: what the adapter's file names as the model it belongs to.
+    """
+    check_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model.requires_grad_(False)
+    base = os.path.abspath(base) if os.path.isdir(base) else base
+    # "all-linear" leaves out the output layer, which is the embedding too where weights are tied.
+    settings = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model)
+    model.rlvr_lora = settings
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = p.data.to(model.device, model.dtype)  # MasterWeights keeps float32 copies, as of any trained weight
+
+
+def has_lora(model) -> bool:
+    return hasattr(model, "rlvr_lora")
+
+
+@contextmanager
+def without_lora(model):
+    """The model as it was before the adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def save_lora(model, folder: Path) -> None:
+    """Write the adapter of a model in peft's format: adapter_config.json and adapter_model.safetensors."""
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(model, save_embedding_layers=False)  # else it asks the Hub whether the vocabulary has grown
+    model.rlvr_lora.save_pretrained(str(folder))
+    weights = {f"base_model.model.{name}": x.contiguous() for name, x in found.items()}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def base_of(folder: str | Path) -> str:
+    """The model that the adapter in a folder belongs to. Raises SettingError."""
+    path = Path(folder, CONFIG_FILE)
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise SettingError(f"{path} does not say which model the adapter belongs to. Put its base_model_name_or_path there.")
+    return base
+
+
+def merged(model, folder: str | Path):
+    """A base model with the adapter of `folder` added into its weights: a plain model again."""
+    check_peft()
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder), use_safetensors=True).merge_and_unload()

@@ -1,0 +1,152 @@
+"""What leaves the run folder: a model card, an adapter merged into its base, an upload to the Hugging Face Hub.
+
+python -m rlvr.publish runs/pos-seed0 --merge my_model --push your-name/my-model
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlvr.config import SettingError, TrainConfig, parse_command, read_config, run_program
+
+PAPER = "https://arxiv.org/abs/2508.02260"
+
+
+@dataclass
+class PublishConfig:
+    """Give a run's model away: merge its adapter into a whole model, or upload it with its card.
+
+    python -m rlvr.publish runs/pos-seed0 --push your-name/my-model  -- upload
+
+    python -m rlvr.publish runs/grpo-seed0 --merge my_model  -- a whole model from a LoRA adapter
+    """
+
+    run: str
+    """The run folder."""
+    merge: str = ""
+    """Write a whole model to this new folder: the base with the run's adapter merged into it."""
+    push: str = ""
+    """Upload the model (the merged one, with --merge) to this Hub id, a private one if it is new."""
+
+
+def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | None]) -> str:
+    """README.md of a trained model: what it is, how it was made, what was measured.
+
+    metrics: {"start": evaluation, "end": evaluation}, each {"problems": n, "metrics": {name: (mean, low, high)}} or None.
+    """
+    c = config
+    base = "the built-in model of this library" if c.model == "tiny" else c.model
+    lines = ["---", f"library_name: {'peft' if c.lora_rank and not c.lora_merge else 'transformers'}", "pipeline_tag: text-generation"]
+    if c.model.count("/") == 1 and not Path(c.model).exists():  # a Hub id, as far as one can tell from here
+        lines.append(f"base_model: {json.dumps(c.model)}")
+    lines += [
+        "tags: [rlvr, grpo, reinforcement-learning]",
+        "---",
+        "",
+        f"# {Path(base).name if c.model != 'tiny' else 'tiny'}, {c.method}",
+        "",
+    ]
+    trained = f"a LoRA adapter of rank {c.lora_rank}" if c.lora_rank else "all weights"
+    lines += [
+        f"Trained from {base} on {c.data} by reinforcement learning with verifiable rewards: method `{c.method}`, {summary['steps']} steps "
+        f"of {c.prompts_per_step} prompts x {c.completions_per_prompt} completions, {trained}. Shaping methods: "
+        f"[Deng et al. 2025]({PAPER}).",
+        "",
+    ]
+    measured = [(when, result) for when, result in metrics.items() if result]
+    if measured:
+        names = [n for n in measured[0][1]["metrics"] if not n.startswith("acc@")]
+        lines += [
+            f"Held-out problems ({c.eval_data or c.data}), sampled at temperature {c.temperature}, with 95 % intervals over problems:",
+            "",
+            "| | problems | " + " | ".join(names) + " |",
+            "|---|---|" + "---|" * len(names),
+        ]
+        for when, result in measured:
+            cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*result["metrics"][n]) for n in names]
+            lines.append(f"| {when} | {result['problems']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    default = TrainConfig()
+    lines += ["Settings that differ from the defaults of `train.py`:", "", "| setting | value |", "|---|---|"]
+    for name, value in vars(c).items():
+        if value != getattr(default, name) and name not in ("resume", "name", "out", "push_to_hub", "report_to"):
+            shown = json.dumps(value) if isinstance(value, str) else value
+            lines.append(f"| `--{name.replace('_', '-')}` | {str(shown).replace('|', chr(92) + '|')} |")
+    lines += ["", f"Reward: {f'`{c.reward}`' if c.reward else 'is the boxed answer equal to the gold answer?'}", ""]
+    return "\n".join(lines)
+
+
+def check_hub(hub_id: str) -> None:
+    """Whether an upload can work, before hours of training: is somebody logged in? Raises SettingError."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().whoami()
+    except Exception as error:  # no token, a token that is no longer valid, no network
+        reason = " ".join(str(error).split())[:100].rstrip(".")
+        raise SettingError(f"Nothing can be uploaded to {hub_id} ({reason}). Log in with: hf auth login") from None
+
+
+def push(folder: Path, hub_id: str) -> str:
+    """Upload a model folder. Returns its address. Raises SettingError; what is on the disk stays."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        url = api.create_repo(hub_id, private=True, exist_ok=True)
+        api.upload_folder(repo_id=hub_id, folder_path=str(folder), commit_message="Trained with rlvr")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:100].rstrip(".")
+        raise SettingError(f"{folder} could not be uploaded to {hub_id} ({reason}). It is still there: upload it again later.") from None
+    return str(url)
+
+
+def merge(folder: Path, out: Path, dtype: str = "auto") -> None:
+    """Write the model of an adapter folder as a whole one: base weights + alpha / rank B A, tokenizer and card beside.
+
+    Raises SettingError.
+    """
+    from rlvr.files import replace_folder
+    from rlvr.lora import is_adapter
+    from rlvr.policy import load_policy
+
+    if not is_adapter(folder):
+        raise SettingError(f"{folder} is a whole model already; there is no adapter to merge. Leave out --merge.")
+    policy = load_policy(str(folder), "cpu", dtype, "generate")
+
+    def write(beside: Path) -> None:
+        policy.model.save_pretrained(beside)
+        policy.tokenizer.save_pretrained(beside)
+        if (folder / "README.md").is_file():
+            card = (folder / "README.md").read_text(encoding="utf-8").replace("library_name: peft", "library_name: transformers")
+            (beside / "README.md").write_text(card, encoding="utf-8")
+
+    replace_folder(out, write)
+
+
+def publish(p: PublishConfig) -> None:
+    from rlvr.files import say
+    from rlvr.policy import check_model_name
+
+    config = read_config(Path(p.run))
+    model = Path(check_model_name(p.run))
+    if not (p.merge or p.push):
+        raise SettingError("There is nothing to do. Name a folder with --merge, or a Hub id with --push.")
+    if p.merge:
+        out = Path(p.merge)
+        if out.exists():
+            raise SettingError(f"There is a file or folder {out} already. Choose another --merge.")
+        merge(model, out, "bfloat16" if config.dtype == "bfloat16" else "float32")
+        say(f"written to {out}")
+        model = out
+    if p.push:
+        check_hub(p.push)
+        say(f"uploaded to {push(model, p.push)}")
+
+
+def main() -> None:
+    publish(parse_command(PublishConfig, "-m rlvr.publish"))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,72 @@
+"""Trackers: the numbers of metrics.csv, sent to TensorBoard, Weights & Biases or trackio as well, if asked (--report-to).
+
+The run folder stays the record. A tracker is imported only when asked for, and if it fails later, the run goes on without it.
+"""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+from rlvr.config import SettingError, TrainConfig
+from rlvr.files import say
+
+PROJECT = "rlvr"  # under which W&B and trackio list the runs
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def check_tracker(name: str) -> None:
+    """Raises SettingError if the package that --report-to needs is not there."""
+    if name != "none" and importlib.util.find_spec(PACKAGES[name]) is None:
+        raise SettingError(f"--report-to {name} needs the package {PACKAGES[name]}. Install it with: pip install {PACKAGES[name]}")
+
+
+class Tracker:
+    """Sends the numbers of each step. Open it before the first; close it after the last."""
+
+    def __init__(self, config: TrainConfig, folder: Path, steps_done: int):
+        self.kind, self.failed = config.report_to, False
+        self._guarded(self._open, config, folder, steps_done)
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        """All numbers of a row of metrics.csv, by column name. What has no number in this step is not sent."""
+        self._guarded(self._log, step, {k: v for k, v in numbers.items() if isinstance(v, (int, float)) and k != "step"})
+
+    def close(self) -> None:
+        self._guarded(self._close)
+
+    def _guarded(self, work, *args) -> None:
+        if self.kind == "none" or self.failed:
+            return
+        try:
+            work(*args)
+        except Exception as error:  # a network that is gone, a full disk: the CSV has everything
+            self.failed = True
+            say(f"note: {self.kind} failed ({type(error).__name__}: {error}); the run goes on without it, metrics.csv has all numbers")
+
+    def _open(self, config: TrainConfig, folder: Path, steps_done: int) -> None:
+        if self.kind == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What was sent of steps after the checkpoint that a run is resumed from is struck out.
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
+            return
+        settings = dict(project=PROJECT, name=folder.name, config=dataclasses.asdict(config), resume="allow")
+        if self.kind == "wandb":
+            import wandb
+
+            self.writer = wandb.init(**settings, id=folder.name, dir=str(folder))
+        else:
+            import trackio
+
+            self.writer = trackio.init(**settings, embed=False, auto_log_gpu=False, auto_log_cpu=False)
+
+    def _log(self, step: int, numbers: dict[str, float]) -> None:
+        if self.kind == "tensorboard":
+            for name, value in numbers.items():
+                self.writer.add_scalar(name, value, step)
+            self.writer.flush()
+        else:
+            self.writer.log(numbers, step=step)
+
+    def _close(self) -> None:
+        self.writer.close() if self.kind == "tensorboard" else self.writer.finish()

@@ -1,0 +1,145 @@
+"""The memory estimate: parameters to the last one, bytes as counted by hand, and advice that makes it fit."""
+
+import dataclasses
+import re
+
+import pytest
+from transformers import GPT2Config, LlamaConfig, Qwen2Config
+
+from rlvr.config import PRESET_MEMORY, PRESETS, TrainConfig
+from rlvr.estimate import GIB, advice, estimate, free_memory
+
+# Shapes as published in the models' config.json, and the number of parameters that their pages give.
+SMOLLM2 = LlamaConfig(
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+    tie_word_embeddings=True,
+)  # fmt: skip
+QWEN_05B = Qwen2Config(
+    vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+    tie_word_embeddings=True,
+)  # fmt: skip
+QWEN_15B = Qwen2Config(
+    vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+    tie_word_embeddings=True,
+)  # fmt: skip
+QWEN_7B = Qwen2Config(
+    vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+    tie_word_embeddings=False,
+)  # fmt: skip
+SHAPES = {
+    "smollm2-135m": (SMOLLM2, 134_515_008),
+    "qwen2.5-0.5b-gsm8k": (QWEN_05B, 494_032_768),
+    "qwen2.5-math-1.5b": (QWEN_15B, 1_543_714_304),
+    "qwen2.5-math-1.5b-lora": (QWEN_15B, 1_543_714_304),
+    "paper-7b": (QWEN_7B, 7_615_616_512),
+}
+
+
+def preset(name: str, **settings) -> TrainConfig:
+    return TrainConfig(**{"preset": name} | PRESETS[name] | settings)
+
+
+def of_preset(name: str, **settings):
+    c = preset(name, **settings)
+    device = "cpu" if c.dtype == "float32" else "cuda"
+    return estimate(c, SHAPES[name][0], device, c.dtype)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_counted_exactly_and_the_help_gives_the_memory(name):
+    e = of_preset(name)
+    assert e.parameters == SHAPES[name][1]
+    assert PRESET_MEMORY[name] == round(e.total / GIB)
+
+
+def test_every_preset_of_a_real_model_has_an_estimate():
+    assert set(PRESET_MEMORY) == set(SHAPES) == set(PRESETS) - {"tiny", "hf"}
+
+
+@pytest.mark.parametrize("name, most", [("qwen2.5-0.5b-gsm8k", 16), ("qwen2.5-math-1.5b", 80), ("qwen2.5-math-1.5b-lora", 24)])
+def test_a_preset_fits_the_card_that_it_names(name, most):
+    assert of_preset(name).total < 0.9 * most * 1e9
+
+
+def test_bytes_that_are_always_there_counted_by_hand():
+    p = 1_543_714_304
+    e = of_preset("qwen2.5-math-1.5b")
+    assert e.trained == p
+    assert e.weights == 2 * p + 0.6 * GIB  # bfloat16
+    assert e.optimizer == (4 + 8) * p  # float32 masters, two moments
+    assert e.gradients == (4 + 2) * p  # collected in float32, while those of a micro-batch come in bfloat16
+    eight = of_preset("qwen2.5-math-1.5b", optimizer="adamw8bit")
+    assert eight.optimizer == pytest.approx((4 + 2.1) * p)
+    kl = of_preset("qwen2.5-math-1.5b", kl_coef=0.1)
+    assert kl.weights - e.weights == pytest.approx(2 * p)  # the reference
+
+
+def test_lora_trains_rank_times_the_sides_of_each_linear_layer():
+    e = of_preset("qwen2.5-math-1.5b-lora")
+    h, i, kv = 1536, 8960, 256
+    assert e.trained == 28 * 32 * (2 * (h + h) + 2 * (h + kv) + 3 * (h + i))  # q, o; k, v; gate, up, down
+    assert e.total < of_preset("qwen2.5-math-1.5b").total / 2
+
+
+@pytest.mark.slow
+def test_it_is_what_a_model_with_an_adapter_has():
+    from conftest import new_model
+
+    from rlvr.lora import add_lora
+
+    pytest.importorskip("peft")
+    for name in ("qwen", "gpt2"):
+        model = new_model(name)
+        e = estimate(TrainConfig(lora_rank=4), model.config, "cpu", "float32")
+        assert e.parameters == sum(p.numel() for p in model.parameters())
+        add_lora(model, 4, 8.0, 0, "x")
+        assert e.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    "more, less",
+    [
+        (dict(), dict(micro_batch_tokens=4096)),
+        (dict(gradient_checkpointing=False), dict()),
+        (dict(max_new_tokens=8192), dict()),
+        (dict(), dict(lora_rank=16)),
+    ],
+)
+def test_what_needs_more_is_said_to(more, less):
+    one, two = (of_preset("qwen2.5-math-1.5b", **settings) for settings in (more, less))
+    assert one.total >= two.total
+    assert one.total + one.update > two.total + two.update  # where sampling needs most, an update that needs less does not show
+
+
+def test_the_cache_of_sampling_by_hand():
+    e, half = (of_preset("qwen2.5-math-1.5b", sampling_rows=rows) for rows in (512, 256))
+    per_row = 2 * 256 * 28 * 2 * 2048  # keys and values, 2 heads of 128, layers, bytes, tokens
+    prompt = 2 * 256 * 28 * 2 * 1024 / 8
+    logits = 151936 * (2 + 12)
+    prefill = 1024 / 8 * 2 * (3 * 8960 + 4 * 1536)
+    assert e.sampling - half.sampling == pytest.approx(256 * (per_row + prompt + max(logits, prefill)))
+
+
+@pytest.mark.parametrize("free", [8, 12, 24, 80])
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b-gsm8k", "qwen2.5-math-1.5b", "paper-7b"])
+def test_who_follows_the_advice_comes_to_settings_that_fit_or_to_a_smaller_model(name, free):
+    c, weights = preset(name), 2 * SHAPES[name][1] + 0.6 * GIB
+    for _ in range(40):
+        said = advice(c, e := estimate(c, SHAPES[name][0], "cuda", "bfloat16"), free * 1e9)
+        if not said or "a smaller model" in said:
+            break
+        flag, value = re.search(r"Try --([a-z0-9-]+) ?(\w*)", said).groups()
+        change = {"gradient-checkpointing": True, "optimizer": "adamw8bit"}.get(flag) or int(value)
+        assert getattr(c, flag.replace("-", "_")) != change
+        c = dataclasses.replace(c, **{flag.replace("-", "_"): change})
+    assert ("a smaller model" in said) == (weights > free * 1e9)
+    assert said or e.total <= free * 1e9
+
+
+def test_free_memory_of_this_machine_is_a_number():
+    assert free_memory("cpu") is None or 2**27 < free_memory("cpu") < 2**44
+
+
+def test_a_model_with_learned_positions_has_an_estimate_too():
+    e = estimate(TrainConfig(), GPT2Config(), "cpu", "float32")
+    assert e.parameters == 124_439_808 and e.total > 4 * 4 * e.parameters

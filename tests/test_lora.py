@@ -1,0 +1,218 @@
+"""LoRA: the base stands still, the adapter learns, and what is saved says what was trained. And AdamW with its moments in 8 bits."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import RUN, check_equal, make_rollouts, new_model
+from safetensors.torch import load_file
+
+from rlvr import publish
+from rlvr.config import SettingError, TrainConfig, parse_train
+from rlvr.figures import read_metrics
+from rlvr.lora import add_lora, base_of, has_lora, is_adapter, without_lora
+from rlvr.policy import check_model_name, load_policy, logp_and_entropy
+from rlvr.rollout import sample
+from rlvr.train import make_optimizer, train
+
+pytest.importorskip("peft", reason="pip install -r tests/requirements-extra.txt")
+pytestmark = pytest.mark.slow  # the packages are not among those of a first day
+LORA = RUN | dict(lora_rank=4, lora_alpha=8.0, lr=2e-2, method="grpo")
+
+
+def scores(model):
+    batch = make_rollouts([3, 5], [4, 6], groups=[0, 1])
+    with torch.no_grad():
+        return logp_and_entropy(model, batch.prompt_ids, batch.completion_ids, batch.mask)[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    train(TrainConfig(**(LORA | dict(out=str(folder.parent), name="run"))))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama", "gpt2"])
+def test_a_new_adapter_changes_nothing_and_is_all_that_is_trained(name):
+    model, twin = new_model(name), new_model(name)
+    add_lora(model, 4, 8.0, seed=0, base="somewhere")
+    assert torch.equal(scores(model), scores(twin)) and has_lora(model) and not has_lora(twin)
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert trained and all("lora_" in n for n in trained)
+    assert not any(
+        "head" in n or "embed" in n or "wte" in n for n in trained
+    )  # the output layer goes in chunks, the embedding is tied to it
+    assert sum("lora_A" in n for n in trained) == 2 * (4 if name == "gpt2" else 7)  # every linear layer of both blocks
+
+
+def test_the_adapter_is_drawn_from_the_seed_and_disturbs_no_other_draws():
+    made = []
+    for seed in (0, 0, 1):
+        model = new_model("qwen")
+        torch.manual_seed(99)
+        add_lora(model, 4, 8.0, seed, "x")
+        made.append((next(p for n, p in model.named_parameters() if "lora_A" in n).clone(), torch.rand(1)))
+    assert torch.equal(made[0][0], made[1][0]) and not torch.equal(made[0][0], made[2][0])
+    assert made[0][1] == made[1][1] == made[2][1]
+
+
+def test_the_adapter_adds_alpha_over_rank_times_b_a():
+    model = new_model("qwen")
+    layer = model.model.layers[0].mlp.up_proj
+    x, before = torch.randn(3, 32), layer(torch.ones(1, 32))
+    add_lora(model, 4, 12.0, 0, "x")
+    layer = model.model.layers[0].mlp.up_proj
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    with torch.no_grad():
+        b.normal_()
+        assert torch.allclose(layer(x), x @ layer.base_layer.weight.T + 12 / 4 * x @ a.T @ b.T, atol=1e-4)
+        assert not torch.allclose(layer(torch.ones(1, 32)), before)
+        with without_lora(model):
+            assert torch.equal(layer(torch.ones(1, 32)), before)
+        assert not torch.allclose(layer(torch.ones(1, 32)), before)
+
+
+def test_the_sampler_sees_the_adapter(tokenizer):
+    """Old log-probs come from the sampler: they must be those of the adapted model."""
+    model = new_model("qwen")
+    add_lora(model, 4, 8.0, 0, "x")
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if "lora_B" in n:
+                p.normal_(std=0.5)
+    settings = dict(completions_per_prompt=3, max_new_tokens=8, stop_ids={2}, generator=torch.Generator().manual_seed(0))
+    batch = sample(model, tokenizer, [[3, 4, 5], [6, 7]], **settings)
+    logp, _ = logp_and_entropy(model, batch.prompt_ids, batch.completion_ids, batch.mask)
+    assert torch.allclose(batch.old_logp, logp, atol=1e-4)
+    with torch.no_grad(), without_lora(model):
+        base, _ = logp_and_entropy(model, batch.prompt_ids, batch.completion_ids, batch.mask)
+    assert (base - logp).abs().max() > 0.1
+
+
+def test_a_run_trains_the_adapter_and_saves_it_in_the_format_of_peft(run):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from rlvr.config import TINY_MODEL
+
+    folder = run / "model"
+    assert is_adapter(folder) and base_of(folder) == str(TINY_MODEL) and not (folder / "model.safetensors").exists()
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert max(w.abs().max() for n, w in weights.items() if "lora_B" in n) > 1e-3
+    assert all(row["grad_norm"] > 0 and row["logp_drift"] < 1e-4 for row in read_metrics(run) if row["grad_norm"] is not None)
+    # Anybody's peft reads it, and our loader gives the same model, merged.
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY_MODEL), folder)
+    ours, ids = load_policy(str(run)), torch.tensor([[5, 6, 7, 8]])
+    base = load_policy("tiny").model(input_ids=ids).logits
+    assert torch.allclose(theirs(input_ids=ids).logits, ours.model(input_ids=ids).logits, atol=1e-3)
+    assert not torch.allclose(base, ours.model(input_ids=ids).logits, atol=1e-2) and not has_lora(ours.model)
+
+
+def test_a_checkpoint_holds_the_adapter_and_not_the_model(run):
+    weights = load_file(run / "checkpoints" / "step-000004" / "weights.safetensors")
+    assert weights and all("lora_" in name for name in weights)
+
+
+def test_with_gradient_checkpointing_the_gradient_is_the_same(tmp_path, run):
+    train(TrainConfig(**(LORA | dict(out=str(tmp_path), name="run", gradient_checkpointing=True))))
+    a, b = (load_file(f / "model" / "adapter_model.safetensors") for f in (tmp_path / "run", run))
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in b)
+
+
+def test_resumed_it_is_bit_equal(tmp_path, run):
+    folder = tmp_path / "run"
+    train(TrainConfig(**(LORA | dict(out=str(tmp_path), name="run", keep_every=1, keep=9))))
+    for name in ("step-000003", "step-000004"):
+        shutil.rmtree(folder / "checkpoints" / name)
+    train(parse_train(["--resume", str(folder)]))
+    a, b = (load_file(f / "model" / "adapter_model.safetensors") for f in (folder, run))
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_merged_on_request_the_model_is_whole(tmp_path, run):
+    train(TrainConfig(**(LORA | dict(out=str(tmp_path), name="run", lora_merge=True))))
+    folder = tmp_path / "run"
+    assert is_adapter(folder / "adapter") and not is_adapter(folder / "model") and (folder / "model" / "model.safetensors").is_file()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    one, two = (load_policy(str(path)).model(input_ids=ids).logits for path in (folder, run))
+    assert torch.allclose(one, two, atol=1e-4)
+    publish.publish(publish.PublishConfig(run=str(run), merge=str(tmp_path / "whole")))
+    assert torch.allclose(load_policy(str(tmp_path / "whole")).model(input_ids=ids).logits, two, atol=1e-4)
+    with pytest.raises(SettingError, match="whole model already"):
+        publish.publish(publish.PublishConfig(run=str(folder), merge=str(tmp_path / "again")))
+
+
+def test_the_kl_penalty_measures_against_the_model_without_the_adapter(tmp_path):
+    train(TrainConfig(**(LORA | dict(out=str(tmp_path), name="run", kl_coef=0.1, steps=2, mini_batch_prompts=4))))
+    kl = [row["kl"] for row in read_metrics(tmp_path / "run") if row["step"]]
+    assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-6
+
+
+def test_bad_adapters_are_refused_in_one_sentence(tmp_path, run):
+    folder = tmp_path / "adapter"
+    shutil.copytree(run / "model", folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    for base, said in (("", "does not say which model"), (str(tmp_path / "gone"), "no model folder")):
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": base}))
+        with pytest.raises(SettingError, match=said):
+            load_policy(str(folder))
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(SettingError, match="no weights"):
+        check_model_name(str(folder))
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Moments in 8 bits
+
+
+class Holder:
+    """As much of a trainer as an optimiser needs."""
+
+    def __init__(self):
+        g = torch.Generator().manual_seed(0)
+        self.weights = [torch.nn.Parameter(torch.randn(80, 80, generator=g)), torch.nn.Parameter(torch.randn(7, generator=g))]
+        self.optimizer = make_optimizer(TrainConfig(optimizer="adamw8bit", lr=1e-2), self.weights)
+        self.generator = g
+
+    def update(self):
+        for p in self.weights:
+            p.grad = torch.randn(p.shape, generator=self.generator)
+        self.optimizer.step()
+
+
+def test_adamw_in_8_bits_moves_as_adamw_does_and_takes_a_quarter_of_its_memory():
+    pytest.importorskip("bitsandbytes")
+    eight, full = Holder(), Holder()
+    full.optimizer = make_optimizer(TrainConfig(lr=1e-2), full.weights)
+    start = eight.weights[0].detach().clone()
+    for _ in range(5):
+        eight.update()
+        full.update()
+    moved = [(h.weights[0] - start).flatten() for h in (eight, full)]
+    assert torch.cosine_similarity(*moved, dim=0) > 0.99
+    state = eight.optimizer.state[eight.weights[0]]
+    assert state["state1"].dtype == state["state2"].dtype == torch.uint8
+
+
+def test_a_run_with_moments_in_8_bits_goes_on_exactly(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    settings = RUN | dict(optimizer="adamw8bit", out=str(tmp_path), keep_every=1, keep=9)
+    for name in ("whole", "parts"):
+        train(TrainConfig(**(settings | dict(name=name))))
+    for name in ("step-000002", "step-000003", "step-000004"):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / name)
+    train(parse_train(["--resume", str(tmp_path / "parts")]))
+    check_equal(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_without_the_packages_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(SettingError, match="pip install bitsandbytes"):
+        Holder()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingError, match="pip install peft"):
+        add_lora(new_model("qwen"), 4, 8.0, 0, "x")

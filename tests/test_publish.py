@@ -1,0 +1,91 @@
+"""The model card, and the way to the Hub (a stand-in: nothing leaves this machine)."""
+
+import json
+
+import pytest
+from conftest import RUN
+
+from rlvr import publish
+from rlvr.config import SettingError, TrainConfig
+from rlvr.train import train
+
+RESULT = {"problems": 7, "metrics": {"acc@2": (0.25, 0.1, 0.4), "pass@1": (0.25, 0.1, 0.4), "pass@2": (0.5, 0.3, 0.7)}}
+
+
+def test_the_card_says_what_was_trained_how_and_with_what_result():
+    c = TrainConfig(model="Qwen/Qwen2.5-0.5B", data="gsm8k", method="ppl", lr=1e-6, lora_rank=8, system="a | b")
+    card = publish.model_card(c, {"steps": 7}, {"start": RESULT, "end": None})
+    head, body = card.removeprefix("---\n").split("---\n", 1)
+    assert 'base_model: "Qwen/Qwen2.5-0.5B"' in head and "library_name: peft" in head
+    assert "method `ppl`, 7 steps of 32 prompts x 8 completions, a LoRA adapter of rank 8" in body
+    assert "| start | 7 | 0.250 [0.100, 0.400] | 0.500 [0.300, 0.700] |" in body and "| end |" not in body
+    assert "| `--lr` | 1e-06 |" in body and r'| `--system` | "a \| b" |' in body and "--seed" not in body
+    assert "library_name: transformers" in publish.model_card(TrainConfig(), {"steps": 1}, {})
+
+
+class Api:
+    """As much of huggingface_hub.HfApi as is called."""
+
+    fails: str = ""
+    calls: list = []
+
+    def _call(self, name, *args, **settings):
+        Api.calls.append((name, args, settings))
+        if name == Api.fails:
+            raise ConnectionError("no\nnetwork")
+        return "https://hub/me/model"
+
+    def __getattr__(self, name):
+        return lambda *args, **settings: self._call(name, *args, **settings)
+
+
+@pytest.fixture
+def api(monkeypatch):
+    import huggingface_hub
+
+    Api.fails, Api.calls = "", []
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return Api
+
+
+def test_a_run_uploads_its_model_with_the_card(tmp_path, api, capsys):
+    train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", steps=2, push_to_hub="me/model"))))
+    assert [name for name, *_ in api.calls] == ["whoami", "create_repo", "upload_folder"]
+    assert api.calls[1][1:] == (("me/model",), {"private": True, "exist_ok": True})
+    assert api.calls[2][2]["folder_path"] == str(tmp_path / "run" / "model") and api.calls[2][2]["repo_id"] == "me/model"
+    assert "uploaded to https://hub/me/model" in capsys.readouterr().out
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers") and "method `pos`, 2 steps" in card
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert f"{summary['pass_at_1_end']:.3f} [" in card
+
+
+def test_who_is_not_logged_in_hears_of_it_before_the_first_step(tmp_path, api):
+    api.fails = "whoami"
+    with pytest.raises(SettingError, match=r"Nothing can be uploaded to me/model \(no network\). Log in with: hf auth login"):
+        train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", push_to_hub="me/model"))))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_upload_that_fails_loses_nothing(tmp_path, api):
+    api.fails = "upload_folder"
+    with pytest.raises(SettingError, match="could not be uploaded to me/model .* still there: upload it again"):
+        train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", steps=2, push_to_hub="me/model"))))
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file() and (tmp_path / "run" / "summary.json").is_file()
+    api.fails = ""
+    publish.publish(publish.PublishConfig(run=str(tmp_path / "run"), push="me/model"))
+    assert api.calls[-1][0] == "upload_folder"
+
+
+@pytest.mark.parametrize("name", ["me", "me/my model", "a/b/c", "https://hub/me/model"])
+def test_what_is_no_hub_id_is_refused(name):
+    from rlvr.config import check_train
+
+    with pytest.raises(SettingError, match="is no Hub id"):
+        check_train(TrainConfig(push_to_hub=name))
+
+
+def test_a_command_without_work_is_refused(tmp_path):
+    train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", steps=1, final_eval_problems=0, eval_data=""))))
+    with pytest.raises(SettingError, match="nothing to do"):
+        publish.publish(publish.PublishConfig(run=str(tmp_path / "run")))

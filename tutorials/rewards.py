@@ -1,0 +1,13 @@
+"""Two reward functions to try with --reward (see rewards.md): one that works, and one that is hacked."""
+
+from rlvr.reward import last_boxed, verify
+
+
+def boxed(completions: list[str], answers: list[str]) -> list[float]:
+    """Format: 1 if there is a box, whatever is in it, else -1."""
+    return [1.0 if last_boxed(completion) is not None else -1.0 for completion in completions]
+
+
+def brief(completions: list[str], answers: list[str]) -> list[float]:
+    """Meant to save tokens: 1 for a right answer, and up to 1 more the shorter it is; 1 is taken off, so that above 0 is good."""
+    return [verify(c, answer) + max(0.0, 1 - len(c) / 100) - 1 for c, answer in zip(completions, answers, strict=True)]
