@@ -78,11 +78,13 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
     sampling = cache + max(prefill, logits)
 
     # An update: what the backward pass needs of each layer, or, with checkpointing, its input and all of one layer.
-    tokens = min(c.micro_batch_tokens, c.mini_batch_prompts * (c.max_prompt_tokens + c.completions_per_prompt * c.max_new_tokens))
-    tokens = max(tokens, c.max_prompt_tokens + c.max_new_tokens)  # a single row goes in whole
+    row = c.max_prompt_tokens + c.max_new_tokens
+    groups = min(c.mini_batch_prompts, c.prompts_per_step)
+    tokens = min(c.micro_batch_tokens, groups * (c.max_prompt_tokens + c.completions_per_prompt * c.max_new_tokens))
+    tokens = max(tokens, row)  # a single row goes in whole
     layer = tokens * (size * (5 * hidden + 4 * query + 4 * key + 4 * inner) + 4 * 2 * hidden)
-    if c.lora_rank:
-        layer += tokens * size * hidden
+    if device == "cpu":  # where attention keeps its scores; kernels of a GPU make them anew
+        layer += tokens * heads * row * size
     activations = layers * tokens * hidden * size + 2 * layer if c.gradient_checkpointing else layers * layer
     chunk = min(LOGITS_AT_ONCE, tokens * vocabulary) * (2 * size + 3 * 4)
     return Estimate(parameters, trained, weights, optimizer, sampling, gradients, activations + chunk)

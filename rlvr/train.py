@@ -74,7 +74,8 @@ def make_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) ->
     """AdamW, its two moments in float32 or in 8 bits (Dettmers et al. 2022). Raises SettingError if bitsandbytes is not there."""
     settings = dict(lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **settings)
+        fused = parameters[0].device.type == "cuda"  # one kernel, where the usual way makes copies as large as the weights
+        return torch.optim.AdamW(parameters, **settings, fused=fused or None)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:

@@ -357,7 +357,7 @@ MUTANTS = [
     # -- checkpoints
     ("checkpoint: weights not restored", "checkpoint -k stopped_after", "checkpoint", 'weight.copy_(tensors["weights"][name])', "pass"),
     ("checkpoint: master weights not written back", "checkpoint -k bfloat16", "checkpoint", "trainer.weights.write_back()", "pass"),
-    ("checkpoint: optimiser begins anew", "checkpoint -k stopped_after", "checkpoint", "moments.setdefault(int(i), {})[name] = value", "pass"),
+    ("checkpoint: optimiser begins anew", "checkpoint -k stopped_after", "checkpoint", "place[name] = int(value) if value.dtype == torch.int64 else value", "pass"),
     *((f"checkpoint: {name} forgotten", tests, "checkpoint", f'"{name}", ', "") for name, tests in (
         ("queue", "checkpoint -k stopped_after or passes"), ("entropies", "checkpoint -k detector"), ("plateau", "checkpoint -k detector"))),
     ("checkpoint: sampling generator forgotten", "checkpoint -k stopped_after or generator", "checkpoint",
@@ -389,6 +389,28 @@ MUTANTS = [
     ("runlog: the summary's start is the end", "runlog", "runlog",
      '"pass_at_1_start": metric(self.first,', '"pass_at_1_start": metric(self.last,'),
     ("runlog: entropies written as advantages", "runlog", "runlog", '"advantage": numbers(shaped)', '"advantage": numbers(batch.entropy)'),
+    # -- real models
+    ("lora: the base learns too", "lora", "lora", "    model.requires_grad_(False)\n", ""),
+    ("lora: the reference keeps the adapter", "lora", "train", "else without_lora(model) as reference", "else nullcontext(model) as reference"),
+    ("lora: the adapter is not drawn from the seed", "lora", "lora", "torch.manual_seed(seed)", "torch.manual_seed(torch.initial_seed())"),
+    ("lora: no scale", "lora", "lora", "lora_alpha=alpha", "lora_alpha=rank"),
+    ("data: what is set up around a problem stays", "data", "data", "        question = match[1]\n", "        pass\n"),
+    ("data: a bad row of a published set ends the run", "data", "data", "            if strict:\n                raise\n", "            raise\n"),
+    ("data: a bad row of a file is left out", "data", "data", "            if strict:\n                raise\n", ""),
+    ("data: the columns that were named are not used", "data", "data", "questions, usual = parts if problem else questions, answer or usual", "pass"),
+    ("prompt: the system message is dropped", "tokenizers", "data",
+     'messages = [{"role": "system", "content": system}] if system else []', "messages = []"),
+    ("prompt: plain keeps the chat template", "tokenizers", "data", 'if tokenizer.chat_template and template != "plain":', "if tokenizer.chat_template:"),
+    ("estimate: no float32 masters", "estimate", "estimate", " + (4 if size == 2 else 0))\n    gradients", ")\n    gradients"),
+    ("estimate: gradients in bfloat16 alone", "estimate", "estimate", "trained * (4 + (2 if size == 2 else 0))", "trained * 2"),
+    ("estimate: keys without values", "estimate", "estimate", "cache = 2 * key", "cache = key"),
+    ("evaluate: the mean of the paper's table is the last set's", "evaluate", "evaluate",
+     "sum(column) / len(column) for column in zip(*cells)", "column[-1] for column in zip(*cells)"),
+    ("trust: a run folder's reward function is imported", "trust", "config", 'resume=folder, reward=""))', "resume=folder))"),
+    ("trust: the probe imports a run folder's reward function", "trust", "probe", "    if config.reward:", "    if False:"),
+    ("trackers: numbers go to the step before", "trackers", "trackers", "self.writer.log(numbers, step=step)", "self.writer.log(numbers, step=step - 1)"),
+    ("trackers: one that fails ends the run", "trackers", "trackers", "except Exception as error:  # a network", "except OSError as error:  # a network"),
+    ("publish: an upload to a public place", "publish", "publish", "private=True", "private=False"),
 ]  # fmt: skip
 
 

@@ -2,36 +2,25 @@
 
 import dataclasses
 import re
+import sys
+from pathlib import Path
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, Qwen2Config
+from transformers import GPT2Config
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+from presets import SHAPES, shape_of
 
 from rlvr.config import PRESET_MEMORY, PRESETS, TrainConfig
 from rlvr.estimate import GIB, advice, estimate, free_memory
 
-# Shapes as published in the models' config.json, and the number of parameters that their pages give.
-SMOLLM2 = LlamaConfig(
-    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-    tie_word_embeddings=True,
-)  # fmt: skip
-QWEN_05B = Qwen2Config(
-    vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
-    tie_word_embeddings=True,
-)  # fmt: skip
-QWEN_15B = Qwen2Config(
-    vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-    tie_word_embeddings=True,
-)  # fmt: skip
-QWEN_7B = Qwen2Config(
-    vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-    tie_word_embeddings=False,
-)  # fmt: skip
-SHAPES = {
-    "smollm2-135m": (SMOLLM2, 134_515_008),
-    "qwen2.5-0.5b-gsm8k": (QWEN_05B, 494_032_768),
-    "qwen2.5-math-1.5b": (QWEN_15B, 1_543_714_304),
-    "qwen2.5-math-1.5b-lora": (QWEN_15B, 1_543_714_304),
-    "paper-7b": (QWEN_7B, 7_615_616_512),
+PARAMETERS = {  # as the models' pages give them
+    "smollm2-135m": 134_515_008,
+    "qwen2.5-0.5b-gsm8k": 494_032_768,
+    "qwen2.5-math-1.5b": 1_543_714_304,
+    "qwen2.5-math-1.5b-lora": 1_543_714_304,
+    "paper-7b": 7_615_616_512,
 }
 
 
@@ -42,18 +31,18 @@ def preset(name: str, **settings) -> TrainConfig:
 def of_preset(name: str, **settings):
     c = preset(name, **settings)
     device = "cpu" if c.dtype == "float32" else "cuda"
-    return estimate(c, SHAPES[name][0], device, c.dtype)
+    return estimate(c, shape_of(name), device, c.dtype)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_counted_exactly_and_the_help_gives_the_memory(name):
     e = of_preset(name)
-    assert e.parameters == SHAPES[name][1]
+    assert e.parameters == PARAMETERS[name]
     assert PRESET_MEMORY[name] == round(e.total / GIB)
 
 
 def test_every_preset_of_a_real_model_has_an_estimate():
-    assert set(PRESET_MEMORY) == set(SHAPES) == set(PRESETS) - {"tiny", "hf"}
+    assert set(PRESET_MEMORY) == set(SHAPES) == set(PARAMETERS) == set(PRESETS) - {"tiny", "hf"}
 
 
 @pytest.mark.parametrize("name, most", [("qwen2.5-0.5b-gsm8k", 16), ("qwen2.5-math-1.5b", 80), ("qwen2.5-math-1.5b-lora", 24)])
@@ -123,9 +112,9 @@ def test_the_cache_of_sampling_by_hand():
 @pytest.mark.parametrize("free", [8, 12, 24, 80])
 @pytest.mark.parametrize("name", ["qwen2.5-0.5b-gsm8k", "qwen2.5-math-1.5b", "paper-7b"])
 def test_who_follows_the_advice_comes_to_settings_that_fit_or_to_a_smaller_model(name, free):
-    c, weights = preset(name), 2 * SHAPES[name][1] + 0.6 * GIB
+    c, weights = preset(name), 2 * PARAMETERS[name] + 0.6 * GIB
     for _ in range(40):
-        said = advice(c, e := estimate(c, SHAPES[name][0], "cuda", "bfloat16"), free * 1e9)
+        said = advice(c, e := estimate(c, shape_of(name), "cuda", "bfloat16"), free * 1e9)
         if not said or "a smaller model" in said:
             break
         flag, value = re.search(r"Try --([a-z0-9-]+) ?(\w*)", said).groups()

@@ -461,3 +461,77 @@ def test_a_batch_of_answers_that_need_the_child_ends_when_its_time_is_up(monkeyp
     assert reward.stats["skipped"] == skipped + 4
     monkeypatch.setattr(reward, "BATCH_SECONDS", 30.0)
     assert reward.verify_all(responses, golds) == [True] * 4  # an answer that was left out is not remembered as wrong
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Reward functions of the user's own
+
+
+GOOD = "def good(completions, answers):\n    return [float(len(c)) for c in completions]\n"
+
+
+def test_a_reward_function_is_loaded_from_a_file_or_a_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine_of_reward.py").write_text(GOOD)
+    for name in ("mine_of_reward.py:good", "./mine_of_reward.py:good", str(tmp_path / "mine_of_reward.py:good"), "mine_of_reward:good"):
+        assert reward.load_reward(name)(["ab", ""], ["1", "2"]) == [2.0, 0.0]
+    assert reward.load_reward("rlvr.reward:verify_all") is verify_all
+
+
+@pytest.mark.parametrize(
+    "name, code, said",
+    [
+        ("mine.py", "", "names no function. Write module:function"),
+        ("mine.py:", "", "names no function"),
+        (":good", "", "names no function"),
+        ("nowhere.py:good", "", r"nowhere.py cannot be imported (FileNotFoundError"),
+        ("no.such.module:good", "", "cannot be imported (ModuleNotFoundError: No module named 'no'). Check the name"),
+        ("mine.py:good", "def good(:", "cannot be imported (SyntaxError"),
+        ("mine.py:good", "1 / 0", "cannot be imported (ZeroDivisionError: division by zero)"),
+        ("mine.py:good", "x = 1", "has no function good"),
+        ("mine.py:good", "good = 3", "has no function good"),
+        ("mine.py:good", "def good(completions, answers): return [1.0]", "fails on an example. The reward function good returned 1 rewards for 2"),
+        ("mine.py:good", "def good(completions, answers): raise KeyError('x')", "fails on an example. The reward function good failed for all 2"),
+        ("mine.py:good", "def good(completions): return [1.0, 1.0]", "TypeError"),
+        ("mine.py:good", "def good(completions, answers): return [float('nan')] * 2", "it returned no finite number"),
+    ],
+)
+def test_a_reward_function_that_cannot_work_is_named_before_the_run(name, code, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if code:
+        Path("mine.py").write_text(code)
+    with pytest.raises(ValueError) as caught:
+        reward.load_reward(name)
+    assert said in str(caught.value)
+
+
+def test_a_run_with_a_reward_of_its_own_says_so_and_goes_on_only_with_it(tmp_path, monkeypatch):
+    from conftest import RUN
+
+    from rlvr.config import SettingError, TrainConfig, parse_train
+    from rlvr.figures import read_metrics
+    from rlvr.train import train
+
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(GOOD)
+    Path("other.py").write_text(GOOD)
+    settings = RUN | dict(reward="mine.py:good", lr_schedule="constant", overlong_buffer=0)
+    train(TrainConfig(**(settings | dict(out="runs", name="run", steps=2))))
+    assert json.loads(Path("runs/run/config.json").read_text())["reward"] == "mine.py:good"
+    assert "Reward: `mine.py:good`" in Path("runs/run/model/README.md").read_text()
+    rows = [row for row in read_metrics(Path("runs/run")) if row["step"]]
+    assert all(row["reward"] > 1 for row in rows)  # a length, not a verdict
+    for flags, said in (([], "add --reward mine.py:good"), (["--reward", "other.py:good"], "--reward cannot change")):
+        with pytest.raises(SettingError, match=said):
+            parse_train(["--resume", "runs/run", "--steps", "3", *flags])
+    train(parse_train(["--resume", "runs/run", "--steps", "3", "--reward", "mine.py:good"]))
+    assert read_metrics(Path("runs/run"))[-1]["step"] == 3
+
+
+def test_the_examples_of_the_tutorial_pay_what_it_says():
+    tutorials = Path(__file__).parent.parent / "tutorials"
+    boxed, brief, terse = (reward.load_reward(f"{tutorials / 'rewards.py'}:{name}") for name in ("boxed", "brief", "terse"))
+    right, empty = r"\boxed{4}".rjust(130), ""
+    assert boxed([right, empty, r"\boxed{5}"], ["4"] * 3) == [1.0, -1.0, 1.0]
+    assert brief([right, empty], ["4", "4"]) == [0.0, 0.0]
+    assert terse([right, empty], ["4", "4"]) == pytest.approx([1.05, 2.0])

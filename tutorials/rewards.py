@@ -1,4 +1,4 @@
-"""Two reward functions to try with --reward (see rewards.md): one that works, and one that is hacked."""
+"""Three reward functions to try with --reward (see rewards.md): two that are hacked, and one that is not."""
 
 from rlvr.reward import last_boxed, verify
 
@@ -9,5 +9,10 @@ def boxed(completions: list[str], answers: list[str]) -> list[float]:
 
 
 def brief(completions: list[str], answers: list[str]) -> list[float]:
-    """Meant to save tokens: 1 for a right answer, and up to 1 more the shorter it is; 1 is taken off, so that above 0 is good."""
+    """Meant to save tokens: 1 for a right answer, up to 1 more the further it is below 100 characters; less 1, so that above 0 is good."""
     return [verify(c, answer) + max(0.0, 1 - len(c) / 100) - 1 for c, answer in zip(completions, answers, strict=True)]
+
+
+def terse(completions: list[str], answers: list[str]) -> list[float]:
+    """The same with a better price: up to 3 more, the further it is below 200 characters."""
+    return [verify(c, answer) + 3 * max(0.0, 1 - len(c) / 200) - 1 for c, answer in zip(completions, answers, strict=True)]
