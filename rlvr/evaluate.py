@@ -111,10 +111,11 @@ def compare(config: EvalConfig) -> dict:
     With several sets there is a last table in the layout of the paper's: a row per model, a column per set, and the mean over the sets.
     Returns what it wrote. Raises SettingError before the first model runs: for names, files, models and --out that cannot work.
     """
-    c = prompts_of_the_run(config)
+    c = config
     models, sets = list(dict.fromkeys(c.models)), list(dict.fromkeys(c.data.split(",")))  # each once
     for name in models:
         check_model_name(name)
+    c = prompts_of_the_run(c)
     path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{'-'.join(Path(data).name.split('.')[0] for data in sets)}.json")
     if os.path.lexists(path):
         raise SettingError(f"There is a file or folder {path} already. Choose another --out, or delete it.")

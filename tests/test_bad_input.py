@@ -218,7 +218,7 @@ DATA = [
     ("x.json", "null", "other than objects"),
     ("x.jsonl", '"p"\n', "other than objects"),
     ("x.jsonl", GOOD + "[1, 2]\n", "other than objects"),
-    ("x.jsonl", "{}\n", "has the columns . Name"),
+    ("x.jsonl", "{}\n", "has the columns . Say"),
     ("x.jsonl", '{"problem": "p", "problem": "q", "answer": 1}\n', "a key stands twice"),
     ("x.jsonl", line(frage="p", antwort=1), "has the columns 'frage', 'antwort'"),
     ("x.jsonl", line(**{"a\nb\x1b[2J": 1}), "has the columns 'a\\nb\\x1b[2J'"),
@@ -236,7 +236,7 @@ DATA = [
     ("x.jsonl", GOOD + line(problem="p", answer=""), "Row 2 of x.jsonl lacks"),
     ("x.jsonl", GOOD + line(problem="p", answer="\u00a0\n"), "Row 2 of x.jsonl lacks"),
     ("x.jsonl", GOOD + line(problem="p"), "Row 2 of x.jsonl lacks"),
-    ("x.jsonl", GOOD + line(problem="p", answer=[2]), "The answer in row 2 of x.jsonl is a list"),
+    ("x.jsonl", GOOD + line(problem="p", answer=[[2]]), "The answer in row 2 of x.jsonl is a list"),
     ("x.jsonl", GOOD + line(problem="p", answer={"value": 2}), "The answer in row 2 of x.jsonl is a dict"),
     ("x.jsonl", GOOD + line(problem="p", answer=True), "The answer in row 2 of x.jsonl is True"),
     ("x.jsonl", line(prompt=[{"role": "user", "content": "1+1"}], answer="2"), "The prompt in row 1 of x.jsonl is a list"),
@@ -250,7 +250,7 @@ DATA = [
     ("x.parquet", "", "cannot be read as parquet"),
     ("x.parquet", GOOD * 1000, "cannot be read as parquet"),
     ("x.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", "cannot be read as parquet"),
-    ("x.parquet", parquet({"problem": "p", "answer": [2]}), "The answer in row 1 of x.parquet is a list"),
+    ("x.parquet", parquet({"problem": "p", "answer": [[2]]}), "The answer in row 1 of x.parquet is a list"),
     ("x.parquet", parquet({"problem": b"p", "answer": "2"}), "The problem in row 1 of x.parquet is a bytes"),
     ("x.parquet", parquet({"problem": "p", "answer": 2}, {"problem": "q", "answer": None}), "Row 2 of x.parquet lacks"),
 ]  # fmt: skip
@@ -475,5 +475,5 @@ def test_one_row_is_enough_to_train_and_to_evaluate(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(sys, "argv", command.split())
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
-    assert len(json.loads((tmp_path / "eval.json").read_text())["results"]["tiny"]["runs/one"]["problems"]) == 1
+    assert len(json.loads((tmp_path / "eval.json").read_text())["results"]["x.jsonl"]["runs/one"]["problems"]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.json", "runs", "x.jsonl"]

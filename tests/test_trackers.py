@@ -118,6 +118,7 @@ def test_a_tracker_that_is_not_there_is_named_before_anything_is_loaded(kind, mo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_without_the_flag_no_tracker_is_imported(tmp_path):
     code = (
         "import sys\nfrom rlvr.config import parse_train\nimport rlvr.train\n"
