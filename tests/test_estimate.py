@@ -132,3 +132,26 @@ def test_free_memory_of_this_machine_is_a_number():
 def test_a_model_with_learned_positions_has_an_estimate_too():
     e = estimate(TrainConfig(), GPT2Config(), "cpu", "float32")
     assert e.parameters == 124_439_808 and e.total > 4 * 4 * e.parameters
+
+
+@pytest.mark.parametrize("free, said", [(2**40, False), (2**29, True)])
+def test_a_run_says_what_it_needs_before_it_loads_a_model(free, said, model_folder, monkeypatch, capsys):
+    from rlvr import train
+
+    monkeypatch.setattr(train, "free_memory", lambda device: free)
+    train.say_memory(TrainConfig(model=str(model_folder), device="cpu"))
+    printed = capsys.readouterr().out
+    assert printed.startswith("memory at most: ") and "GiB (weights 0.5, optimiser 0.0" in printed
+    assert ("note: That may not fit into the 0.5 GiB that are free here. Try " in printed) == said
+    train.say_memory(TrainConfig())  # the built-in model fits everywhere
+    assert not capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_estimated_is_left_to_the_loader(tmp_path, capsys):
+    from rlvr import train
+
+    (tmp_path / "config.json").write_text('{"model_type": "no such thing"}')
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    train.say_memory(TrainConfig(model=str(tmp_path), device="cpu"))
+    assert not capsys.readouterr().out

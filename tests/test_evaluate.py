@@ -186,3 +186,22 @@ def test_several_sets_are_evaluated_in_one_go_with_a_table_in_the_layout_of_the_
     assert rows["right"].split("  ")[-1].strip() == "75.0 / 75.0 / 75.0" and "100.0 / 100.0 / 100.0" in rows["right"]
     assert rows["half"].split("  ")[-1].strip() == "37.5 / 75.0 / 75.0"  # the first answer wins a tie
     assert json.loads(out.read_text()) == written
+
+
+def test_a_run_and_what_it_is_compared_with_get_the_prompts_of_its_training(tmp_path, capsys):
+    from rlvr.config import TrainConfig
+    from rlvr.evaluate import prompts_of_the_run
+
+    def run(name, **settings):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(TrainConfig(**settings))))
+        (folder / "metrics.csv").write_text("step\n")
+        return str(folder)
+
+    plain, own, same, other = run("a"), run("b", template="Q: {problem}"), run("c", template="Q: {problem}"), run("d", system="Think.")
+    assert prompts_of_the_run(EvalConfig(models=["tiny", plain])).template == "auto" and not capsys.readouterr().out
+    assert prompts_of_the_run(EvalConfig(models=["tiny", own, same])).template == "Q: {problem}"
+    assert "prompts as in training:" in capsys.readouterr().out
+    for c in (EvalConfig(models=[own, other]), EvalConfig(models=[own], system="Mine."), EvalConfig(models=["tiny"])):
+        assert prompts_of_the_run(c) == c

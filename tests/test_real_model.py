@@ -127,3 +127,19 @@ def test_every_notebook_runs(notebook):
 
     path = ROOT / "tutorials" / notebook
     NotebookClient(nbformat.read(path, as_version=4), timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+
+
+def test_the_problems_of_the_smollm2_run_are_chosen_as_it_says(tmp_path, monkeypatch):
+    import runpy
+
+    things = ("pens", "cards", "books", "cups", "eggs", "keys")
+    rows = [{"input": f"Ann has {i} {x} and finds {i}. How many?", "target": 2.0 * i, "type": "addsub"} for i in range(60) for x in things]
+    fit = {row["input"] for row in rows if row["target"] <= 100}
+    rows += [rows[1], rows[2] | {"type": "multiarith", "input": "2 steps with 3"}, rows[3] | {"input": "Half of 3.5 and 1"}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script = ROOT / "tutorials" / "smollm2" / "make_data.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "data")])
+    runpy.run_path(str(script), run_name="__main__")
+    train, test = ([json.loads(line) for line in open(tmp_path / "data" / f"{name}.jsonl")] for name in ("train", "test"))
+    assert len(test) == 200 and len(train) == len(fit) - 200 and {row["problem"] for row in train + test} == fit
+    assert all(row["answer"] == str(2 * int(row["problem"].split()[2])) for row in train + test)
