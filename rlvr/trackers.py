@@ -5,10 +5,11 @@ The run folder stays the record. A tracker is imported only when asked for, and 
 
 import dataclasses
 import importlib.util
+import uuid
 from pathlib import Path
 
 from rlvr.config import SettingError, TrainConfig
-from rlvr.files import say
+from rlvr.files import say, write_atomically
 
 PROJECT = "rlvr"  # under which W&B and trackio list the runs
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -50,11 +51,16 @@ class Tracker:
             # What was sent of steps after the checkpoint that a run is resumed from is struck out.
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
             return
-        settings = dict(project=PROJECT, name=folder.name, config=dataclasses.asdict(config), resume="allow")
+        # Two runs may have folders of one name; a run that is resumed must find its own curves again.
+        path = folder / "tracker-id"
+        if not path.is_file():
+            write_atomically(path, uuid.uuid4().hex[:8])
+        name = f"{folder.name}-{path.read_text(encoding='utf-8')}"
+        settings = dict(project=PROJECT, name=name, config=dataclasses.asdict(config), resume="allow")
         if self.kind == "wandb":
             import wandb
 
-            self.writer = wandb.init(**settings, id=folder.name, dir=str(folder))
+            self.writer = wandb.init(**settings, id=name, dir=str(folder))
         else:
             import trackio
 

@@ -485,6 +485,8 @@ def set_up(config: TrainConfig, reward: Callable | None = None) -> tuple[Trainer
         run_folder(config)  # its mistakes, before anything is loaded
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.reward and reward:
+        raise SettingError(f"There are two reward functions, --reward {config.reward} and the one passed to train(). Leave one of them out.")
     if config.reward:
         try:
             reward = load_reward(config.reward)

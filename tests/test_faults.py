@@ -590,7 +590,7 @@ HOSTILE = [
 @pytest.mark.slow
 def test_100_hostile_answers_in_a_row_while_a_run_goes_on(tmp_path, monkeypatch):
     """They cost what a batch may cost, leave no process behind, and the steps after them are as fast as the steps before."""
-    trainer = make_trainer(prompts_per_step=25)  # 100 completions
+    trainer = make_trainer(prompts_per_step=25, max_new_tokens=40)  # 100 completions, short: what is timed is the verifier
     answers = [HOSTILE[i % len(HOSTILE)].replace("%d", str(i)) for i in range(100)]
     import psutil  # among the extra test requirements
 

@@ -165,6 +165,17 @@ def test_bad_adapters_are_refused_in_one_sentence(tmp_path, run):
         check_model_name(str(folder))
 
 
+def test_a_run_with_an_adapter_can_be_probed(tmp_path):
+    from rlvr.probe import ProbeConfig, probe
+
+    folder = tmp_path / "run"
+    train(TrainConfig(**(LORA | dict(out=str(tmp_path), name="run", keep_every=1))))
+    probe(folder, ProbeConfig(runs=[], steps=2, shown=1, fixed=2, completions=2, continuations=1, problems=2, samples=2))
+    changes = load_file(folder / "probe" / "changes.safetensors")
+    assert sorted(changes["row_step"].unique().tolist()) == [1, 4]
+    assert (changes["logp_after"] - changes["logp"]).abs().max() > 1e-3
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Moments in 8 bits
 

@@ -68,7 +68,7 @@ def test_trackio_gets_every_number(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (database,) = (tmp_path / "trackio").glob("rlvr*.db")
     with sqlite3.connect(database) as connection:
-        rows = connection.execute("select step, metrics from metrics where run_name = 'run'").fetchall()
+        rows = connection.execute("select step, metrics from metrics where run_name like 'run-%'").fetchall()
     sent = {(step, name): value for step, text in rows for name, value in json.loads(text).items()}
     same({key: value for key, value in sent.items() if key[1] in COLUMNS}, numbers_of(tmp_path / "run"))
 
@@ -96,9 +96,16 @@ def test_wandb_and_trackio_are_called_as_they_ask_to_be(kind, monkeypatch, tmp_p
     monkeypatch.setattr("rlvr.train.check_tracker", lambda name: None)
     train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", report_to=kind, steps=2))))
     opened, *rows, last = calls
-    assert (opened["project"], opened["name"], opened["resume"], opened["config"]["steps"]) == ("rlvr", "run", "allow", 2)
+    assert (opened["project"], opened["resume"], opened["config"]["steps"]) == ("rlvr", "allow", 2)
+    assert opened["name"].startswith("run-") and len(opened["name"]) == 12
     assert last == "finish"
     same({(step, name): value for step, numbers in rows for name, value in numbers.items()}, numbers_of(tmp_path / "run"))
+    calls.clear()
+    train(parse_train(["--resume", str(tmp_path / "run")]))  # it finds its curves again
+    assert calls[0]["name"] == opened["name"]
+    calls.clear()
+    train(TrainConfig(**(RUN | dict(out=str(tmp_path / "other"), name="run", report_to=kind, steps=1))))  # and another its own
+    assert calls[0]["name"] != opened["name"]
 
 
 @pytest.mark.slow
