@@ -307,7 +307,7 @@ PRESETS = {
         lora_rank=32, lora_alpha=64.0, lr=2e-5, prompts_per_step=64, mini_batch_prompts=16, micro_batch_tokens=8192, sampling_rows=192,
     ),
     "paper-7b": _MATH | dict(
-        model="Qwen/Qwen2.5-Math-7B", data="still-3-rl-90k", eval_data="aime24", steps=600, prompts_per_step=512, mini_batch_prompts=32,
+        model="Qwen/Qwen2.5-7B", data="still-3-rl-90k", eval_data="aime24", steps=600, prompts_per_step=512, mini_batch_prompts=32,
         sampling_rounds=10, max_new_tokens=8192, overlong_buffer=1024, instruction=INSTRUCTION, micro_batch_tokens=16384, sampling_rows=256,
     ),
 }  # fmt: skip

@@ -5,7 +5,9 @@ larger: sampling (keys and values of the completions side by side, their logits,
 a micro-batch, a chunk of logits). Lengths are taken at their limits, so a run whose answers are shorter needs less.
 """
 
+import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +49,7 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
     from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):  # shapes without numbers
-        model = AutoModelForCausalLM.from_config(model_config)
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
     parameters = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings()
     trained = parameters
@@ -106,25 +108,38 @@ def free_memory(device: str) -> float | None:
             return None
 
 
-def advice(c: TrainConfig, e: Estimate, free: float) -> str:
-    """Which setting to change when the estimate is more than what is free; empty if it fits."""
-    if e.total <= free:
-        return ""
-    remedies, rows = [], min(c.sampling_rows, c.prompts_per_step * c.completions_per_prompt)
-    shorter = f"--max-new-tokens {c.max_new_tokens // 2}"
-    if e.update > 0.2 * free:
-        if not c.gradient_checkpointing:
-            remedies.append("--gradient-checkpointing")
-        elif c.micro_batch_tokens > c.max_prompt_tokens + c.max_new_tokens:
-            remedies.append(f"--micro-batch-tokens {c.micro_batch_tokens // 2}")
+def advice(c: TrainConfig, free: float, again: Callable[[TrainConfig], Estimate]) -> str:
+    """Which settings to change, together, so that it fits; empty if it fits. again: the estimate for other settings.
+
+    AdamW in 8 bits or LoRA if what is always there takes all; else how much goes through at once, and recomputing, which change no result;
+    shorter answers if nothing else helps.
+    """
+    changed: dict[str, object] = {}
+
+    def total() -> float:
+        return again(dataclasses.replace(c, **changed)).total
+
+    while (e := again(now := dataclasses.replace(c, **changed))).total > free:
+        rows = min(now.sampling_rows, c.prompts_per_step * c.completions_per_prompt)
+        always, row = e.weights + e.optimizer, c.max_prompt_tokens + now.max_new_tokens
+        if e.weights > free or now.max_new_tokens < 2:
+            return f"That does not fit into the {free / GIB:.1f} GiB that are free here. Choose a smaller model."
+        if always + e.gradients > 0.9 * free and not now.lora_rank:
+            changed |= {"optimizer": "adamw8bit"} if now.optimizer == "adamw" else {"lora_rank": 32, "optimizer": c.optimizer}
+        elif always + e.sampling > free and rows > 1:
+            changed["sampling_rows"] = rows // 2
+        elif always + e.gradients + e.update > free and not now.gradient_checkpointing:
+            changed["gradient_checkpointing"] = True
+        elif always + e.gradients + e.update > free and now.micro_batch_tokens > row:
+            changed["micro_batch_tokens"] = max(row, now.micro_batch_tokens // 2)
         else:  # a single completion is too much
-            remedies.append(shorter)
-    if e.sampling > e.gradients + e.update:
-        remedies.append(f"--sampling-rows {rows // 2}" if rows > 1 else shorter)
-    if not c.lora_rank and e.weights + e.optimizer + e.gradients > 0.7 * free:
-        if c.optimizer == "adamw":
-            remedies.append("--optimizer adamw8bit")
-        remedies.append("--lora-rank 32 (with a ten times higher --lr)")
-    if e.weights > free:
-        remedies = ["a smaller model"]
-    return f"That may not fit into the {free / GIB:.1f} GiB that are free here. Try {' or '.join(remedies or ['a smaller model'])}."
+            changed["max_new_tokens"] = now.max_new_tokens // 2
+    for name in list(changed):  # what a later change has made needless
+        value = changed.pop(name)
+        if total() > free:
+            changed[name] = value
+    if not changed:
+        return ""
+    flags = " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in changed.items())
+    more = " (an adapter wants a ten times higher --lr)" if "lora_rank" in changed else ""
+    return f"That may not fit into the {free / GIB:.1f} GiB that are free here. Try {flags}{more}."

@@ -1,5 +1,6 @@
 """Evaluation: Acc@N, Maj@N and Pass@k with bootstrap intervals over problems."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -112,7 +113,7 @@ def compare(config: EvalConfig) -> dict:
     Returns what it wrote. Raises SettingError before the first model runs: for names, files, models and --out that cannot work.
     """
     c = config
-    models, sets = list(dict.fromkeys(c.models)), list(dict.fromkeys(c.data.split(",")))  # each once
+    models, sets = list(dict.fromkeys(c.models)), list(dict.fromkeys(part.strip() for part in c.data.split(",")))  # each once
     for name in models:
         check_model_name(name)
     c = prompts_of_the_run(c)
@@ -189,7 +190,11 @@ def prompts_of_the_run(c: EvalConfig) -> EvalConfig:
     names = ("instruction", "system", "template")
     if any(getattr(c, name) != getattr(EvalConfig(models=[]), name) for name in names):
         return c
-    runs = [read_config(Path(name)) for name in c.models if Path(name, "metrics.csv").is_file()]
+    runs = []
+    for name in c.models:
+        if Path(name, "metrics.csv").is_file():
+            with contextlib.suppress(SettingError):  # a run of another version: its model will do
+                runs.append(read_config(Path(name)))
     found = {tuple(getattr(run, name) for name in names) for run in runs}
     if len(found) != 1 or (prompts := dict(zip(names, found.pop()))) == {name: getattr(c, name) for name in names}:
         return c

@@ -7,6 +7,7 @@ model, of whose weights only some are trained.
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from rlvr.config import SettingError
 
 CONFIG_FILE = "adapter_config.json"
+MOST_ADAPTERS = 8  # one on another
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -81,16 +83,41 @@ def save_lora(model, folder: Path) -> None:
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def base_of(folder: str | Path) -> str:
-    """The model that the adapter in a folder belongs to. Raises SettingError."""
-    path = Path(folder, CONFIG_FILE)
+def check_adapter(folder: Path) -> dict:
+    """The settings of an adapter folder, which may come from somebody else. Raises SettingError for anything but plain LoRA."""
+    path = folder / CONFIG_FILE
     try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        base = None
-    if not isinstance(base, str) or not base:
-        raise SettingError(f"{path} does not say which model the adapter belongs to. Put its base_model_name_or_path there.")
-    return base
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise SettingError(f"The file {path} cannot be read as a JSON object. Copy the adapter again, or name another.")
+    if settings.get("peft_type") != "LORA" or settings.get("megatron_config"):  # some versions of peft import what the latter names
+        raise SettingError(f"The adapter {folder} is not plain LoRA. Merge it into its base where it was made, and name the whole model.")
+    if not (folder / "adapter_model.safetensors").is_file():  # peft would open a pickle instead
+        raise SettingError(f"The adapter {folder} has no weights in adapter_model.safetensors. Save them so: model.save_pretrained(...).")
+    return settings
+
+
+def chain(path: str, check_model_name: Callable[[str], str]) -> list[str]:
+    """[path], or for an adapter its folder, that of the adapter it was trained on, and so on, to the whole model at the end.
+
+    Raises SettingError if one of them does not say which model it belongs to, or that model is not there.
+    """
+    folders = [path]
+    while is_adapter(folders[-1]):
+        file = Path(folders[-1], CONFIG_FILE)
+        base = check_adapter(Path(folders[-1])).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise SettingError(f"{file} does not say which model the adapter belongs to. Put its base_model_name_or_path there.")
+        try:
+            folders.append(check_model_name(base))
+        except SettingError as error:
+            cause = str(error).split(". ")[0]
+            raise SettingError(f"The base model of {file} is not usable: {cause}. Correct its base_model_name_or_path.") from None
+        if len(folders) > MOST_ADAPTERS:
+            raise SettingError(f"{path} has more than {MOST_ADAPTERS} adapters one on another, or they name each other. Merge them first.")
+    return folders
 
 
 def merged(model, folder: str | Path):

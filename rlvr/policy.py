@@ -16,7 +16,7 @@ from rlvr.attention import ATTENTION, Packed, attention, is_ours
 from rlvr.config import TINY_MODEL, SettingError
 from rlvr.entropy import entropy_from_logp
 from rlvr.files import printable
-from rlvr.lora import base_of, check_peft, is_adapter, merged
+from rlvr.lora import chain, check_adapter, check_peft, is_adapter, merged
 from rlvr.memory import out_of_memory
 from rlvr.rollout import Rollouts, sample_batch
 
@@ -51,7 +51,7 @@ def check_model_name(name: str) -> str:
         return path
     if is_adapter(folder):
         check_peft()
-        _check_files(folder, path)
+        check_adapter(folder)
         return path
     config = _json_object(folder / "config.json")
     if config is None:
@@ -60,20 +60,19 @@ def check_model_name(name: str) -> str:
         )
     if "preset" in config:  # that of a run
         raise SettingError(f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {path}")
-    _check_files(folder, path)
-    return path
-
-
-def _check_files(folder: Path, path: str) -> None:
-    """The tokenizer and the weights of a model folder, or of an adapter's. Raises SettingError."""
     for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
         _json_object(folder / file)
-    if not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(folder):
         raise SettingError(f"The model folder {path} has no tokenizer. Save the tokenizer there too: tokenizer.save_pretrained({path!r}).")
     if not any(folder.glob("*.safetensors")):
         pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]
         weights = f"only a pickle of weights ({pickles[0]}), which could run any code when opened" if pickles else "no weights"
         raise SettingError(f"The model folder {path} has {weights}. Save them as safetensors: model.save_pretrained({path!r}).")
+    return path
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"))
 
 
 def _json_object(file: Path) -> dict | None:
@@ -125,17 +124,21 @@ def load_policy(name: str, device: str = "cpu", dtype: str = "auto", sampler: st
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        *adapters, base = chain(path, check_model_name)
+        with_tokenizer = next((folder for folder in adapters if has_tokenizer(Path(folder))), base)
+        tokenizer = AutoTokenizer.from_pretrained(with_tokenizer, trust_remote_code=False)
         if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
             raise ValueError("its tokenizer has no vocabulary")
-        base = check_model_name(base_of(path)) if is_adapter(path) else path
         model, loading = AutoModelForCausalLM.from_pretrained(
             base, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         if missing := sorted(loading["missing_keys"]):  # transformers has filled them with random numbers
             raise ValueError(f"its weights lack {missing[0]}")
-        if is_adapter(path):
-            model = merged(model, path)
+        if getattr(model, "_hf_peft_config_loaded", False):  # transformers has put an adapter of the Hub into its base by itself
+            remedy = f"Fetch it first, as in: hf download {name} --local-dir my_adapter"
+            raise SettingError(f"The model {name!r} is an adapter on the Hub. {remedy}")
+        for folder in reversed(adapters):
+            model = merged(model, folder)
         if damaged := [weight for weight, p in model.named_parameters() if not p.isfinite().all()]:
             raise ValueError(f"its weights hold NaN or infinity in {damaged[0]}")
         model.to(device)

@@ -327,7 +327,8 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
         raise SettingError(f"The run {folder} is not finished. Continue it first: python train.py --resume {folder}")
     if p.threads:
         torch.set_num_threads(p.threads)
-    trainer, progress, _ = set_up(dataclasses.replace(config, resume=str(folder)))  # as if it were to go on
+    as_if_it_were_to_go_on = dataclasses.replace(config, resume=str(folder), push_to_hub="", report_to="none")
+    trainer, progress, _ = set_up(as_if_it_were_to_go_on)
     c, policy = trainer.config, trainer.policy
     logged = {int(row["step"]): row for row in read_metrics(folder) if row["accuracy"] is not None}
     plateau = next((step for step, row in logged.items() if row["stage"] == "plateau"), None)

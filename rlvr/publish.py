@@ -132,6 +132,8 @@ def publish(p: PublishConfig) -> None:
     model = Path(check_model_name(p.run))
     if not (p.merge or p.push):
         raise SettingError("There is nothing to do. Name a folder with --merge, or a Hub id with --push.")
+    if p.push:
+        check_hub(p.push)
     if p.merge:
         out = Path(p.merge)
         if out.exists():
@@ -140,7 +142,6 @@ def publish(p: PublishConfig) -> None:
         say(f"written to {out}")
         model = out
     if p.push:
-        check_hub(p.push)
         say(f"uploaded to {push(model, p.push)}")
 
 

@@ -338,14 +338,15 @@ def load_reward(name: str):
         raise ValueError(f"--reward {name!r} names no function. Write module:function or file.py:function.")
     try:
         if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(os.path.basename(where).removesuffix(".py"), where)
+            spec = importlib.util.spec_from_file_location("reward_of_" + os.path.basename(where).removesuffix(".py"), where)
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses and pickle look there
             spec.loader.exec_module(module)
         else:
             if os.getcwd() not in sys.path:  # as python -m has it
                 sys.path.insert(0, os.getcwd())
             module = importlib.import_module(where)
-    except Exception as error:  # whatever the code of the module does
+    except (Exception, SystemExit) as error:  # whatever the code of the module does
         raise ValueError(f"--reward: {where} cannot be imported ({type(error).__name__}: {error}). Check the name, and its code.") from None
     function = getattr(module, function_name, None)
     if not callable(function):

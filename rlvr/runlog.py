@@ -245,7 +245,7 @@ class RunLog:
             self.save_failed = True
             failed = f"The checkpoint of step {trainer.steps_done} could not be written ({error}); {self.saved_as()}"
             if must:
-                raise SettingError(f"{failed} Make room, then: python train.py --resume {self.folder}") from None
+                raise SettingError(f"{failed} Make room, then: {resume_command(self.config, self.folder)}") from None
             say(f"{failed} The run goes on.")
         self.saving_seconds += time.perf_counter() - began
 
@@ -337,8 +337,8 @@ class RunLog:
             return self._finish(trainer, stopped_by)
         except (OSError, SafetensorError) as error:
             raise SettingError(
-                f"The model or the figure could not be written ({error}); {self.saved_as()} Make room, then: python train.py --resume "
-                f"{self.folder}"
+                f"The model or the figure could not be written ({error}); {self.saved_as()} Make room, then: "
+                f"{resume_command(self.config, self.folder)}"
             ) from None
 
     def _finish(self, trainer, stopped_by: str | None) -> dict:

@@ -17,12 +17,12 @@ from rlvr.advantage import grpo_advantages, keep_sign, method_parts, shape
 from rlvr.attention import is_ours
 from rlvr.checkpoint import fingerprint, random_states, restore_random_states
 from rlvr.config import SettingError, TrainConfig, check_train, resume_command, run_folder
-from rlvr.data import Problem, encode_prompts, has_test_split, load_problems
+from rlvr.data import HUB, Problem, encode_prompts, has_test_split, load_problems
 from rlvr.entropy import plateau_step
-from rlvr.estimate import advice, estimate, free_memory
+from rlvr.estimate import Estimate, advice, estimate, free_memory
 from rlvr.evaluate import Evaluation, evaluate
 from rlvr.files import say
-from rlvr.lora import add_lora, check_peft, is_adapter, without_lora
+from rlvr.lora import add_lora, chain, check_peft, without_lora
 from rlvr.loss import clipped_loss
 from rlvr.memory import Budget, out_of_memory
 from rlvr.policy import (
@@ -78,8 +78,9 @@ def make_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) ->
         return torch.optim.AdamW(parameters, **settings, fused=fused or None)
     try:
         from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        raise SettingError("--optimizer adamw8bit needs the package bitsandbytes. Install it with: pip install bitsandbytes") from None
+    except Exception as error:  # not there, or its library does not fit this machine
+        reason = "is not there" if isinstance(error, ImportError) else f"fails here ({' '.join(str(error).split())[:80]})"
+        raise SettingError(f"The package bitsandbytes, for --optimizer adamw8bit, {reason}. Install it: pip install bitsandbytes") from None
     return AdamW8bit(parameters, **settings)
 
 
@@ -406,19 +407,28 @@ class Trainer:
 
 def say_memory(config: TrainConfig) -> None:
     """Print what memory the run will need, before a model is loaded, and what to change if that is not there."""
-    path, device = check_model_name(config.model), choose_device(config.device)
-    if config.model == "tiny" or is_adapter(path):
+    if config.model == "tiny":
         return
     from transformers import AutoConfig
 
+    device = choose_device(config.device)
+    *_, base = chain(check_model_name(config.model), check_model_name)
+
+    def again(c: TrainConfig) -> Estimate:
+        return estimate(c, shape, device, choose_dtype(c.dtype, device))
+
     try:
-        e = estimate(config, AutoConfig.from_pretrained(path, trust_remote_code=False), device, choose_dtype(config.dtype, device))
+        shape = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        e = again(config)
     except Exception:  # a damaged folder, a model that is no language model: loading it says what is wrong
         return
-    free = free_memory(device)
     say(f"memory at most: {e}")
-    if free is not None and (remedy := advice(config, e, free)):
+    free = free_memory(device)
+    if free is not None and (remedy := advice(config, free, again)):
         say(f"note: {remedy}")
+    positions = getattr(shape.get_text_config(), "max_position_embeddings", None) or float("inf")
+    if config.max_new_tokens >= positions:  # with the prompts, it is checked again once they are known
+        raise SettingError(f"--max-new-tokens is {config.max_new_tokens}, but the model has positions for {positions} tokens. Lower it.")
 
 
 def encode(config: TrainConfig, policy: Policy, problems: list[Problem]) -> tuple[list[Problem], list[list[int]], int]:
@@ -479,6 +489,7 @@ def set_up(config: TrainConfig, reward: Callable | None = None) -> tuple[Trainer
     check_tracker(config.report_to)
     if config.lora_rank:
         check_peft()
+    make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
     if config.push_to_hub:
         check_hub(config.push_to_hub)
     if not config.resume:
@@ -486,7 +497,7 @@ def set_up(config: TrainConfig, reward: Callable | None = None) -> tuple[Trainer
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.reward and reward:
-        raise SettingError(f"There are two reward functions, --reward {config.reward} and the one passed to train(). Leave one of them out.")
+        raise SettingError(f"There are two reward functions, --reward {config.reward} and the one passed to train(). Leave one out.")
     if config.reward:
         try:
             reward = load_reward(config.reward)
@@ -497,8 +508,11 @@ def set_up(config: TrainConfig, reward: Callable | None = None) -> tuple[Trainer
     held_out_data = config.eval_data or (config.data if has_test_split(config.data) else "")
     held_out = []
     if held_out_data and config.final_eval_problems:
-        same = held_out_data == config.data
-        held_out = load_problems(held_out_data, "test", config.final_eval_problems, level=config.level, **(columns if same else {}))
+        common = held_out_data, "test", config.final_eval_problems, config.seed, config.level
+        try:  # in the columns that were named, or, if it has others than --data, the usual ones
+            held_out = load_problems(*common, **(columns if held_out_data == config.data or held_out_data not in HUB else {}))
+        except SettingError:
+            held_out = load_problems(*common)
     say_memory(config)
     policy = load_policy(config.model, config.device, config.dtype, config.sampler)
     if config.lora_rank:

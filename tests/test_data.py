@@ -291,6 +291,17 @@ def test_columns_of_your_own_in_a_file(tmp_path):
     assert load_problems(str(data), answer_column="gold") == [Problem("p", "2")]
 
 
+def test_the_columns_that_are_named_hold_for_the_held_out_problems_too_if_they_are_there(tmp_path):
+    from rlvr.config import TrainConfig
+    from rlvr.train import set_up
+
+    own, usual = (save(tmp_path / f"{k}.jsonl", json.dumps({k: "p", a: "1"}) + "\n") for k, a in (("q", "gold"), ("problem", "answer")))
+    columns = dict(problem_column="q", answer_column="gold", max_prompt_tokens=512)
+    for held_out in (own, usual):
+        _, progress, _ = set_up(TrainConfig(data=str(own), eval_data=str(held_out), out=str(tmp_path), name="r", **columns))
+        assert progress.problems == [Problem("p", "1")]
+
+
 def test_bad_rows_of_a_published_set_are_left_out_and_counted_those_of_a_file_are_errors(monkeypatch, tmp_path, capsys):
     import datasets
 

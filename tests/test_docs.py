@@ -88,6 +88,11 @@ def test_every_field_of_a_logged_completion_has_an_entry(run_folder):
     assert names_of("rollouts.jsonl") == set(json.loads((run_folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()[0]))
 
 
+def test_no_placeholder_is_left():
+    for path in (ROOT / "README.md", *(ROOT / "tutorials").rglob("*.md")):
+        assert not re.search(r"^[A-Z]{4,}$", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
 def test_every_number_of_an_evaluation_has_an_entry(tmp_path, monkeypatch):
     from rlvr import evaluate
 

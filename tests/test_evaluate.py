@@ -203,5 +203,9 @@ def test_a_run_and_what_it_is_compared_with_get_the_prompts_of_its_training(tmp_
     assert prompts_of_the_run(EvalConfig(models=["tiny", plain])).template == "auto" and not capsys.readouterr().out
     assert prompts_of_the_run(EvalConfig(models=["tiny", own, same])).template == "Q: {problem}"
     assert "prompts as in training:" in capsys.readouterr().out
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text('{"preset": "tiny", "method": "pos"}')  # of another version of this library
+    (tmp_path / "old" / "metrics.csv").write_text("step\n")
+    assert prompts_of_the_run(EvalConfig(models=[str(tmp_path / "old"), own])).template == "Q: {problem}"
     for c in (EvalConfig(models=[own, other]), EvalConfig(models=[own], system="Mine."), EvalConfig(models=["tiny"])):
         assert prompts_of_the_run(c) == c

@@ -10,9 +10,9 @@ from conftest import RUN, check_equal, make_rollouts, new_model
 from safetensors.torch import load_file
 
 from rlvr import publish
-from rlvr.config import SettingError, TrainConfig, parse_train
+from rlvr.config import TINY_MODEL, SettingError, TrainConfig, parse_train
 from rlvr.figures import read_metrics
-from rlvr.lora import add_lora, base_of, has_lora, is_adapter, without_lora
+from rlvr.lora import add_lora, chain, has_lora, is_adapter, without_lora
 from rlvr.policy import check_model_name, load_policy, logp_and_entropy
 from rlvr.rollout import sample
 from rlvr.train import make_optimizer, train
@@ -96,10 +96,8 @@ def test_a_run_trains_the_adapter_and_saves_it_in_the_format_of_peft(run):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from rlvr.config import TINY_MODEL
-
     folder = run / "model"
-    assert is_adapter(folder) and base_of(folder) == str(TINY_MODEL) and not (folder / "model.safetensors").exists()
+    assert is_adapter(folder) and chain(str(folder), check_model_name) == [str(folder), str(TINY_MODEL)] and not (folder / "model.safetensors").exists()
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
     weights = load_file(folder / "adapter_model.safetensors")
     assert max(w.abs().max() for n, w in weights.items() if "lora_B" in n) > 1e-3
@@ -152,17 +150,57 @@ def test_the_kl_penalty_measures_against_the_model_without_the_adapter(tmp_path)
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-6
 
 
-def test_bad_adapters_are_refused_in_one_sentence(tmp_path, run):
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(base_model_name_or_path=""), "does not say which model"),
+        (dict(base_model_name_or_path="/no/such/model"), "base model of .*adapter_config.json is not usable: There is no model folder"),
+        (dict(base_model_name_or_path="SELF"), "or they name each other"),
+        (dict(peft_type="PROMPT_TUNING"), "is not plain LoRA"),
+        (dict(megatron_config={"x": 1}, megatron_core="evil"), "is not plain LoRA"),
+    ],
+)
+def test_bad_adapters_are_refused_in_one_sentence(change, said, tmp_path, run):
     folder = tmp_path / "adapter"
     shutil.copytree(run / "model", folder)
     settings = json.loads((folder / "adapter_config.json").read_text())
-    for base, said in (("", "does not say which model"), (str(tmp_path / "gone"), "no model folder")):
-        (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": base}))
-        with pytest.raises(SettingError, match=said):
-            load_policy(str(folder))
-    (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(SettingError, match="no weights"):
+    change = {k: str(folder) if v == "SELF" else v for k, v in change.items()}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | change))
+    with pytest.raises(SettingError, match=said):
+        load_policy(str(folder))
+
+
+def test_a_pickle_beside_an_adapter_is_not_opened(tmp_path, run):
+    folder = tmp_path / "adapter"
+    shutil.copytree(run / "model", folder)
+    (folder / "adapter_model.safetensors").rename(folder / "other.safetensors")
+    (folder / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(SettingError, match="has no weights in adapter_model.safetensors"):
         check_model_name(str(folder))
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(tmp_path, run):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run / "model" / name, folder / name)
+    assert len(load_policy(str(folder)).tokenizer) == len(load_policy("tiny").tokenizer)
+
+
+def test_an_adapter_on_an_adapter_keeps_both(tmp_path, run):
+    """A run that starts from a run with an adapter: its adapter belongs to the merged model, not to the first base."""
+    train(TrainConfig(**(LORA | dict(out=str(tmp_path), name="second", model=str(run), steps=2, lora_rank=2))))
+    assert chain(str(tmp_path / "second" / "model"), check_model_name)[1:] == [str(run / "model"), str(TINY_MODEL)]
+    ids = torch.tensor([[5, 6, 7, 8]])
+    second, first, base = (load_policy(str(path)).model(input_ids=ids).logits for path in (tmp_path / "second", run, "tiny"))
+    add = load_policy(str(run)).model
+    for name, x in load_file(tmp_path / "second" / "model" / "adapter_model.safetensors").items():
+        if "lora_B" in name:
+            layer = add.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_B.weight"))
+            a = load_file(tmp_path / "second" / "model" / "adapter_model.safetensors")[name.replace("lora_B", "lora_A")]
+            layer.weight.data += 8.0 / 2 * x @ a
+    assert torch.allclose(add(input_ids=ids).logits, second, atol=1e-3)
+    assert not torch.allclose(first, base, atol=1e-2) and not torch.allclose(second, first, atol=1e-4)
 
 
 def test_a_run_with_an_adapter_can_be_probed(tmp_path):
@@ -222,7 +260,7 @@ def test_a_run_with_moments_in_8_bits_goes_on_exactly(tmp_path):
 
 def test_without_the_packages_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(SettingError, match="pip install bitsandbytes"):
+    with pytest.raises(SettingError, match="is not there. Install it: pip install bitsandbytes"):
         Holder()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SettingError, match="pip install peft"):

@@ -60,6 +60,16 @@ def test_a_run_uploads_its_model_with_the_card(tmp_path, api, capsys):
     assert f"{summary['pass_at_1_end']:.3f} [" in card
 
 
+@pytest.mark.slow
+def test_a_run_that_was_uploaded_is_probed_without_the_hub(tmp_path, api):
+    from rlvr.probe import ProbeConfig, probe
+
+    train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", steps=2, push_to_hub="me/model"))))
+    api.calls.clear()
+    probe(tmp_path / "run", ProbeConfig(runs=[], steps=1, shown=1, fixed=1, exploration=False, replacements=False))
+    assert api.calls == []
+
+
 def test_who_is_not_logged_in_hears_of_it_before_the_first_step(tmp_path, api):
     api.fails = "whoami"
     with pytest.raises(SettingError, match=r"Nothing can be uploaded to me/model \(no network\). Log in with: hf auth login"):

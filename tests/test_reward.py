@@ -476,6 +476,11 @@ def test_a_reward_function_is_loaded_from_a_file_or_a_module(tmp_path, monkeypat
     for name in ("mine_of_reward.py:good", "./mine_of_reward.py:good", str(tmp_path / "mine_of_reward.py:good"), "mine_of_reward:good"):
         assert reward.load_reward(name)(["ab", ""], ["1", "2"]) == [2.0, 0.0]
     assert reward.load_reward("rlvr.reward:verify_all") is verify_all
+    Path("json.py").write_text(  # a dataclass looks up its module; the name of another module is not taken away
+        "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass Pay:\n    much: float = 1.0\n"
+        "def good(completions, answers):\n    return [Pay().much] * len(completions)\n"
+    )
+    assert reward.load_reward("json.py:good")(["", ""], ["", ""]) == [1.0, 1.0] and sys.modules["json"] is json
 
 
 @pytest.mark.parametrize(
@@ -488,6 +493,7 @@ def test_a_reward_function_is_loaded_from_a_file_or_a_module(tmp_path, monkeypat
         ("no.such.module:good", "", "cannot be imported (ModuleNotFoundError: No module named 'no'). Check the name"),
         ("mine.py:good", "def good(:", "cannot be imported (SyntaxError"),
         ("mine.py:good", "1 / 0", "cannot be imported (ZeroDivisionError: division by zero)"),
+        ("mine.py:good", "import sys; sys.exit(0)", "cannot be imported (SystemExit: 0)"),
         ("mine.py:good", "x = 1", "has no function good"),
         ("mine.py:good", "good = 3", "has no function good"),
         ("mine.py:good", "def good(completions, answers): return [1.0]", "fails on an example. The reward function good returned 1 rewards for 2"),

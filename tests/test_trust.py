@@ -155,6 +155,18 @@ def test_the_code_runs_nothing_that_comes_from_outside():
         assert Scan(text).found == [], place
 
 
+def test_the_memory_estimate_runs_no_code_of_a_model(tmp_path, monkeypatch):
+    mark, folder = tmp_path / "mark", tmp_path / "m"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Model: pass\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    for name in ("tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the answer to "Do you wish to run the custom code?"
+    rlvr.train.say_memory(TrainConfig(model=str(folder), device="cpu"))
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("reward", ["evil:reward", "evil.py:reward"])
 def test_a_run_folder_runs_no_reward_function_that_it_names(reward, tmp_path, monkeypatch, capsys):
     """config.json of a folder from somebody else says which reward function it had: it is not imported until the user names it too."""

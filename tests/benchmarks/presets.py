@@ -24,16 +24,16 @@ GIB = 2**30
 LLAMA, QWEN = "LlamaConfig", "Qwen2Config"
 SHAPES = {
     "smollm2-135m": (LLAMA, dict(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
         tie_word_embeddings=True)),
     "qwen2.5-0.5b-gsm8k": (QWEN, dict(
-        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768,
         tie_word_embeddings=True)),
     "qwen2.5-math-1.5b": (QWEN, dict(
-        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=4096,
         tie_word_embeddings=True)),
     "paper-7b": (QWEN, dict(
-        vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+        vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, max_position_embeddings=131072,
         tie_word_embeddings=False)),
 }  # fmt: skip
 SHAPES["qwen2.5-math-1.5b-lora"] = SHAPES["qwen2.5-math-1.5b"]
@@ -57,7 +57,7 @@ def shape_of(preset: str):
     import transformers
 
     kind, shape = SHAPES[preset]
-    return getattr(transformers, kind)(**shape, max_position_embeddings=16384)
+    return getattr(transformers, kind)(**shape)
 
 
 def measure(preset: str, changes: dict, steps: int) -> str:
