@@ -96,7 +96,7 @@ def test_verdict_table(children):
 
 
 def test_verdict_table_in_a_thread(children):
-    rows = [row for row in TABLE if row["category"] != "heavy"]
+    rows = [row for row in TABLE if row["category"] != "heavy"][::4]
     wrong = in_thread(mismatches, rows)
     assert len(wrong) <= 1, "\n".join(map(str, wrong))
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from functools import lru_cache
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from rlvr.train import Trainer, train
 
 SMALL = dict(
     prompts_per_step=8, completions_per_prompt=4, mini_batch_prompts=4, steps=3, sampling_rounds=1, warmup_steps=0, final_eval_problems=0,
-    max_new_tokens=80,
+    max_new_tokens=60,
 )  # fmt: skip
 FILE = dict(data=STORIES)  # for whole runs: the 8192 built-in problems take seconds to make and encode
 
@@ -35,6 +36,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten().clone() for p in trainer.policy.model.parameters()])
 
 
+@lru_cache(maxsize=None)  # several tests ask for the same baseline
 def after(steps: int = 2, **settings) -> torch.Tensor:
     trainer = make_trainer(**settings)
     for _ in range(steps):
@@ -47,7 +49,7 @@ def after(steps: int = 2, **settings) -> torch.Tensor:
 
 
 def test_one_seed_one_result():
-    assert torch.equal(after(), after())
+    assert torch.equal(after(), after.__wrapped__())  # made anew
     assert not torch.equal(after(), after(seed=1))
 
 
@@ -408,7 +410,7 @@ def test_an_entropy_bonus_raises_the_entropy_at_the_sampled_positions():
 
 
 def test_bfloat16_with_master_weights_trains():
-    config = TrainConfig(**SMALL, dtype="bfloat16")
+    config = TrainConfig(**SMALL, dtype="bfloat16", filter_groups=False)  # so that there is a second update, to score for
     policy = load_policy("tiny", dtype="bfloat16")
     problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
     trainer = Trainer(config, policy, problems, prompts)
