@@ -294,7 +294,7 @@ PRESETS = {
     "tiny": {},
     "hf": _REAL,
     "smollm2-135m": _REAL | dict(
-        model="HuggingFaceTB/SmolLM2-135M-Instruct", data="svamp", template=WORKED_EXAMPLE, temperature=0.7, lr=2e-5, steps=100,
+        model="HuggingFaceTB/SmolLM2-135M-Instruct", data="svamp", template=WORKED_EXAMPLE, temperature=0.7, lr=2e-5, steps=60,
         warmup_steps=5, prompts_per_step=16, mini_batch_prompts=8, sampling_rounds=1, max_new_tokens=32, max_prompt_tokens=192,
         overlong_buffer=8, micro_batch_tokens=2048, sampling_rows=128, eval_every=20, eval_completions=4, save_every=5, dtype="float32",
     ),
@@ -312,7 +312,7 @@ PRESETS = {
     ),
 }  # fmt: skip
 PRESET_MEMORY = {  # GiB, from rlvr.estimate (a test compares): no torch here
-    "smollm2-135m": 7, "qwen2.5-0.5b-gsm8k": 12, "qwen2.5-math-1.5b": 55, "qwen2.5-math-1.5b-lora": 17, "paper-7b": 218,
+    "smollm2-135m": 8, "qwen2.5-0.5b-gsm8k": 12, "qwen2.5-math-1.5b": 55, "qwen2.5-math-1.5b-lora": 17, "paper-7b": 218,
 }  # fmt: skip
 PRESET_HELP = {
     "tiny": "the built-in model on its stories; any CPU",

@@ -64,7 +64,7 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
     head_dim = getattr(config, "head_dim", None) or hidden // heads
     query, key = heads * head_dim, (getattr(config, "num_key_value_heads", None) or heads) * head_dim
 
-    base = (0.6 if device == "cuda" else 0.5) * GIB  # CUDA's own memory, or Python with its libraries
+    base = (0.6 if device == "cuda" else 0.8) * GIB  # CUDA's own memory, or Python with its libraries and what it writes
     weights = size * (parameters + (trained if c.lora_rank else 0)) + base
     if c.kl_coef and not c.lora_rank:
         weights += size * parameters

@@ -150,7 +150,7 @@ def test_a_run_says_what_it_needs_before_it_loads_a_model(free, said, model_fold
     monkeypatch.setattr(train, "free_memory", lambda device: free)
     train.say_memory(TrainConfig(model=str(model_folder), device="cpu"))
     printed = capsys.readouterr().out
-    assert printed.startswith("memory at most: ") and "GiB (weights 0.5, optimiser 0.0" in printed
+    assert printed.startswith("memory at most: ") and "GiB (weights 0.8, optimiser 0.0" in printed
     assert ("note: That does not fit into the 0.5 GiB that are free here. Choose a smaller model." in printed) == said
     train.say_memory(TrainConfig())  # the built-in model fits everywhere
     assert not capsys.readouterr().out
