@@ -461,6 +461,9 @@ def _check_resumed(c: TrainConfig) -> None:
     if saved.reward and not c.reward:  # a run folder may come from somebody else: no code is run because a file says so
         raise SettingError(f"{c.resume} was trained with a reward function of yours. Name it again: add --reward {saved.reward}")
     changed = [f.name for f in dataclasses.fields(c) if getattr(c, f.name) != getattr(saved, f.name)]
+    if c.reward != saved.reward:
+        own = f"Give the run's own, --reward {saved.reward}" if saved.reward else "Leave it out"
+        raise SettingError(f"--reward cannot change in a run that is resumed. {own}, or start a new run with --model {c.resume}.")
     if fixed := [f"--{name.replace('_', '-')}" for name in changed if name not in MAY_CHANGE]:
         raise SettingError(
             f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "

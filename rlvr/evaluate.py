@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from rlvr.config import EvalConfig, SettingError, check_can_write, check_size, read_config
-from rlvr.data import HUB, Problem, encode_prompts, load_problems
+from rlvr.data import Problem, encode_prompts, load_held_out
 from rlvr.files import first_free, table, write_atomically
 from rlvr.memory import Budget
 from rlvr.policy import Policy, check_length, check_model_name, choose_device, load_policy, positions
@@ -127,8 +127,7 @@ def compare(config: EvalConfig) -> dict:
     problems = {}
     for data in sets:
         most = c.problems or (400 if data == "tiny" else 0)
-        columns = {} if data in ("tiny", *HUB) else dict(problem_column=c.problem_column, answer_column=c.answer_column)
-        problems[data] = load_problems(data, "test", limit=most, level=c.level, **columns)
+        problems[data] = load_held_out(data, most, level=c.level, problem_column=c.problem_column, answer_column=c.answer_column)
         check_size(len(problems[data]) * c.completions, c.max_new_tokens or _usual_length(data), "--problems and --completions")
 
     def prepare(name: str) -> tuple[Policy, dict[str, tuple]]:
@@ -183,9 +182,9 @@ def compare(config: EvalConfig) -> dict:
 
 
 def prompts_of_the_run(c: EvalConfig) -> EvalConfig:
-    """The settings, with the prompts that a run among the models was trained with, unless the command line says how prompts look.
+    """The settings, with prompts and length as a run among the models was trained with, unless the command line says how prompts look.
 
-    All models get the same prompts. Of several runs that differ, none decides.
+    All models get the same. Of several runs that differ, none decides, and a line says so.
     """
     names = ("instruction", "system", "template")
     if any(getattr(c, name) != getattr(EvalConfig(models=[]), name) for name in names):
@@ -196,10 +195,14 @@ def prompts_of_the_run(c: EvalConfig) -> EvalConfig:
             with contextlib.suppress(SettingError):  # a run of another version: its model will do
                 runs.append(read_config(Path(name)))
     found = {tuple(getattr(run, name) for name in names) for run in runs}
+    if len(found) > 1:
+        print("note: these runs were trained with different prompts; all are measured with the usual ones. --template says which to take")
     if len(found) != 1 or (prompts := dict(zip(names, found.pop()))) == {name: getattr(c, name) for name in names}:
         return c
-    print(f"prompts as in training: {', '.join(f'--{name} {value!r}' for name, value in prompts.items())}")
-    return dataclasses.replace(c, **prompts)
+    longest = c.max_new_tokens or max(run.max_new_tokens for run in runs)
+    shown = ", ".join(f"--{name} {value!r}" for name, value in prompts.items())
+    print(f"as in training: {shown}, --max-new-tokens {longest}")
+    return dataclasses.replace(c, **prompts, max_new_tokens=longest)
 
 
 def _usual_length(data: str) -> int:

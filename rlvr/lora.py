@@ -7,6 +7,7 @@ model, of whose weights only some are trained.
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,4 +126,5 @@ def merged(model, folder: str | Path):
     check_peft()
     from peft import PeftModel
 
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)  # peft asks transformers for it
     return PeftModel.from_pretrained(model, str(folder), use_safetensors=True).merge_and_unload()

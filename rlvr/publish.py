@@ -7,8 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlvr.config import SettingError, TrainConfig, parse_command, read_config, run_program
+from rlvr.config import PRESETS, SettingError, TrainConfig, parse_command, read_config, run_program
 
+OF_THE_MACHINE = set(
+    "preset resume name out push_to_hub report_to device threads keep keep_every save_every show_every log_completions sampling_rows "
+    "micro_batch_tokens cuda_graphs".split()
+)  # settings that say nothing about the model
 PAPER = "https://arxiv.org/abs/2508.02260"
 
 
@@ -34,22 +38,23 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
 
     metrics: {"start": evaluation, "end": evaluation}, each {"problems": n, "metrics": {name: (mean, low, high)}} or None.
     """
-    c = config
-    base = "the built-in model of this library" if c.model == "tiny" else c.model
+    c, local = config, Path(config.model).exists()
+    base = "the built-in model of this library" if c.model == "tiny" else Path(c.model).name if local else c.model
     lines = ["---", f"library_name: {'peft' if c.lora_rank and not c.lora_merge else 'transformers'}", "pipeline_tag: text-generation"]
-    if c.model.count("/") == 1 and not Path(c.model).exists():  # a Hub id, as far as one can tell from here
+    if c.model.count("/") == 1 and not local:  # a Hub id, as far as one can tell from here
         lines.append(f"base_model: {json.dumps(c.model)}")
     lines += [
         "tags: [rlvr, grpo, reinforcement-learning]",
         "---",
         "",
-        f"# {Path(base).name if c.model != 'tiny' else 'tiny'}, {c.method}",
+        f"# {Path(c.model).name}, {c.method}{', LoRA' if c.lora_rank else ''}",
         "",
     ]
+    data, held_out = (Path(d).name if Path(d).suffix else d for d in (c.data, c.eval_data or c.data))  # a file's name, not its place
     trained = f"a LoRA adapter of rank {c.lora_rank}" if c.lora_rank else "all weights"
     lines += [
-        f"Trained from {base} on {c.data} by reinforcement learning with verifiable rewards: method `{c.method}`, {summary['steps']} steps "
-        f"of {c.prompts_per_step} prompts x {c.completions_per_prompt} completions, {trained}. Shaping methods: "
+        f"Trained from {base} on {data} by reinforcement learning with verifiable rewards: method `{c.method}`, "
+        f"{_steps(summary['steps'])} of {c.prompts_per_step} prompts x {c.completions_per_prompt} completions, {trained}. Shaping methods: "
         f"[Deng et al. 2025]({PAPER}).",
         "",
     ]
@@ -57,7 +62,7 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
     if measured:
         names = [n for n in measured[0][1]["metrics"] if not n.startswith("acc@")]
         lines += [
-            f"Held-out problems ({c.eval_data or c.data}), sampled at temperature {c.temperature}, with 95 % intervals over problems:",
+            f"Held-out problems ({held_out}), sampled at temperature {c.temperature}, with 95 % intervals over problems:",
             "",
             "| | problems | " + " | ".join(names) + " |",
             "|---|---|" + "---|" * len(names),
@@ -66,14 +71,19 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
             cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*result["metrics"][n]) for n in names]
             lines.append(f"| {when} | {result['problems']} | " + " | ".join(cells) + " |")
         lines.append("")
-    default = TrainConfig()
-    lines += ["Settings that differ from the defaults of `train.py`:", "", "| setting | value |", "|---|---|"]
+    default = TrainConfig(**PRESETS.get(c.preset, {}))
+    lines += [f"Settings that differ from those of the preset `{c.preset}`:", "", "| setting | value |", "|---|---|"]
     for name, value in vars(c).items():
-        if value != getattr(default, name) and name not in ("resume", "name", "out", "push_to_hub", "report_to"):
+        if value != getattr(default, name) and name not in OF_THE_MACHINE:
+            value = Path(value).name if isinstance(value, str) and value.startswith(("/", "~", ".")) else value  # no path of this machine
             shown = json.dumps(value) if isinstance(value, str) else value
             lines.append(f"| `--{name.replace('_', '-')}` | {str(shown).replace('|', chr(92) + '|')} |")
     lines += ["", f"Reward: {f'`{c.reward}`' if c.reward else 'is the boxed answer equal to the gold answer?'}", ""]
     return "\n".join(lines)
+
+
+def _steps(n: int) -> str:
+    return f"{n} step{'' if n == 1 else 's'}"
 
 
 def check_hub(hub_id: str) -> None:
@@ -83,8 +93,9 @@ def check_hub(hub_id: str) -> None:
     try:
         HfApi().whoami()
     except Exception as error:  # no token, a token that is no longer valid, no network
-        reason = " ".join(str(error).split())[:100].rstrip(".")
-        raise SettingError(f"Nothing can be uploaded to {hub_id} ({reason}). Log in with: hf auth login") from None
+        reason = " ".join(str(error).split())
+        reason = "you are not logged in to the Hub" if "token" in reason.lower() else reason[:100].rstrip(".")
+        raise SettingError(f"Nothing can be uploaded to {hub_id}: {reason}. Log in with: hf auth login") from None
 
 
 def push(folder: Path, hub_id: str) -> str:

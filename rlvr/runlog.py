@@ -184,6 +184,8 @@ class RunLog:
             raise SettingError(f"The run folder {self.folder} cannot be written ({error}). Make room, or check its permissions.") from None
         self._say_what_runs(trainer)
         self.tracker = Tracker(c, self.folder, trainer.steps_done)
+        if c.report_to == "tensorboard":
+            say(f"to watch it: tensorboard --logdir {self.folder / 'tensorboard'}")
 
     def _open_files(self, last_step: int) -> None:
         """metrics.csv and rollouts.jsonl, without what they hold of later steps than `last_step`."""
@@ -208,12 +210,16 @@ class RunLog:
     def _say_what_runs(self, trainer) -> None:
         c = self.config
         parameters = sum(p.numel() for p in self.policy.model.parameters())
+        trained = sum(p.numel() for p in trainer.weights.parameters)
+        adapter = f", of which {trained / 1e6:.2f} M are trained (LoRA, rank {c.lora_rank})" if c.lora_rank else ""
+        reward = f"; reward {trainer.reward_name}" if trainer.reward_name != "verify_all" else ""
         left_out = f" ({self.too_long} left out, prompt over {c.max_prompt_tokens} tokens)" if self.too_long else ""
         measured = f"{self.held_out} held-out problems" if self.held_out else "no held-out problems (name some with --eval-data)"
         say(
-            f"{c.method} on {c.model}: {parameters / 1e6:.2f} M parameters, {self.policy.model.dtype}, {self.policy.model.device}; "
+            f"{c.method} on {c.model}: {parameters / 1e6:.2f} M parameters{adapter}, {self.policy.model.dtype}, "
+            f"{self.policy.model.device}; "
             f"{self.problems} problems{left_out}, {measured}; {c.steps} steps of {c.prompts_per_step} prompts x "
-            f"{c.completions_per_prompt} completions\n"
+            f"{c.completions_per_prompt} completions{reward}\n"
             f"run folder: {self.folder}"
         )
         if self.saved:

@@ -17,7 +17,7 @@ from rlvr.advantage import grpo_advantages, keep_sign, method_parts, shape
 from rlvr.attention import is_ours
 from rlvr.checkpoint import fingerprint, random_states, restore_random_states
 from rlvr.config import SettingError, TrainConfig, check_train, resume_command, run_folder
-from rlvr.data import HUB, Problem, encode_prompts, has_test_split, load_problems
+from rlvr.data import Problem, encode_prompts, has_test_split, load_held_out, load_problems, prompt_ids
 from rlvr.entropy import plateau_step
 from rlvr.estimate import Estimate, advice, estimate, free_memory
 from rlvr.evaluate import Evaluation, evaluate
@@ -434,6 +434,9 @@ def say_memory(config: TrainConfig) -> None:
 def encode(config: TrainConfig, policy: Policy, problems: list[Problem]) -> tuple[list[Problem], list[list[int]], int]:
     """Problems that fit, as prompts: see encode_prompts."""
     c = config
+    first = policy.tokenizer, problems[0].problem, c.instruction
+    if c.system and prompt_ids(*first, c.system, c.template) == prompt_ids(*first, "", c.template):
+        say("note: the model's template leaves --system out, so it changes nothing")
     return encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens, c.system, c.template)
 
 
@@ -508,11 +511,10 @@ def set_up(config: TrainConfig, reward: Callable | None = None) -> tuple[Trainer
     held_out_data = config.eval_data or (config.data if has_test_split(config.data) else "")
     held_out = []
     if held_out_data and config.final_eval_problems:
-        common = held_out_data, "test", config.final_eval_problems, config.seed, config.level
-        try:  # in the columns that were named, or, if it has others than --data, the usual ones
-            held_out = load_problems(*common, **(columns if held_out_data == config.data or held_out_data not in HUB else {}))
-        except SettingError:
-            held_out = load_problems(*common)
+        held_out = load_held_out(held_out_data, config.final_eval_problems, level=config.level, **columns)
+        known = {p.problem for p in problems}
+        if both := sum(p.problem in known for p in held_out):
+            say(f"note: {both} of {len(held_out)} held-out problems are among those of --data too: what they show is not held out")
     say_memory(config)
     policy = load_policy(config.model, config.device, config.dtype, config.sampler)
     if config.lora_rank:

@@ -291,7 +291,7 @@ def test_columns_of_your_own_in_a_file(tmp_path):
     assert load_problems(str(data), answer_column="gold") == [Problem("p", "2")]
 
 
-def test_the_columns_that_are_named_hold_for_the_held_out_problems_too_if_they_are_there(tmp_path):
+def test_the_columns_that_are_named_hold_for_the_held_out_problems_too_if_they_are_there(tmp_path, capsys):
     from rlvr.config import TrainConfig
     from rlvr.train import set_up
 
@@ -300,6 +300,17 @@ def test_the_columns_that_are_named_hold_for_the_held_out_problems_too_if_they_a
     for held_out in (own, usual):
         _, progress, _ = set_up(TrainConfig(data=str(own), eval_data=str(held_out), out=str(tmp_path), name="r", **columns))
         assert progress.problems == [Problem("p", "1")]
+        assert "note: 1 of 1 held-out problems are among those of --data too" in capsys.readouterr().out
+
+
+def test_a_system_message_that_the_template_leaves_out_is_said_to_change_nothing(tmp_path, capsys):
+    from rlvr.config import TrainConfig
+    from rlvr.train import set_up
+
+    data = save(tmp_path / "d.jsonl", '{"problem": "p", "answer": "1"}\n')
+    for system, template, said in (("Think.", "auto", True), ("", "auto", False), ("Think.", "plain", False)):
+        set_up(TrainConfig(data=str(data), system=system, template=template, max_prompt_tokens=512, out=str(tmp_path), name="r"))
+        assert ("leaves --system out, so it changes nothing" in capsys.readouterr().out) == said
 
 
 def test_bad_rows_of_a_published_set_are_left_out_and_counted_those_of_a_file_are_errors(monkeypatch, tmp_path, capsys):

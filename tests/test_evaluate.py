@@ -202,10 +202,14 @@ def test_a_run_and_what_it_is_compared_with_get_the_prompts_of_its_training(tmp_
     plain, own, same, other = run("a"), run("b", template="Q: {problem}"), run("c", template="Q: {problem}"), run("d", system="Think.")
     assert prompts_of_the_run(EvalConfig(models=["tiny", plain])).template == "auto" and not capsys.readouterr().out
     assert prompts_of_the_run(EvalConfig(models=["tiny", own, same])).template == "Q: {problem}"
-    assert "prompts as in training:" in capsys.readouterr().out
+    assert "as in training: " in (said := capsys.readouterr().out) and "--max-new-tokens 120" in said
+    assert prompts_of_the_run(EvalConfig(models=[own])).max_new_tokens == 120  # a longer one would be another task
+    assert prompts_of_the_run(EvalConfig(models=[own], max_new_tokens=7)).max_new_tokens == 7
+    capsys.readouterr()
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text('{"preset": "tiny", "method": "pos"}')  # of another version of this library
     (tmp_path / "old" / "metrics.csv").write_text("step\n")
     assert prompts_of_the_run(EvalConfig(models=[str(tmp_path / "old"), own])).template == "Q: {problem}"
     for c in (EvalConfig(models=[own, other]), EvalConfig(models=[own], system="Mine."), EvalConfig(models=["tiny"])):
         assert prompts_of_the_run(c) == c
+    assert capsys.readouterr().out.count("note: these runs were trained with different prompts") == 1

@@ -130,13 +130,14 @@ def test_killed_at_random_moments_the_run_ends_as_if_it_had_not_been(server, tmp
     assert phases["sampling"] and phases["update"]
 
 
-def test_killed_before_each_file_operation_of_a_step(server, tmp_path):
+@pytest.mark.parametrize("part", [0, 1])  # two halves, for two workers
+def test_killed_before_each_file_operation_of_a_step(part, server, tmp_path):
     """Checkpoint writing, renaming, deleting the old one, CSV writing, the final model: a kill at each of them in turn loses nothing."""
     more = dict(steps=2, final_eval_problems=0, eval_data="", keep=1, prompts_per_step=2, mini_batch_prompts=1, max_new_tokens=30)
     whole = tmp_path / "whole"
     assert life(server, whole, settings_for(whole, **more))[0] == 0
     phases = Counter()
-    for kill_at in range(1, 200):
+    for kill_at in range(1 + part, 300, 2):
         folder = tmp_path / "run"
         shutil.rmtree(folder, ignore_errors=True)
         settings = settings_for(folder, **more)
@@ -150,8 +151,8 @@ def test_killed_before_each_file_operation_of_a_step(server, tmp_path):
         code, _ = life(server, folder, settings)
         assert code == 0, f"could not be resumed after kill {kill_at}"
         check_equal(folder, whole)
-    print(f"{kill_at - 1} kills: {dict(phases)}")
-    assert phases["checkpoint"] >= 10 and phases["finish"] >= 5
+    print(f"{sum(phases.values())} kills: {dict(phases)}")
+    assert phases["checkpoint"] >= 5 and phases["finish"] >= 3
 
 
 def test_killed_in_the_middle_of_a_row(server, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from conftest import RUN
 
 from rlvr import publish
-from rlvr.config import SettingError, TrainConfig
+from rlvr.config import PRESETS, SettingError, TrainConfig
 from rlvr.train import train
 
 RESULT = {"problems": 7, "metrics": {"acc@2": (0.25, 0.1, 0.4), "pass@1": (0.25, 0.1, 0.4), "pass@2": (0.5, 0.3, 0.7)}}
@@ -20,6 +20,11 @@ def test_the_card_says_what_was_trained_how_and_with_what_result():
     assert "method `ppl`, 7 steps of 32 prompts x 8 completions, a LoRA adapter of rank 8" in body
     assert "| start | 7 | 0.250 [0.100, 0.400] | 0.500 [0.300, 0.700] |" in body and "| end |" not in body
     assert "| `--lr` | 1e-06 |" in body and r'| `--system` | "a \| b" |' in body and "--seed" not in body
+    local = publish.model_card(TrainConfig(model="/home/me/m", data="/home/me/d.jsonl"), {"steps": 1}, {})
+    assert "/home" not in local and "on d.jsonl by" in local and "1 step of" in local and local.count("\n# m, pos\n") == 1
+    preset = TrainConfig(**{"preset": "hf", "model": "a/b", "lr": 3e-6, "threads": 2} | {k: v for k, v in PRESETS["hf"].items() if k != "lr"})
+    rows = [line for line in publish.model_card(preset, {"steps": 2}, {}).splitlines() if line.startswith("| `--")]
+    assert rows == ['| `--model` | "a/b" |', "| `--lr` | 3e-06 |"]  # what differs from the preset; nothing about the machine
     assert "library_name: transformers" in publish.model_card(TrainConfig(), {"steps": 1}, {})
 
 
@@ -72,7 +77,7 @@ def test_a_run_that_was_uploaded_is_probed_without_the_hub(tmp_path, api):
 
 def test_who_is_not_logged_in_hears_of_it_before_the_first_step(tmp_path, api):
     api.fails = "whoami"
-    with pytest.raises(SettingError, match=r"Nothing can be uploaded to me/model \(no network\). Log in with: hf auth login"):
+    with pytest.raises(SettingError, match=r"Nothing can be uploaded to me/model: no network. Log in with: hf auth login"):
         train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", push_to_hub="me/model"))))
     assert not (tmp_path / "run").exists()
 

@@ -527,7 +527,7 @@ def test_a_run_with_a_reward_of_its_own_says_so_and_goes_on_only_with_it(tmp_pat
     assert "Reward: `mine.py:good`" in Path("runs/run/model/README.md").read_text()
     rows = [row for row in read_metrics(Path("runs/run")) if row["step"]]
     assert all(row["reward"] > 1 for row in rows)  # a length, not a verdict
-    for flags, said in (([], "add --reward mine.py:good"), (["--reward", "other.py:good"], "--reward cannot change")):
+    for flags, said in (([], "add --reward mine.py:good"), (["--reward", "other.py:good"], "Give the run's own, --reward mine.py:good")):
         with pytest.raises(SettingError, match=said):
             parse_train(["--resume", "runs/run", "--steps", "3", *flags])
     train(parse_train(["--resume", "runs/run", "--steps", "3", "--reward", "mine.py:good"]))
