@@ -38,7 +38,7 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
 
     metrics: {"start": evaluation, "end": evaluation}, each {"problems": n, "metrics": {name: (mean, low, high)}} or None.
     """
-    c, local = config, Path(config.model).exists()
+    c, local = config, config.model.startswith(("/", "~", ".")) or Path(config.model).exists()
     base = "the built-in model of this library" if c.model == "tiny" else Path(c.model).name if local else c.model
     lines = ["---", f"library_name: {'peft' if c.lora_rank and not c.lora_merge else 'transformers'}", "pipeline_tag: text-generation"]
     if c.model.count("/") == 1 and not local:  # a Hub id, as far as one can tell from here

@@ -20,8 +20,8 @@ def test_the_card_says_what_was_trained_how_and_with_what_result():
     assert "method `ppl`, 7 steps of 32 prompts x 8 completions, a LoRA adapter of rank 8" in body
     assert "| start | 7 | 0.250 [0.100, 0.400] | 0.500 [0.300, 0.700] |" in body and "| end |" not in body
     assert "| `--lr` | 1e-06 |" in body and r'| `--system` | "a \| b" |' in body and "--seed" not in body
-    local = publish.model_card(TrainConfig(model="/home/me/m", data="/home/me/d.jsonl"), {"steps": 1}, {})
-    assert "/home" not in local and "on d.jsonl by" in local and "1 step of" in local and local.count("\n# m, pos\n") == 1
+    local = publish.model_card(TrainConfig(model="/opt/m", data="/opt/d.jsonl"), {"steps": 1}, {})
+    assert "/opt" not in local and "on d.jsonl by" in local and "1 step of" in local and local.count("\n# m, pos\n") == 1
     preset = TrainConfig(**{"preset": "hf", "model": "a/b", "lr": 3e-6, "threads": 2} | {k: v for k, v in PRESETS["hf"].items() if k != "lr"})
     rows = [line for line in publish.model_card(preset, {"steps": 2}, {}).splitlines() if line.startswith("| `--")]
     assert rows == ['| `--model` | "a/b" |', "| `--lr` | 3e-06 |"]  # what differs from the preset; nothing about the machine
