@@ -32,14 +32,13 @@ def check_peft() -> None:
 
 
 def add_lora(model, rank: int, alpha: float, seed: int, base: str) -> None:
-    """Freeze the weights of a model and put an adapter on every linear layer but the output layer; y = Wx + (alpha / rank) B A x.
+    """Put an adapter on every linear layer but the output layer, and freeze all else; y = Wx + (alpha / rank) B A x.
 
     B begins at 0, so the model says what it said; A is drawn from `seed`. base: what the adapter's file names as the model it belongs to.
     """
     check_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    model.requires_grad_(False)
     base = os.path.abspath(base) if os.path.isdir(base) else base
     # "all-linear" leaves out the output layer, which is the embedding too where weights are tied.
     settings = LoraConfig(
@@ -48,7 +47,7 @@ def add_lora(model, rank: int, alpha: float, seed: int, base: str) -> None:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(settings, model)
+        inject_adapter_in_model(settings, model)  # which freezes the weights
     model.rlvr_lora = settings
     for p in model.parameters():
         if p.requires_grad:

@@ -21,6 +21,8 @@ CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "sp
 sys.dont_write_bytecode = True  # the bytecode of the last mutant must not run
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
+ALL_SLOW = ("test_lora", "test_trackers")  # their packages are among the extra ones, so their tests are among the longer ones
+
 LOOP = "train -k not it_learns"  # the slowest test would add half a minute to each
 
 # (name, tests that should notice, file, old text, new text). Tests: names of test files, perhaps with pytest's -k; "loss" is
@@ -390,7 +392,6 @@ MUTANTS = [
      '"pass_at_1_start": metric(self.first,', '"pass_at_1_start": metric(self.last,'),
     ("runlog: entropies written as advantages", "runlog", "runlog", '"advantage": numbers(shaped)', '"advantage": numbers(batch.entropy)'),
     # -- real models
-    ("lora: the base learns too", "lora", "lora", "    model.requires_grad_(False)\n", ""),
     ("lora: the reference keeps the adapter", "lora", "train", "else without_lora(model) as reference", "else nullcontext(model) as reference"),
     ("lora: the adapter is not drawn from the seed", "lora", "lora", "torch.manual_seed(seed)", "torch.manual_seed(torch.initial_seed())"),
     ("lora: no scale", "lora", "lora", "lora_alpha=alpha", "lora_alpha=rank"),
@@ -416,9 +417,9 @@ MUTANTS = [
 
 def copy_repository(to: Path) -> None:
     skip = shutil.ignore_patterns("__pycache__", ".pytest_cache")
-    for folder in ("rlvr", "tests"):
+    for folder in ("rlvr", "tests", "tutorials"):
         shutil.copytree(ROOT / folder, to / folder, ignore=skip)
-    for file in (".pytest.ini", "train.py", "eval.py"):
+    for file in (".pytest.ini", "README.md", "train.py", "eval.py"):
         if (ROOT / file).exists():
             shutil.copy(ROOT / file, to / file)
 
@@ -446,7 +447,8 @@ def _pytest(folder: Path, files: list[str], selection: str) -> None:
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = str(folder)
-    sys.exit(int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", selection, *files])))
+    marks = "slow or not slow" if any(name in file for name in ALL_SLOW for file in files) else "not slow"
+    sys.exit(int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", marks, "-k", selection, *files])))
 
 
 def main(word: str = "") -> int:

@@ -88,6 +88,14 @@ def test_every_field_of_a_logged_completion_has_an_entry(run_folder):
     assert names_of("rollouts.jsonl") == set(json.loads((run_folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()[0]))
 
 
+def test_every_short_name_of_a_data_set_is_in_the_table():
+    from rlvr.data import HUB
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, known in HUB.items():
+        assert f"| `{name}` |" in readme and known.hub_id in readme, name
+
+
 def test_no_placeholder_is_left():
     for path in (ROOT / "README.md", *(ROOT / "tutorials").rglob("*.md")):
         assert not re.search(r"^[A-Z]{4,}$", path.read_text(encoding="utf-8"), re.MULTILINE), path
