@@ -299,16 +299,15 @@ PRESETS = {
         overlong_buffer=8, micro_batch_tokens=2048, sampling_rows=128, eval_every=20, eval_completions=4, save_every=5, dtype="float32",
     ),
     "qwen2.5-0.5b-gsm8k": _REAL | dict(
-        model="Qwen/Qwen2.5-0.5B-Instruct", data="gsm8k", max_new_tokens=400, prompts_per_step=32, mini_batch_prompts=16,
-        gradient_checkpointing=True, dtype="bfloat16",
+        model="Qwen/Qwen2.5-0.5B-Instruct", max_new_tokens=400, gradient_checkpointing=True, dtype="bfloat16",
     ),
     "qwen2.5-math-1.5b": _MATH,
     "qwen2.5-math-1.5b-lora": _MATH | dict(
         lora_rank=32, lora_alpha=64.0, lr=2e-5, prompts_per_step=64, mini_batch_prompts=16, micro_batch_tokens=8192, sampling_rows=192,
     ),
     "paper-7b": _MATH | dict(
-        model="Qwen/Qwen2.5-7B", data="still-3-rl-90k", eval_data="aime24", steps=600, prompts_per_step=512, mini_batch_prompts=32,
-        sampling_rounds=10, max_new_tokens=8192, overlong_buffer=1024, instruction=INSTRUCTION, micro_batch_tokens=16384, sampling_rows=256,
+        model="Qwen/Qwen2.5-7B", data="still-3-rl-90k", eval_data="aime24", steps=600, prompts_per_step=512,
+        sampling_rounds=10, max_new_tokens=8192, overlong_buffer=1024, sampling_rows=256,
     ),
 }  # fmt: skip
 PRESET_MEMORY = {  # GiB, from rlvr.estimate (a test compares): no torch here
@@ -443,6 +442,19 @@ def read_config(folder: Path) -> TrainConfig:
         if not _has_type(fields[name], value):
             raise SettingError(f"{path} has {value!r} for {name}. Put back the file that the run wrote.")
     return TrainConfig(**saved)
+
+
+def json_object(file: Path, whole: str = "model folder") -> dict | None:
+    """What a JSON file of a model or adapter says; None if there is no such file. Raises SettingError if it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise SettingError(f"The file {file} cannot be read as a JSON object. Copy the {whole} again, or name another.")
+    return content
 
 
 def _has_type(field: dataclasses.Field, value) -> bool:

@@ -1,6 +1,5 @@
 """Problems: the built-in stories, published sets in their own columns, your file, or a Hub id; and how a problem becomes a prompt."""
 
-import contextlib
 import csv
 import io
 import json
@@ -86,6 +85,10 @@ def _at(row: dict, path: str):
     return value
 
 
+def _has(row: dict, *paths: str) -> bool:
+    return all(path in row or _at(row, path) is not None for path in paths)
+
+
 def _cell_text(value, cell: str) -> str:
     """A cell of a table as text: 43.0 -> 43, ["1", "2"] -> 1, 2, and nothing for what is missing.
 
@@ -121,7 +124,7 @@ def _columns(row: dict, where: str, problem: str, answer: str) -> tuple[tuple[st
     parts = tuple(problem.split("+"))
     for questions, usual in COLUMNS:
         questions, usual = parts if problem else questions, answer or usual
-        if all(_at(row, c) is not None or c in row for c in (*questions, usual)):
+        if _has(row, *questions, usual):
             return questions, usual
     found = str(list(row))[1:-1][:100]
     named = " and ".join(f"'{c}'" for c in (problem, answer) if c)
@@ -277,12 +280,14 @@ def _read_hub(known: HubSet, name: str, split: str) -> list[dict]:
 
 
 def load_problems(
-    data: str, split: str = "train", limit: int = 0, seed: int = 0, level: int = 1, problem_column: str = "", answer_column: str = ""
-) -> list[Problem]:
+    data: str, split: str = "train", limit: int = 0, seed: int = 0, level: int = 1, problem_column: str = "", answer_column: str = "",
+    where_they_are: bool = False,
+) -> list[Problem]:  # fmt: skip
     """Problems of a set: 'tiny', a short name of HUB, a file, or a Hub id. split: "train" or "test" (a file is the same for both).
 
     A problem that comes again with the same answer is used once. `limit` keeps the first so many (0: all; 8192 for the endless built-in
-    ones). `seed` draws other built-in problems, `level` harder ones. The columns: see --problem-column and --answer-column.
+    ones). `seed` draws other built-in problems, `level` harder ones. The columns: see --problem-column and --answer-column;
+    `where_they_are`: a set that lacks one of them is read by the usual names.
     Raises SettingError with cause and remedy for anything that cannot be read.
     """
     if data == "tiny":
@@ -296,13 +301,12 @@ def load_problems(
         raise SettingError(f"{data} is not a .jsonl, .json, .csv or .parquet file. Name such a file, or a Hub id.")
     if known_suffix and not is_file:
         raise SettingError(f"There is no file {data}. Check the path.")
-    if is_file:
-        problems = _to_problems(_read_file(Path(data)), data, problem_column, answer_column)
-    else:
-        known = HUB.get(data) or HubSet(data, "train", "test", "", "")
-        rows = _read_hub(known, data, split)
-        columns = (problem_column or known.problem, answer_column or known.answer)
-        problems = _to_problems(rows, data, *columns, known.around, strict=False)
+    known = HUB.get(data) or HubSet(data, "train", "test", "", "")
+    rows = _read_file(Path(data)) if is_file else _read_hub(known, data, split)
+    if where_they_are and rows and not _has(rows[0], *problem_column.split("+") if problem_column else (), *filter(None, [answer_column])):
+        problem_column = answer_column = ""
+    columns = (problem_column or known.problem, answer_column or known.answer)
+    problems = _to_problems(rows, data, *columns, known.around, strict=is_file)
     return problems[:limit] if limit else problems
 
 
@@ -310,10 +314,9 @@ def load_held_out(
     data: str, limit: int, seed: int = 0, level: int = 1, problem_column: str = "", answer_column: str = ""
 ) -> list[Problem]:
     """Problems to measure on. Columns that were named hold where they are there; other sets have the usual ones. Raises SettingError."""
-    if (problem_column or answer_column) and data != "tiny" and data not in HUB:
-        with contextlib.suppress(SettingError):
-            return load_problems(data, "test", limit, seed, level, problem_column, answer_column)
-    return load_problems(data, "test", limit, seed, level)
+    if data in HUB:  # its columns are known
+        problem_column = answer_column = ""
+    return load_problems(data, "test", limit, seed, level, problem_column, answer_column, where_they_are=True)
 
 
 def has_test_split(data: str) -> bool:

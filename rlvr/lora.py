@@ -5,7 +5,6 @@ model, of whose weights only some are trained.
 """
 
 import importlib.util
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from rlvr.config import SettingError
+from rlvr.config import SettingError, json_object
 
 CONFIG_FILE = "adapter_config.json"
 MOST_ADAPTERS = 8  # one on another
@@ -85,13 +84,7 @@ def save_lora(model, folder: Path) -> None:
 
 def check_adapter(folder: Path) -> dict:
     """The settings of an adapter folder, which may come from somebody else. Raises SettingError for anything but plain LoRA."""
-    path = folder / CONFIG_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise SettingError(f"The file {path} cannot be read as a JSON object. Copy the adapter again, or name another.")
+    settings = json_object(folder / CONFIG_FILE, "adapter") or {}
     if settings.get("peft_type") != "LORA" or settings.get("megatron_config"):  # some versions of peft import what the latter names
         raise SettingError(f"The adapter {folder} is not plain LoRA. Merge it into its base where it was made, and name the whole model.")
     if not (folder / "adapter_model.safetensors").is_file():  # peft would open a pickle instead

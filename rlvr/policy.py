@@ -1,6 +1,5 @@
 """The policy: load a model and its tokenizer, and ask it for the log-prob and entropy of given tokens, lean in memory."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from rlvr.attention import ATTENTION, Packed, attention, is_ours
-from rlvr.config import TINY_MODEL, SettingError
+from rlvr.config import TINY_MODEL, SettingError, json_object
 from rlvr.entropy import entropy_from_logp
 from rlvr.files import printable
 from rlvr.lora import chain, check_adapter, check_peft, is_adapter, merged
@@ -53,7 +52,7 @@ def check_model_name(name: str) -> str:
         check_peft()
         check_adapter(folder)
         return path
-    config = _json_object(folder / "config.json")
+    config = json_object(folder / "config.json")
     if config is None:
         raise SettingError(
             f"The folder {path} holds no model (no config.json). Name a Hugging Face model folder, a run folder or a Hub id."
@@ -61,7 +60,7 @@ def check_model_name(name: str) -> str:
     if "preset" in config:  # that of a run
         raise SettingError(f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {path}")
     for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
-        _json_object(folder / file)
+        json_object(folder / file)
     if not has_tokenizer(folder):
         raise SettingError(f"The model folder {path} has no tokenizer. Save the tokenizer there too: tokenizer.save_pretrained({path!r}).")
     if not any(folder.glob("*.safetensors")):
@@ -73,19 +72,6 @@ def check_model_name(name: str) -> str:
 
 def has_tokenizer(folder: Path) -> bool:
     return any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"))
-
-
-def _json_object(file: Path) -> dict | None:
-    """What a JSON file of a model says; None if there is no such file. Raises SettingError if it is damaged."""
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise SettingError(f"The file {file} cannot be read as a JSON object. Copy the model folder again, or name another.")
-    return content
 
 
 def choose_device(device: str, cuda_graphs: bool = False) -> str:

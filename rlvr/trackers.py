@@ -12,13 +12,12 @@ from rlvr.config import SettingError, TrainConfig
 from rlvr.files import say, write_atomically
 
 PROJECT = "rlvr"  # under which W&B and trackio list the runs
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
 def check_tracker(name: str) -> None:
     """Raises SettingError if the package that --report-to needs is not there."""
-    if name != "none" and importlib.util.find_spec(PACKAGES[name]) is None:
-        raise SettingError(f"--report-to {name} needs the package {PACKAGES[name]}. Install it with: pip install {PACKAGES[name]}")
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise SettingError(f"--report-to {name} needs the package {name}. Install it with: pip install {name}")
 
 
 class Tracker:

@@ -412,7 +412,7 @@ def say_memory(config: TrainConfig) -> None:
     from transformers import AutoConfig
 
     device = choose_device(config.device)
-    *_, base = chain(check_model_name(config.model), check_model_name)
+    *_, base = chain(resolve_model(config.model), check_model_name)
 
     def again(c: TrainConfig) -> Estimate:
         return estimate(c, shape, device, choose_dtype(c.dtype, device))

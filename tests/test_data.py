@@ -410,3 +410,11 @@ def test_prompts_that_are_too_long_are_left_out_whole_and_counted():
 def test_no_prompt_fits():
     with pytest.raises(SettingError, match=r"All 2 prompts are longer than 2 tokens \(the shortest has 3\)\. Raise --max-prompt-tokens\."):
         encode_prompts(word_tokenizer(), [Problem("one", "1"), Problem("one two", "2")], "box", max_prompt_tokens=2)
+
+
+def test_a_bad_row_of_the_held_out_problems_is_named_not_its_columns(tmp_path):
+    from rlvr.data import load_held_out
+
+    data = save(tmp_path / "d.jsonl", '{"q": "p", "gold": "1"}\n{"q": "r", "gold": ""}\n')
+    with pytest.raises(SettingError, match="Row 2 of .* lacks its q or gold"):
+        load_held_out(str(data), 0, problem_column="q", answer_column="gold")
