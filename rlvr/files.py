@@ -114,6 +114,12 @@ def first_free(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
     return free
 
 
+def unique_names(folders: list[Path]) -> list[str]:
+    """Short names of folders: the last part of the path, or more of it where two are alike."""
+    names = [folder.name for folder in folders]
+    return [name if names.count(name) == 1 else f"{folder.parent.name}/{name}" for name, folder in zip(names, folders)]
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Plain-text table: first column to the left, the others to the right."""
     cells = [list(header), *map(list, rows)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rlvr.config import SettingError, check_can_write, parse_command, run_program
-from rlvr.files import say, write_atomically
+from rlvr.files import say, unique_names, write_atomically
 from rlvr.report import exploration, instance, position, stage
 from rlvr.report.arms import SHIPPED, load_experiment
 from rlvr.report.microscope import microscope_data
@@ -31,12 +31,6 @@ class ReportConfig:
     """Folder to write; empty: report in the run folder, or runs/report for several runs."""
     experiment: str = ""
     """Folder of an experiment (python -m rlvr.experiment), for I3 and T3; empty: runs/experiment if it is there, else the shipped one."""
-
-
-def unique_names(folders: list[Path]) -> list[str]:
-    """Short names of run folders: the last part of the path, or more of it where two are alike."""
-    names = [folder.name for folder in folders]
-    return [name if names.count(name) == 1 else f"{folder.parent.name}/{name}" for name, folder in zip(names, folders)]
 
 
 def report(config: ReportConfig) -> Path:

@@ -1,0 +1,532 @@
+"""Typical wrong submissions: an assignment, the mistake, the change that makes it out of a right solution, and the checks that must fail.
+
+The right solutions are a1.py to a5.py beside this file, written as a student would, without rlvr. (old, new) pairs: `old` occurs once.
+"""
+
+E = "(r - r.mean()) / (r.std() + 1e-6)"
+MAX = "torch.maximum(-ratio * advantages, -clipped * advantages)"
+ENTROPY = "-(logp.exp() * logp.clamp(min=-1e9)).sum(-1)"
+LAST = {"a box and no box", "the last of several boxes", "braces inside of the box", "a box that never closes"}
+MAJORITY = {"the most frequent answer", "no box is no vote", "the first seen wins a tie"}
+ADVANTAGES = {"the table of the handout", "groups may be mixed", "a group of equal rewards gets zero", "a group of one gets zero"}
+UPDATE = {
+    "a step of gradient descent",
+    "right completions become more probable",
+    "without contrast nothing changes",
+    "padding moves no weight",
+}
+
+BANK = [
+    # --- 1: rewards and pass@k
+    (
+        "a1",
+        "the first box, not the last",
+        [("        if depth == 0:", "        if depth == 0 and best is None:")],
+        {"the last of several boxes"},
+    ),
+    (
+        "a1",
+        "a box ends at the first closing brace",
+        [('depth += {"{": 1, "}": -1}.get(text[i], 0)', 'depth -= text[i] == "}"')],
+        {"braces inside of the box", "one number in several spellings"},
+    ),
+    ("a1", "an open box takes the rest of the text", [("        if depth == 0:", "        if True:")], {"a box that never closes"}),
+    ("a1", "an empty text for no box", [("best = None", 'best = ""')], {"a box and no box", "a box that never closes"}),
+    (
+        "a1",
+        "answers compared letter by letter",
+        [("return number(box) == number(gold)", "return box == gold")],
+        {"one number in several spellings"},
+    ),
+    (
+        "a1",
+        "the gold answer somewhere in the box",
+        [("return number(box) == number(gold)", "return gold in box")],
+        {"one number in several spellings", "near is not equal", "nonsense is wrong and raises nothing"},
+    ),
+    (
+        "a1",
+        "equal up to a hundredth",
+        [("return number(box) == number(gold)", "return abs(float(number(box)) - float(number(gold))) < 0.01")],
+        {"near is not equal"},
+    ),
+    (
+        "a1",
+        "a division by zero gets out",
+        [("except (ValueError, ZeroDivisionError)", "except ValueError")],
+        {"nonsense is wrong and raises nothing"},
+    ),
+    (
+        "a1",
+        "no box, but the text will do",
+        [("        return False\n    try", "        return gold in completion\n    try")],
+        {"right wrong and not boxed"},
+    ),
+    (
+        "a1",
+        "a bonus for short completions",
+        [("min(0.0, -factor * over / buffer)", "-factor * over / buffer")],
+        {"it is zero for short completions and without a buffer"},
+    ),
+    (
+        "a1",
+        "no buffer: division by zero",
+        [("    if buffer == 0:\n        return 0.0\n", "")],
+        {"it is zero for short completions and without a buffer"},
+    ),
+    ("a1", "the penalty over the whole length", [("over / buffer", "over / max_tokens")], {"it falls linearly inside the buffer"}),
+    (
+        "a1",
+        "the penalty begins at the end",
+        [("over = length - (max_tokens - buffer)", "over = length - max_tokens")],
+        {"it falls linearly inside the buffer"},
+    ),
+    (
+        "a1",
+        "pass@k with putting back: biased",
+        [("1 - comb(n - c, k) / comb(n, k)", "1 - (1 - c / n) ** k")],
+        {"the unbiased estimate", "all wrong and hardly any wrong"},
+    ),
+    (
+        "a1",
+        "pass@k without a look at k",
+        [('    if not 1 <= k <= n:\n        raise ValueError("k must be from 1 to n")\n', "")],
+        {"k out of range raises"},
+    ),
+    ("a1", "no box votes", [("Counter(key for key in keys if key is not None)", "Counter(keys)")], {"no box is no vote"}),
+    ("a1", "the answer instead of its index", [("return keys.index(winner)", "return winner")], MAJORITY),
+    (
+        "a1",
+        "ties go to the smallest text",
+        [("max(votes, key=votes.get)", "max(sorted(votes), key=votes.get)")],
+        {"the first seen wins a tie"},
+    ),
+    (
+        "a1",
+        "the last completion with the answer",
+        [("return keys.index(winner)", "return len(keys) - 1 - keys[::-1].index(winner)")],
+        MAJORITY,
+    ),
+    # --- 2: group advantages, masks, log-probs
+    ("a2", "population instead of sample std", [("r.std()", "r.std(correction=0)")], {"the table of the handout"}),
+    (
+        "a2",
+        "NaN on a group without variance",
+        [("        if r.max() > r.min():\n            out[rows] = " + E, "        out[rows] = (r - r.mean()) / r.std()")],
+        {"a group of equal rewards gets zero", "a group of one gets zero"},
+    ),
+    ("a2", "NaN on a group of one", [("if r.max() > r.min():", "if len(r) == 1 or r.max() > r.min():")], {"a group of one gets zero"}),
+    ("a2", "normalised over the batch", [("rows = group == g", "rows = group == group")], ADVANTAGES),
+    (
+        "a2",
+        "groups by neighbourhood",
+        [
+            (
+                "    for g in group.unique():\n        rows = group == g",
+                "    run = torch.cat([torch.tensor([0]), (group[1:] != group[:-1]).long().cumsum(0)])\n    for g in run.unique():\n        rows = run == g",
+            )
+        ],
+        {"groups may be mixed"},
+    ),
+    ("a2", "not divided by the std", [(E, "r - r.mean()")], {"the table of the handout", "groups may be mixed"}),
+    ("a2", "not centred", [("(r - r.mean()) /", "r /")], {"the table of the handout", "groups may be mixed"}),
+    (
+        "a2",
+        "no stop token",
+        [("stopped_before = stop.long().cumsum(1) - stop.long()", "stopped_before = stop.long().cumsum(1)")],
+        {"the stop token belongs to the completion"},
+    ),
+    (
+        "a2",
+        "the mask from the pad token",
+        [("return stopped_before == 0", "return ids != 0")],
+        {"padding is not known by its token", "several stop tokens"},
+    ),
+    ("a2", "only one kind of stop token", [("for s in stop_ids:", "for s in stop_ids[:1]:")], {"several stop tokens"}),
+    (
+        "a2",
+        "mask off by one",
+        [("return stopped_before == 0", "return torch.nn.functional.pad(stopped_before, (1, 0))[:, :-1] == 0")],
+        {"the stop token belongs to the completion", "padding is not known by its token", "several stop tokens"},
+    ),
+    (
+        "a2",
+        "argmax of no stop token",
+        [
+            (
+                "    stopped_before = stop.long().cumsum(1) - stop.long()\n    return stopped_before == 0",
+                "    return torch.arange(ids.shape[1])[None] <= stop.long().argmax(1)[:, None]",
+            )
+        ],
+        {"a truncated completion counts to its end", "padding is not known by its token"},
+    ),
+    (
+        "a2",
+        "temperature forgotten",
+        [("log_softmax(logits / temperature, dim=-1)", "log_softmax(logits, dim=-1)")],
+        {"the temperature counts"},
+    ),
+    (
+        "a2",
+        "temperature the wrong way round",
+        [("log_softmax(logits / temperature, dim=-1)", "log_softmax(logits * temperature, dim=-1)")],
+        {"the temperature counts"},
+    ),
+    (
+        "a2",
+        "log of a softmax",
+        [("torch.log_softmax(logits / temperature, dim=-1)", "torch.softmax(logits / temperature, dim=-1).log()")],
+        {"improbable tokens and large logits stay finite"},
+    ),
+    (
+        "a2",
+        "probabilities instead of log-probs",
+        [("torch.log_softmax(logits / temperature, dim=-1)", "torch.softmax(logits / temperature, dim=-1)")],
+        {"the log prob of each token", "the temperature counts", "improbable tokens and large logits stay finite"},
+    ),
+    (
+        "a2",
+        "softmax over the positions",
+        [("log_softmax(logits / temperature, dim=-1)", "log_softmax(logits / temperature, dim=1)")],
+        {"the log prob of each token", "the temperature counts", "improbable tokens and large logits stay finite"},
+    ),
+    ("a2", "logits not shifted", [("logits[i, p - 1 : p + n - 1]", "logits[i, p : p + n]")], {"logits predict the next token"}),
+    ("a2", "one prompt length for all", [("int(prompt_lengths[i])", "int(prompt_lengths[0])")], {"rows of unlike length"}),
+    (
+        "a2",
+        "as wide as the whole row",
+        [("int(lengths.max())", "ids.shape[1]")],
+        {"logits predict the next token", "rows of unlike length"},
+    ),
+    # --- 3: the loss and one update
+    (
+        "a3",
+        "the sign of the loss",
+        [("return per_token.sum()", "return -per_token.sum()")],
+        {
+            "at ratio one it is the policy gradient",
+            "the ratio scales the gradient",
+            "every token weighs the same",
+            "parts of a batch add up",
+            "a step of gradient descent",
+            "right completions become more probable",
+        },
+    ),
+    (
+        "a3",
+        "the sign of the clip: min for max",
+        [(MAX, MAX.replace("maximum", "minimum"))],
+        {
+            "the ratio scales the gradient",
+            "beyond the clip the gradient is zero",
+            "on the wrong side the gradient stays",
+            "the two bounds differ",
+        },
+    ),
+    (
+        "a3",
+        "only the clipped term",
+        [(MAX, "-clipped * advantages")],
+        {"the ratio scales the gradient", "on the wrong side the gradient stays"},
+    ),
+    ("a3", "no clip", [(MAX, "-ratio * advantages")], {"beyond the clip the gradient is zero", "the two bounds differ"}),
+    ("a3", "one bound for both sides", [("1 + clip_high", "1 + clip_low")], {"the two bounds differ"}),
+    ("a3", "the bounds swapped", [("clamp(1 - clip_low, 1 + clip_high)", "clamp(1 - clip_high, 1 + clip_low)")], {"the two bounds differ"}),
+    (
+        "a3",
+        "ratio without exp",
+        [("ratio = log_ratio.exp()", "ratio = 1 + log_ratio")],
+        {"the ratio scales the gradient", "parts of a batch add up", "a step of gradient descent"},
+    ),
+    (
+        "a3",
+        "logp detached",
+        [("torch.where(mask, logp - old_logp, 0.0)", "torch.where(mask, logp.detach() - old_logp, 0.0)")],
+        {
+            "at ratio one it is the policy gradient",
+            "the loss that is zero still learns",
+            "beyond the clip the gradient is zero",
+            "on the wrong side the gradient stays",
+            "the two bounds differ",
+            "every token weighs the same",
+            "garbage outside the mask changes nothing",
+            *UPDATE,
+        },
+    ),
+    (
+        "a3",
+        "sequence mean instead of token mean",
+        [
+            (
+                "    if denominator is None:\n        denominator = mask.sum()\n",
+                "    if denominator is None:\n        return (per_token.sum(1) / mask.sum(1)).mean()\n",
+            )
+        ],
+        {"every token weighs the same", "a step of gradient descent"},
+    ),
+    (
+        "a3",
+        "padding in the denominator",
+        [("denominator = mask.sum()", "denominator = mask.numel()")],
+        {"every token weighs the same", "a step of gradient descent"},
+    ),
+    (
+        "a3",
+        "the mask multiplied in",
+        [("torch.where(mask, logp - old_logp, 0.0)", "(logp - old_logp) * mask")],
+        {"garbage outside the mask changes nothing"},
+    ),
+    (
+        "a3",
+        "the mask after exp alone",
+        [("torch.where(mask, logp - old_logp, 0.0)", "logp - old_logp")],
+        {"garbage outside the mask changes nothing"},
+    ),
+    (
+        "a3",
+        "each part by its own tokens",
+        [("    if denominator is None:\n        denominator", "    denominator")],
+        {"parts of a batch add up"},
+    ),
+    (
+        "a3",
+        "up the loss",
+        [("weights.detach() - lr", "weights.detach() + lr")],
+        {"a step of gradient descent", "right completions become more probable"},
+    ),
+    (
+        "a3",
+        "rewards for advantages",
+        [("group_advantages(rewards, group)[:, None]", "rewards[:, None]")],
+        {"a step of gradient descent", "without contrast nothing changes"},
+    ),
+    (
+        "a3",
+        "padding learned",
+        [("advantages, mask, 0.2, 0.28, None)", "advantages, torch.ones_like(mask), 0.2, 0.28, None)")],
+        {"a step of gradient descent", "padding moves no weight"},
+    ),
+    (
+        "a3",
+        "old log-probs ignored",
+        [("clipped_loss(logp, old_logp, advantages, mask, 0.2", "clipped_loss(logp, logp.detach(), advantages, mask, 0.2")],
+        {"a step of gradient descent"},
+    ),
+    # --- 4: entropy, perplexity, stages
+    ("a4", "bits instead of nats", [(ENTROPY, ENTROPY + " / 0.6931")], {"the entropy of each position"}),
+    ("a4", "the minus forgotten", [(ENTROPY, ENTROPY[1:])], {"the entropy of each position", "the temperature counts"}),
+    ("a4", "mean over the vocabulary", [(ENTROPY, ENTROPY.replace("sum", "mean"))], {"the entropy of each position"}),
+    (
+        "a4",
+        "minus the largest log-prob",
+        [(ENTROPY, "-logp.max(-1).values")],
+        {"the entropy of each position", "the temperature counts"},
+    ),
+    ("a4", "temperature forgotten", [("logits / temperature", "logits")], {"the temperature counts"}),
+    ("a4", "0 times -inf", [(".clamp(min=-1e9)", "")], {"a forbidden token has probability zero"}),
+    (
+        "a4",
+        "softmax by hand",
+        [
+            (
+                "logp = torch.log_softmax(logits / temperature, -1)",
+                "e = torch.exp(logits / temperature)\n    logp = (e / e.sum(-1, keepdim=True)).log()",
+            )
+        ],
+        {"large logits stay finite"},
+    ),
+    (
+        "a4",
+        "perplexity without exp",
+        [("torch.exp(-total / mask.sum(1).clamp(min=1))", "-total / mask.sum(1).clamp(min=1)")],
+        {"the mean is over valid tokens", "an empty row has perplexity one"},
+    ),
+    ("a4", "perplexity per padded length", [("mask.sum(1).clamp(min=1)", "mask.shape[1]")], {"the mean is over valid tokens"}),
+    (
+        "a4",
+        "perplexity of the sum",
+        [("torch.exp(-total / mask.sum(1).clamp(min=1))", "torch.exp(-total)")],
+        {"the mean is over valid tokens"},
+    ),
+    ("a4", "an empty row is NaN", [(".clamp(min=1))", ")")], {"an empty row has perplexity one"}),
+    ("a4", "the mask multiplied in", [("torch.where(mask, logp, 0.0)", "(logp * mask)")], {"garbage outside the mask changes nothing"}),
+    (
+        "a4",
+        "one token too few",
+        [("(before < top_p - 1e-6)", "(p.cumsum(-1) < top_p - 1e-6)")],
+        {"the smallest set that holds top p", "a sum that is just reached"},
+    ),
+    (
+        "a4",
+        "tokens above a threshold",
+        [("(before < top_p - 1e-6)", "(p > 1 - top_p)")],
+        {"the smallest set that holds top p", "a sum that is just reached"},
+    ),
+    (
+        "a4",
+        "not sorted",
+        [("torch.softmax(logits, -1).sort(-1, descending=True).values", "torch.softmax(logits, -1)")],
+        {"the smallest set that holds top p"},
+    ),
+    ("a4", "one more when the sum is reached", [("top_p - 1e-6", "top_p + 1e-6")], {"a sum that is just reached"}),
+    (
+        "a4",
+        "mean of row means",
+        [
+            ("entropy[correct][mask[correct]].mean()", "((entropy * mask).sum(1) / mask.sum(1))[correct].mean()"),
+            ("entropy[~correct][mask[~correct]].mean()", "((entropy * mask).sum(1) / mask.sum(1))[~correct].mean()"),
+        ],
+        {"means are over tokens"},
+    ),
+    ("a4", "padding in the mean", [("entropy[correct][mask[correct]].mean()", "entropy[correct].mean()")], {"means are over tokens"}),
+    (
+        "a4",
+        "zero for nothing",
+        [("return right.item(), wrong.item()", "return right.nan_to_num().item(), wrong.nan_to_num().item()")],
+        {"nothing to average is nan"},
+    ),
+    ("a4", "no smoothing", [("0.7 * smooth[-1] + 0.3 * h if smooth else h", "h")], {"the step of the rule"}),
+    (
+        "a4",
+        "steps from 0",
+        [("return step\n    return None", "return step - 1\n    return None")],
+        {"the step of the rule", "the future does not matter"},
+    ),
+    ("a4", "no fall needed", [("fallen = smooth[-1] <= 0.75 * max(smooth)", "fallen = True")], {"a flat beginning is no plateau"}),
+    ("a4", "a fixed threshold", [("slope < 0.1 * steepest", "slope < 0.02")], {"the step of the rule", "no plateau while it falls"}),
+    (
+        "a4",
+        "the steepest fall of the whole run",
+        [
+            (
+                "            return step\n    return None",
+                "            pass\n    for i in range(9, len(smooth) + 1):\n        fall = (smooth[i - 9] - smooth[i - 1]) / 8\n        if smooth[i - 1] <= 0.75 * max(smooth) and fall < 0.1 * steepest:\n            return i\n    return None",
+            )
+        ],
+        {"the future does not matter"},
+    ),
+    # --- 5: the two methods and a study
+    ("a5", "sample instead of population std", [("kept.std(correction=0)", "kept.std()")], {"the factor of each completion"}),
+    (
+        "a5",
+        "the wrong side weighs more",
+        [('if direction == "low" else', 'if direction == "high" else')],
+        {
+            "the factor of each completion",
+            "low perplexity weighs more",
+            "an outlier moves neither mean nor std",
+            "the factor stays between 0 8 and 1 2",
+        },
+    ),
+    ("a5", "both directions alike", [("else 1 + alpha * w", "else 1 - alpha * w")], {"low perplexity weighs more"}),
+    (
+        "a5",
+        "outliers kept",
+        [("kept = x[(x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1))]", "kept = x")],
+        {"an outlier moves neither mean nor std"},
+    ),
+    ("a5", "no clamp", [("return factor.clamp(0.8, 1.2)", "return factor")], {"the factor stays between 0 8 and 1 2"}),
+    ("a5", "clamp on one side", [("factor.clamp(0.8, 1.2)", "factor.clamp(min=0.8)")], {"the factor stays between 0 8 and 1 2"}),
+    (
+        "a5",
+        "standardised over the batch",
+        [("rows = group == g", "rows = group == group")],
+        {"the factor of each completion", "equal perplexities weigh the same"},
+    ),
+    (
+        "a5",
+        "NaN on equal perplexities",
+        [("        if x.max() == x.min():\n            continue\n", "")],
+        {"equal perplexities weigh the same"},
+    ),
+    (
+        "a5",
+        "perplexity, not its logarithm",
+        [("/ mask.sum(1).clamp(min=1)\n    w", "/ mask.sum(1).clamp(min=1)\n    log_ppl = log_ppl.exp()\n    w")],
+        {"the factor of each completion", "an outlier moves neither mean nor std"},
+    ),
+    (
+        "a5",
+        "positions from 1",
+        [("torch.arange(mask.shape[1])[None] / lengths", "torch.arange(1, mask.shape[1] + 1)[None] / lengths")],
+        {"the bonus of ten tokens"},
+    ),
+    (
+        "a5",
+        "bonus on the wrong side",
+        [("slope = 15.0 if direction", "slope = -15.0 if direction"), ("else -15.0", "else 15.0")],
+        {"the bonus of ten tokens"},
+    ),
+    (
+        "a5",
+        "a linear ramp",
+        [("alpha * torch.sigmoid(slope * (r - 0.5))", "alpha * (r if slope > 0 else 1 - r)")],
+        {"the bonus of ten tokens"},
+    ),
+    ("a5", "a bonus for wrong answers too", [("a.sign() * bonus * mask", "bonus * mask")], {"it has the sign of the advantage"}),
+    ("a5", "the bonus has no cap", [("    bonus = torch.minimum(bonus, a.abs() / 2)\n", "")], {"it is at most half the advantage"}),
+    ("a5", "early is late", [('slope = 15.0 if direction == "late" else -15.0', "slope = 15.0")], {"early is the mirror image"}),
+    (
+        "a5",
+        "positions of the padded batch",
+        [("lengths = mask.sum(1, keepdim=True).clamp(min=1)", "lengths = mask.shape[1]")],
+        {"each row has its own length"},
+    ),
+    (
+        "a5",
+        "a bonus behind the stop token",
+        [("a.sign() * bonus * mask", "a.sign() * bonus")],
+        {"each row has its own length", "the bonus is added"},
+    ),
+    (
+        "a5",
+        "weight computed and dropped",
+        [("shaped = shaped * ppl_weights(", "weights = shaped * ppl_weights(")],
+        {"the factor is applied"},
+    ),
+    (
+        "a5",
+        "the factor added",
+        [("shaped = shaped * ppl_weights(", "shaped = shaped + ppl_weights(")],
+        {"the factor is applied", "strength zero is grpo"},
+    ),
+    (
+        "a5",
+        "the bonus multiplied",
+        [("shaped = shaped + position_bonus(", "shaped = shaped * (1 + position_bonus("), ('"late")\n    return', '"late"))\n    return')],
+        {"the bonus is added"},
+    ),
+    ("a5", "a gradient through the factor", [("    old_logp = old_logp.detach()\n", "")], {"no gradient passes through the factor"}),
+    ("a5", "1.96 for Student's t", [("T_QUANTILES[n - 1]", "1.96")], {"students interval"}),
+    (
+        "a5",
+        "population std of the differences",
+        [("stdev(differences) / n**0.5", "stdev(differences) * ((n - 1) / n) ** 0.5 / n**0.5")],
+        {"students interval"},
+    ),
+    ("a5", "the spread, not the error of the mean", [(" / n**0.5", "")], {"students interval"}),
+    ("a5", "degrees of freedom n", [("T_QUANTILES[n - 1]", "T_QUANTILES[n]")], {"students interval"}),
+    ("a5", "sure after one seed", [('return m, float("-inf"), float("inf")', "return m, m, m")], {"of one seed nothing is known"}),
+]
+
+# Mistakes of the study: what happens to answer.md (old, new) or results.csv, and the checks that must fail.
+STUDIES = [
+    ("answer.md", "a verdict that is hoped for", "verdict: open", "verdict: better", {"the verdict follows from the interval"}),
+    ("answer.md", "a sign lost", "difference: -0.008", "difference: 0.008", {"the numbers are those of the file"}),
+    ("answer.md", "the interval of another level", "[-0.034, 0.019]", "[-0.027, 0.012]", {"the numbers are those of the file"}),
+    ("answer.md", "no verdict", "verdict: open\n", "", {"the verdict follows from the interval"}),
+    (
+        "answer.md",
+        "an arm that was not run",
+        "arm: pos-plateau",
+        "arm: pos",
+        {"two arms on equal seeds", "the numbers are those of the file", "the verdict follows from the interval"},
+    ),
+    (
+        "results.csv",
+        "one seed twice",
+        "\npos-plateau,1,",
+        "\npos-plateau,0,",
+        {"two arms on equal seeds", "the numbers are those of the file"},
+    ),
+]

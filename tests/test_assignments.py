@@ -1,0 +1,445 @@
+"""The assignments: the reference gets all points and the stubs none, every typical mistake costs exactly what it should, and nothing that a
+student writes crashes the grader, changes a point or leaves its folder."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "assignments"))
+
+from bank import BANK, STUDIES
+
+from rlvr.config import SettingError
+from tutorials.assignments import grade as grader
+from tutorials.assignments.checks import Assignment, Wrong, expect, need, same
+from tutorials.assignments.grade import ASSIGNMENTS, HERE, ROOT, GradeConfig, grade, gradescope, main, text
+from tutorials.assignments.runner import pack, unpack
+
+RIGHT = Path(__file__).parent / "assignments"  # right solutions, as a student would write them
+
+
+def submit(name: str, to: Path, solution: str = "", adapter: str = "") -> Path:
+    """A submission of assignment `name`, with the right solution if no other is given."""
+    to.mkdir(exist_ok=True)
+    (to / "adapter.py").write_text(adapter or (HERE / name / "adapter.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (to / "solution.py").write_text(solution or (RIGHT / f"{name}.py").read_text(encoding="utf-8"), encoding="utf-8")
+    if name == "a5":
+        for file in ("results.csv", "answer.md"):
+            shutil.copy(HERE / "reference" / "a5" / file, to)
+    return to
+
+
+def changed(text: str, changes) -> str:
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The parts of an assignment fit together
+
+
+def functions(path: Path) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_stub_adapter_and_reference_have_the_same_functions(name):
+    adapter, stub, right = functions(HERE / name / "adapter.py"), functions(HERE / name / "solution.py"), functions(RIGHT / f"{name}.py")
+    assert adapter.keys() == stub.keys() <= right.keys()
+    for function, node in adapter.items():
+        assert ast.get_docstring(node) and ast.get_docstring(stub[function]), function
+        assert ast.unparse(node.args) == ast.unparse(stub[function].args), function
+    reference = (HERE / "reference" / name / "adapter.py").read_text(encoding="utf-8")
+    assert all(re.search(rf"^(def )?{function}\b", reference, re.MULTILINE) for function in adapter)
+    asked = set(re.findall(r"student\.(?:gradient\(\"(\w+)\"|(\w+))", (HERE / name / "tests.py").read_text(encoding="utf-8")))
+    assert {a or b for a, b in asked} - {"read", "gradient"} == adapter.keys()
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_the_handout_names_the_points_that_the_tests_give(name):
+    handout, a = (HERE / name / "handout.md").read_text(encoding="utf-8"), ASSIGNMENTS[name]
+    said = {n: float(p) for n, p in re.findall(r"^(?:## |\*\*)(\d\.\d) [^\n(]*\((\d+) points", handout, re.MULTILINE)}
+    assert said == {task: a.by_hand.get(task) or a.points(task) for task in a.tasks}
+    assert f"**{sum(said.values()):.0f} points**" in handout
+    overview = (HERE / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| \[A{name[1]}\].*\| {sum(said.values()):.0f} \|", overview, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_every_check_has_a_hint_and_a_name_of_its_own(name):
+    checks = ASSIGNMENTS[name].checks
+    assert all(c.hint and c.points > 0 for c in checks) and len({c.name for c in checks}) == len(checks)
+
+
+def test_a_check_of_an_unknown_task_is_refused():
+    with pytest.raises(ValueError, match="no task 9.9"):
+        Assignment().check("9.9", 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Comparing, and values on their way between the processes
+
+
+@pytest.mark.parametrize(
+    "got, wanted, equal",
+    [
+        (1.0, 1.0, True), (1, 1.0, True), (1.000001, 1.0, True), (1.001, 1.0, False), (True, 1, False), (1, True, False), (None, 0, False),
+        ("1", 1, False), (float("nan"), float("nan"), True), (float("nan"), 1.0, False), (float("inf"), float("inf"), True),
+        (float("-inf"), float("inf"), False), (torch.tensor(2.0), 2.0, True), ([1, 2], [1, 2], True), ([1, 2], [1, 2, 3], False),
+        (torch.tensor([1.0, 2.0]), [1.0, 2.0], True), (torch.ones(2), torch.ones(2), True), (torch.ones(2), torch.ones(1, 2), False),
+        ([1.0, 1.0], torch.ones(2), True), (torch.tensor([1, 0]), torch.tensor([True, False]), True),
+        (torch.tensor([2, 0]), torch.tensor([True, False]), False), ("text", torch.ones(2), False), (None, None, True), ([None], [None], True),
+        (torch.tensor([float("nan")]), torch.tensor([0.0]), False), ([[1], 2], torch.ones(2), False),
+    ],
+)  # fmt: skip
+def test_same(got, wanted, equal):
+    assert same(got, wanted, 1e-5) is equal
+
+
+def test_expect_says_what_came_and_what_should_have_come():
+    with pytest.raises(Wrong, match=r"^the sum: 3 instead of 4$"):
+        expect(3, 4, "the sum")
+    with pytest.raises(Wrong, match=r"shape \(2,\) instead of \(3,\)"):
+        expect(torch.ones(2), torch.ones(3))
+    with pytest.raises(Wrong, match="no"):
+        need(False, "no")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 3, -2.5, "text", [1, [2.0, None]], {"a": [1]}, torch.eye(2), torch.tensor([True]), torch.tensor(3), torch.zeros(0, 4)],
+)
+def test_values_survive_the_way(value):
+    there = unpack(json.loads(json.dumps(pack(value))))
+    if isinstance(value, torch.Tensor):
+        assert there.dtype == value.dtype and torch.equal(there, value)
+    else:
+        assert there == value
+
+
+def test_what_cannot_travel_is_refused():
+    circle: list = []
+    circle.append(circle)
+    for value in (circle, object(), lambda: 0, 10**2000, "x" * 10**6, torch.zeros(2000, 2000), {1, 2}):
+        with pytest.raises(TypeError, match="returned"):
+            pack(value)
+    for forged in ({"tensor": "x"}, {"tensor": [1], "dtype": "float32", "shape": [7]}, {"tensor": [1]}, {}):
+        with pytest.raises(ValueError):
+            unpack(forged)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Points
+
+
+def lost(report) -> set[str]:
+    return set(report.lost())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_the_reference_gets_all_points(name):
+    report = grade(HERE / "reference" / name, name, trusted=[str(ROOT)])
+    assert report.score == ASSIGNMENTS[name].total, text(report)
+
+
+@pytest.mark.parametrize("name", ["a2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("a1", "a3", "a4", "a5"))])
+def test_the_stubs_get_none(name):
+    report = grade(HERE / name, name)
+    assert report.score == 0 and all("not written yet" in r.message or name == "a5" for r in report.results)
+    if name == "a5":  # its study is not made either
+        assert {r.message[:25] for r in report.results if "not written" not in r.message} == {"there is no results.csv i"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "a5" else pytest.mark.slow) for n in ASSIGNMENTS])
+def test_a_right_solution_without_rlvr_gets_all_points(name, tmp_path):
+    report = grade(submit(name, tmp_path / "s"), name)
+    assert report.score == ASSIGNMENTS[name].total, text(report)
+
+
+QUICK = {"the first box, not the last", "log of a softmax", "the sign of the clip: min for max", "weight computed and dropped"}
+
+
+@pytest.mark.parametrize(
+    "name, what, changes, fails",
+    [pytest.param(*entry, marks=() if entry[1] in QUICK else pytest.mark.slow, id=f"{entry[0]}: {entry[1]}") for entry in BANK],
+)
+def test_a_typical_mistake_costs_exactly_what_it_should(name, what, changes, fails, tmp_path):
+    wrong = changed((RIGHT / f"{name}.py").read_text(encoding="utf-8"), changes)
+    report = grade(submit(name, tmp_path / "s", wrong), name)
+    assert lost(report) == set(fails), text(report)
+    assert report.score == ASSIGNMENTS[name].total - sum(c.points for c in ASSIGNMENTS[name].checks if c.name in fails)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file, what, old, new, fails", STUDIES, ids=[s[1] for s in STUDIES])
+def test_a_study_that_does_not_fit_its_numbers_loses_points(file, what, old, new, fails, tmp_path):
+    folder = submit("a5", tmp_path / "s")
+    (folder / file).write_text(changed((folder / file).read_text(encoding="utf-8"), [(old, new)]), encoding="utf-8")
+    assert lost(grade(folder, "a5")) == set(fails)
+
+
+def test_the_bank_covers_every_check():
+    assert len(BANK) > 100 and all(fails for *_, fails in BANK + STUDIES)
+    for name, a in ASSIGNMENTS.items():
+        failed = set().union(*(fails for n, *_, fails in BANK if n == name), *(s[-1] for s in STUDIES if name == "a5"))
+        assert failed == {c.name for c in a.checks}
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# What a student can write
+
+GOOD = (RIGHT / "a1.py").read_text(encoding="utf-8")
+PASS_AT_K = {"the unbiased estimate", "all wrong and hardly any wrong", "k out of range raises"}
+ALL = {c.name for c in ASSIGNMENTS["a1"].checks}
+
+
+def with_pass_at_k(body: str) -> str:
+    """The right solution of A1 with another body of pass_at_k."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    return f"{GOOD}\n\ndef pass_at_k(n, c, k):\n{lines}"
+
+
+FORGED = """
+import os
+for fd in range(3, 30):
+    try:
+        os.write(fd, b'{"id": 1, "value": true}' + bytes([10]))
+        for i in range(100):
+            os.write(fd, b'{"id": %d, "value": 0.5}' % i + bytes([10]))
+    except OSError:
+        pass
+return 0.5
+"""
+
+# name -> solution.py, the checks that it may lose (None: any), a text that the report must hold
+HOSTILE = {
+    "a syntax error": ("def last_boxed(text:\n", ALL, "solution.py, line 1"),
+    "an error at import": ("1 / 0\n", ALL, "division by zero (solution.py, line 1)"),
+    "exit at import": ("exit()\n", ALL, "SystemExit"),
+    "os._exit at import": ("import os\nos._exit(0)\n", ALL, "ended its process"),
+    "an endless loop at import": ("while True: pass\n", ALL, "took longer"),
+    "an endless loop": (with_pass_at_k("while True: pass"), PASS_AT_K, "took longer than 1 s"),
+    "sleep": (with_pass_at_k("import time\ntime.sleep(1e6)"), PASS_AT_K, "took longer"),
+    "exit": (with_pass_at_k("exit(0)"), PASS_AT_K, "exit()"),
+    "os._exit": (with_pass_at_k("import os\nos._exit(0)"), PASS_AT_K, "ended its process"),
+    "a stopped process": (with_pass_at_k("import signal\nsignal.raise_signal(signal.SIGSTOP)"), PASS_AT_K, "took longer"),
+    "deep recursion": (with_pass_at_k("return pass_at_k(n, c, k)"), PASS_AT_K, "RecursionError"),
+    "a crash": (with_pass_at_k("import faulthandler\nfaulthandler._sigsegv()"), PASS_AT_K, "signal 11"),
+    "much memory": (with_pass_at_k("return len('x' * 10**11)"), PASS_AT_K, "MemoryError"),
+    "more and more memory": (with_pass_at_k("x = []\nwhile True: x.append(bytearray(10**7))"), PASS_AT_K, ""),
+    "a big tensor": (with_pass_at_k("import torch\nreturn torch.ones(10**10).sum()"), PASS_AT_K, ""),
+    "megabytes of text": (
+        with_pass_at_k("for _ in range(20): print('spam' * 10**6)\nreturn 1 - comb(n - c, k) / comb(n, k)"),
+        None,
+        "spam",
+    ),
+    "a big file": (with_pass_at_k("f = open('big', 'wb')\nwhile True: f.write(bytes(10**6))"), PASS_AT_K, ""),
+    "forks": (with_pass_at_k("import os\nwhile True: os.fork()"), PASS_AT_K, "PermissionError"),
+    "a program": (with_pass_at_k("import subprocess\nsubprocess.run(['touch', MARK])"), PASS_AT_K, "PermissionError"),
+    "a shell": (with_pass_at_k("import os\nos.system('touch ' + MARK)"), PASS_AT_K, "PermissionError"),
+    "a file outside": (with_pass_at_k("open(MARK, 'w')"), PASS_AT_K, "PermissionError"),
+    "a folder outside": (with_pass_at_k("import os\nos.mkdir(MARK)"), PASS_AT_K, "PermissionError"),
+    "a file moved outside": (with_pass_at_k("import os\nos.rename('solution.py', MARK)"), PASS_AT_K, "PermissionError"),
+    "the network": (with_pass_at_k("import socket\nsocket.create_connection(('127.0.0.1', PORT))"), PASS_AT_K, "PermissionError"),
+    "a signal to the grader": (with_pass_at_k("import os\nos.kill(os.getppid(), 9)"), PASS_AT_K, "PermissionError"),
+    "machine code": (with_pass_at_k("import ctypes\nctypes.CDLL(None).system(b'touch ' + MARK.encode())"), PASS_AT_K, "PermissionError"),
+    "the solutions imported": (
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom rlvr.evaluate import pass_at_k\n",
+        ALL,
+        "PermissionError",
+    ),
+    "the solutions by name": ("from rlvr.reward import last_boxed\n", ALL, "No module named 'rlvr'"),
+    "the solutions read": (with_pass_at_k(f"return open({str(ROOT / 'rlvr' / 'evaluate.py')!r}).read()"), PASS_AT_K, "PermissionError"),
+    "the tests edited": (with_pass_at_k(f"open({str(HERE / 'a1' / 'tests.py')!r}, 'a').write('x')"), PASS_AT_K, "PermissionError"),
+    "the fences looked for": (with_pass_at_k("import gc\nreturn gc.get_objects()"), PASS_AT_K, "PermissionError"),
+    "comparison turned off": (
+        with_pass_at_k("import builtins, torch\nbuiltins.abs = lambda x: 0\ntorch.allclose = lambda *a, **k: True\nreturn 0.1"),
+        None,
+        "",
+    ),
+    "equal to everything": (
+        with_pass_at_k("class A(float):\n    __eq__ = lambda s, o: True\n    __sub__ = __rsub__ = lambda s, o: 0\nreturn A(0.1)"),
+        None,
+        "",
+    ),
+    "an object": (with_pass_at_k("return object()"), PASS_AT_K, "return numbers"),
+    "a list in itself": (with_pass_at_k("x = []\nx.append(x)\nreturn x"), PASS_AT_K, "lists inside lists"),
+    "a text for a number": (with_pass_at_k("return 'one half'"), PASS_AT_K, "'one half' instead of"),
+    "an error without a text": (with_pass_at_k("class E(Exception):\n    def __str__(self): raise self\nraise E"), PASS_AT_K, ""),
+    "an interrupt": (with_pass_at_k("raise KeyboardInterrupt"), PASS_AT_K, "KeyboardInterrupt"),
+    "forged replies": (with_pass_at_k(FORGED), None, ""),
+    "closed files": (
+        with_pass_at_k(
+            "import os, sys\nsys.stdout.close()\nsys.stderr = None\nfor fd in range(20):\n    try: os.close(fd)\n    except OSError: pass"
+        ),
+        PASS_AT_K,
+        "",
+    ),
+    "its own folder deleted": (
+        with_pass_at_k("import shutil\nshutil.rmtree('.', ignore_errors=True)\nreturn 1 - comb(n - c, k) / comb(n, k)"),
+        None,
+        "",
+    ),
+    "threads that stay": (
+        with_pass_at_k(
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,)).start()\nreturn 1 - comb(n - c, k) / comb(n, k)"
+        ),
+        {"k out of range raises"},
+        "",
+    ),
+    "an exit function": (
+        with_pass_at_k("import atexit, time\natexit.register(time.sleep, 1e6)\nreturn 1 - comb(n - c, k) / comb(n, k)"),
+        {"k out of range raises"},
+        "",
+    ),
+    "input": (with_pass_at_k("return float(input())"), PASS_AT_K, "EOFError"),
+}
+QUICK_HOSTILE = {"an endless loop", "the solutions imported", "a program"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of POSIX systems")
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK_HOSTILE else pytest.mark.slow) for n in HOSTILE])
+def test_nothing_that_a_student_writes_harms_the_grader(name, tmp_path):
+    import socket
+
+    solution, may_lose, says = HOSTILE[name]
+    mark, tests_before = tmp_path / "mark", (HERE / "a1" / "tests.py").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.0)
+        names = f"MARK, PORT = {str(mark)!r}, {server.getsockname()[1]}\n"
+        report = grade(submit("a1", tmp_path / "s", names * ("MARK" in solution or "PORT" in solution) + solution), "a1", seconds=1.0)
+        with pytest.raises(BlockingIOError):
+            server.accept()  # nobody has called
+    assert len(report.results) == len(ALL) and not mark.exists() and (HERE / "a1" / "tests.py").read_bytes() == tests_before
+    assert (tmp_path / "s" / "solution.py").is_file()
+    if may_lose is not None:
+        assert lost(report) == may_lose, text(report)
+    elif name in ("comparison turned off", "equal to everything", "forged replies"):
+        assert {"the unbiased estimate"} <= lost(report) <= PASS_AT_K, text(report)
+    else:  # what is right stays right
+        assert "the unbiased estimate" not in lost(report), text(report)
+    assert says in text(report), text(report)
+    json.dumps(gradescope(report), allow_nan=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "adapter, says",
+    [
+        (b"\x00\xff garbage \x00", "at its import"),
+        (b'ASSIGNMENT = "a1"\n', "the adapter has no function last_boxed"),
+        (b"", "the adapter has no function last_boxed"),
+        (b'ASSIGNMENT = "a1"\nraise SystemExit\n', "at its import"),
+        (b"import solution.deeper\n", "at its import"),
+    ],
+)
+def test_an_adapter_that_is_none(adapter, says, tmp_path):
+    folder = submit("a1", tmp_path / "s")
+    (folder / "adapter.py").write_bytes(adapter)
+    report = grade(folder, "a1")
+    assert report.score == 0 and says in report.results[0].message
+
+
+@pytest.mark.slow
+def test_code_in_several_files_and_packages_is_fine(tmp_path):
+    folder = submit("a1", tmp_path / "s", "from parts.one import *\n")
+    (folder / "parts").mkdir()
+    (folder / "parts" / "__init__.py").write_text("")
+    (folder / "parts" / "one.py").write_text("from .two import *\n")
+    (folder / "parts" / "two.py").write_text(GOOD)
+    assert grade(folder, "a1").score == 20
+
+
+def test_links_caches_and_what_is_too_big_are_not_copied(tmp_path, monkeypatch):
+    folder, to = submit("a1", tmp_path / "s"), tmp_path / "copy"
+    (folder / "link.py").symlink_to(ROOT / "rlvr" / "reward.py")
+    (folder / "linked").symlink_to(ROOT / "rlvr")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "x.pyc").write_bytes(b"x")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("x")
+    grader.copy_submission(folder, to)
+    assert sorted(p.name for p in to.rglob("*")) == ["adapter.py", "solution.py"]
+    monkeypatch.setattr(grader, "MAX_BYTES", 100)
+    with pytest.raises(SettingError, match="no models or runs"):
+        grader.copy_submission(folder, tmp_path / "copy2")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def test_the_command_prints_points_and_hints_and_writes_gradescopes_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    submit("a1", tmp_path / "s", changed(GOOD, BANK[0][2]))
+    main(GradeConfig(submissions=["s"]))
+    out = capsys.readouterr().out
+    assert "a1: 19 of 20 points" in out and "hint: A model that corrects itself" in out and "written to results.json" in out
+    result = json.loads(Path("results.json").read_text())
+    assert result["score"] == 19 and sum(t["score"] for t in result["tests"]) == 19 and sum(t["max_score"] for t in result["tests"]) == 20
+    failed = [t for t in result["tests"] if t["status"] == "failed"]
+    assert (
+        len(failed) == 1 and "'1' instead of '30'" in failed[0]["output"] and "hint" in failed[0]["output"] and failed[0]["number"] == "1.1"
+    )
+
+
+@pytest.mark.slow
+def test_a_class_of_submissions(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for student in ("x", "y"):
+        Path(student).mkdir()
+        submit("a1", Path(student, "a1"))
+    Path("nothing").mkdir()
+    main(GradeConfig(submissions=["x/a1", "nothing", "y/a1", "missing"]))
+    out = capsys.readouterr().out
+    assert "x/a1: 20 of 20" in out and "no adapter.py in nothing" in out and "no folder missing" in out
+    assert sorted(os.listdir("grades")) == ["grades.csv", "x-a1.json", "y-a1.json"]
+    assert Path("grades/grades.csv").read_text().splitlines()[0] == "submission,assignment,points,1.1,1.2,1.3,1.4,1.5,error"
+
+
+def test_hidden_checks_are_added_and_not_explained(tmp_path, capsys, monkeypatch):
+    a = Assignment(dict(ASSIGNMENTS["a1"].tasks), [])
+    monkeypatch.setitem(ASSIGNMENTS, "a1", a)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    guide = (HERE / "instructor.md").read_text(encoding="utf-8")
+    Path("hidden_checks.py").write_text(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1], encoding="utf-8")
+    submit("a1", tmp_path / "s", with_pass_at_k("return 0.25"))
+    main(GradeConfig(submissions=["s"], hidden="."))
+    out, test = capsys.readouterr().out, json.loads(Path("results.json").read_text())["tests"][0]
+    assert "a1: 0 of 2" in out and "a hidden check" in out and "0.25" not in out
+    assert test["visibility"] == "after_published" and "0.25 instead of 0.68" in test["output"]
+    submit("a1", tmp_path / "s")
+    report = grade(tmp_path / "s", "a1")
+    assert report.score == 2 and "pass at 64" not in text(report)
+
+
+@pytest.mark.parametrize(
+    "config, says",
+    [
+        (dict(), "No submission was named"),
+        (dict(submissions=["nowhere"]), "There is no folder nowhere"),
+        (dict(submissions=["empty"]), "There is no adapter.py in empty"),
+        (dict(submissions=["unnamed"]), "does not say ASSIGNMENT"),
+        (dict(submissions=["empty"], assignment="a9"), "There is no assignment 'a9'"),
+        (dict(submissions=["empty"], seconds=0.0), "--seconds is 0.0"),
+        (dict(submissions=["empty"], hidden="nowhere"), "There is no hidden_checks.py"),
+    ],
+)
+def test_a_mistake_of_the_user_is_one_sentence(config, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("unnamed").mkdir()
+    Path("unnamed/adapter.py").write_text("import solution\n")
+    with pytest.raises(SettingError, match=re.escape(says)):
+        main(GradeConfig(**config))

@@ -1,0 +1,143 @@
+"""Public tests of assignment 2: group advantages, masks, log-probs. The right answers are those of rlvr."""
+
+import torch
+
+from rlvr.advantage import grpo_advantages
+from tutorials.assignments.checks import Assignment, expect, need
+
+tests = Assignment()
+check = tests.check
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("2.1", "group advantages")
+
+
+@check("2.1", 3, hint="(reward - mean) / (std + 1e-6) within the group, with the standard deviation of a sample: divisor G - 1.")
+def the_table_of_the_handout(student):
+    rewards = torch.tensor([1.0, 1, -1, -1, -1, -1, -1, -1] + [1.0, -1, 0.5, -0.25])
+    group = torch.tensor([0] * 8 + [1] * 4)
+    expect(student.group_advantages(rewards, group), grpo_advantages(rewards, group), "2 right of 8, then rewards 1, -1, 0.5, -0.25")
+
+
+@check("2.1", 2, hint="Group ids are any integers in any order; do not reshape to [groups, G] and do not normalise over the whole batch.")
+def groups_may_be_mixed(student):
+    got = student.group_advantages(torch.tensor([1.0, 10.0, -1.0, -10.0, 3.0, 5.0]), torch.tensor([7, 3, 7, 3, -2, -2]))
+    need(tuple(got.shape) == (6,), f"the result has shape {tuple(got.shape)} instead of (6,)")
+    expect(
+        got / got[0],
+        torch.tensor([1.0, 1, -1, -1, -1, 1]),
+        "groups [7, 3, 7, 3, -2, -2], each with two rewards; advantages over the first",
+        1e-4,
+    )
+
+
+@check(
+    "2.1", 2, hint="A group that is all right or all wrong has std 0: its advantages are exactly 0, not NaN, not rounding noise times 10^6."
+)
+def a_group_of_equal_rewards_gets_zero(student):
+    for r in (1.0, -1.0, 0.1):
+        rewards = torch.tensor([r] * 5 + [1.0, -1.0, 1.0])
+        got = student.group_advantages(rewards, torch.tensor([0] * 5 + [1] * 3))
+        expect(got[:5], torch.zeros(5), f"five rewards of {r}", tolerance=0)
+
+
+@check("2.1", 1, hint="The sample standard deviation of one number is NaN; a single completion has nobody to be compared with: 0.")
+def a_group_of_one_gets_zero(student):
+    got = student.group_advantages(torch.tensor([1.0, -1.0, 1.0]), torch.tensor([5, 6, 5]))
+    expect(got, torch.zeros(3), "groups [5, 6, 5]", tolerance=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("2.2", "the mask of a completion")
+
+
+@check("2.2", 2, hint="The stop token is an action of the policy and is trained: it is the last True.")
+def the_stop_token_belongs_to_the_completion(student):
+    got = student.completion_mask(torch.tensor([[5, 6, 2, 0, 0], [2, 0, 0, 0, 0]]), [2])
+    expect(got, torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool(), "ids [[5, 6, 2, 0, 0], [2, 0, 0, 0, 0]], stop 2")
+
+
+@check("2.2", 1, hint="A completion without a stop token was cut off: all of it counts.")
+def a_truncated_completion_counts_to_its_end(student):
+    expect(student.completion_mask(torch.tensor([[5, 6, 7]]), [2]), torch.ones(1, 3).bool(), "ids [[5, 6, 7]], stop 2")
+
+
+@check("2.2", 1, hint="Do not compare with a pad token: 0 is an ordinary token here, and padding may be the stop token again.")
+def padding_is_not_known_by_its_token(student):
+    got = student.completion_mask(torch.tensor([[5, 0, 6, 7], [8, 9, 0, 4]]), [2])
+    need(bool(got.all()), "ids [[5, 0, 6, 7], [8, 9, 0, 4]] without a stop token: token 0 is masked, but it is an ordinary token")
+    got = student.completion_mask(torch.tensor([[5, 2, 2, 2]]), [2])
+    need(not bool(got[0, 2:].any()), "ids [[5, 2, 2, 2]], stop 2: what follows the first stop token is padding, whatever token it is")
+
+
+@check("2.2", 1, hint="Models may have several stop tokens; the first of any kind ends the completion.")
+def several_stop_tokens(student):
+    got = student.completion_mask(torch.tensor([[5, 3, 6, 2], [5, 6, 2, 3]]), [2, 3])
+    need(not bool(got[0, 2:].any()) and bool(got[0, 0]), "ids [5, 3, 6, 2], stop 2 or 3: the completion ends at the 3")
+    need(not bool(got[1, 3]) and bool(got[1, :2].all()), "ids [5, 6, 2, 3], stop 2 or 3: the completion ends at the 2")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("2.3", "log-probs of given tokens")
+
+
+def _logits(*shape: int, seed: int = 0) -> torch.Tensor:
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@check("2.3", 2, hint="log_softmax over the vocabulary (the last dimension), then gather the token that was drawn.")
+def the_log_prob_of_each_token(student):
+    logits, ids = _logits(2, 3, 7), torch.tensor([[0, 6, 2], [5, 5, 1]])
+    wanted = logits.double().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    expect(student.token_logp(logits, ids, 1.0), wanted, "random logits [2, 3, 7]")
+
+
+@check("2.3", 1, hint="The policy that sampled was softmax(logits / temperature), so its log-probs are too.")
+def the_temperature_counts(student):
+    logits, ids = _logits(1, 4, 5, seed=1), torch.tensor([[0, 1, 2, 4]])
+    got = [student.token_logp(logits, ids, t) for t in (0.5, 2.0)]
+    wanted = [(logits.double() / t).log_softmax(-1).gather(-1, ids[..., None])[..., 0] for t in (0.5, 2.0)]
+    plain = student.token_logp(logits, ids, 1.0)
+    need(not torch.allclose(got[0].double(), plain.double()), "temperatures 0.5 and 1 give the same log-probs")
+    # Relative to temperature 1, so that a slip of the task above is not counted twice.
+    base = logits.double().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    for g, w, t in zip(got, wanted, (0.5, 2.0)):
+        expect(g.double() - plain.double(), w - base, f"log-prob at temperature {t} minus that at 1", 1e-4)
+
+
+@check("2.3", 1, hint="log(softmax(z)) is log(0) = -inf for an improbable token, and exp(1e4) is inf. log_softmax is neither.")
+def improbable_tokens_and_large_logits_stay_finite(student):
+    logits = torch.tensor([[[0.0, -200.0, -300.0], [1e4, 1e4 - 5.0, 0.0]]])
+    got = student.token_logp(logits, torch.tensor([[1, 1]]), 1.0)
+    need(
+        bool(got.isfinite().all()),
+        f"logits [0, -200, -300] and [10000, 9995, 0], token 1: {got.flatten().tolist()} instead of about -200 and -5",
+    )
+    expect(got, torch.tensor([[-200.0, -5.00672]]), "logits [0, -200, -300] and [10000, 9995, 0], token 1", 1e-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("2.4", "log-probs of completions behind their prompts")
+
+
+@check(
+    "2.4", 2, hint="The logits at place i predict the token at place i + 1: the first completion token is predicted by the prompt's last."
+)
+def logits_predict_the_next_token(student):
+    logits, ids = _logits(1, 6, 9, seed=2), torch.tensor([[4, 8, 1, 7, 0, 3]])
+    logp = logits.double().log_softmax(-1)
+    got = student.completion_logp(logits, ids, torch.tensor([2]), torch.tensor([4]), 1.0)
+    expect(got, torch.stack([logp[0, i - 1, ids[0, i]] for i in range(2, 6)])[None], "prompt of 2 tokens, completion of 4")
+
+
+@check(
+    "2.4", 1, hint="Every row has its own prompt length; the result is lined up at the first completion token, and 0 where a row has ended."
+)
+def rows_of_unlike_length(student):
+    logits, ids = _logits(2, 5, 4, seed=3), torch.tensor([[1, 2, 3, 0, 1], [2, 1, 0, 3, 3]])
+    got = student.completion_logp(logits, ids, torch.tensor([1, 3]), torch.tensor([4, 1]), 1.0)
+    need(tuple(got.shape) == (2, 4), f"lengths 4 and 1: the result has shape {tuple(got.shape)} instead of (2, 4)")
+    need(bool((got[1, 1:] == 0).all()) and bool((got[0] != 0).all()), "the second row has one token; the other three places must be 0")
+    # Its first token is the first of the second row, whatever the rule of the shift.
+    alone = student.completion_logp(logits[1:], ids[1:], torch.tensor([3]), torch.tensor([1]), 1.0)
+    expect(got[1, :1], alone[0, :1], "the second row beside a longer one, and alone")

@@ -1,0 +1,202 @@
+"""Public tests of assignment 3: the clipped token-level loss and one update. The right answers are those of rlvr."""
+
+import math
+
+import torch
+
+from rlvr.advantage import grpo_advantages
+from rlvr.loss import clipped_loss
+from tutorials.assignments.checks import Assignment, expect, need
+
+tests = Assignment()
+check = tests.check
+CLIP = (0.2, 0.28)
+
+
+def _ask(student, ratios, advantages, mask=None, clip=CLIP, denominator=None):
+    """Value and gradient for given ratios and advantages (lists of lists); old_logp is -1 everywhere."""
+    ratio = torch.tensor(ratios)
+    mask = torch.ones_like(ratio).bool() if mask is None else torch.tensor(mask).bool()
+    old = torch.full_like(ratio, -1.0)
+    return student.gradient("clipped_loss", 0, old + ratio.log(), old, torch.tensor(advantages), mask, *clip, denominator)
+
+
+def _right(ratios, advantages, mask=None, clip=CLIP, denominator=None):
+    ratio = torch.tensor(ratios)
+    mask = torch.ones_like(ratio).bool() if mask is None else torch.tensor(mask).bool()
+    old = torch.full_like(ratio, -1.0)
+    logp = (old + ratio.log()).requires_grad_()
+    loss, _ = clipped_loss(logp, old, torch.tensor(advantages), mask, clip_low=clip[0], clip_high=clip[1], denominator=denominator)
+    return loss.item(), torch.autograd.grad(loss, logp)[0]
+
+
+def _flows(gradient, row: int, t: int) -> bool:
+    return gradient is not None and bool(gradient[row, t].abs() > 1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("3.1", "ratio and policy gradient")
+
+
+@check("3.1", 2, hint="ratio = exp(logp - old_logp); minimise -ratio * A. Where the ratio is 1 the gradient in logp is -A / tokens.")
+def at_ratio_one_it_is_the_policy_gradient(student):
+    value, gradient = _ask(student, [[1.0, 1.0, 1.0, 1.0]], [[1.5, -0.5, 1.0, 0.4]])
+    expect(value, -0.6, "ratios 1, advantages 1.5, -0.5, 1, 0.4: the loss")
+    need(gradient is not None, "no gradient flows: keep logp in the graph (no detach, no .item())")
+    expect(gradient, torch.tensor([[-0.375, 0.125, -0.25, -0.1]]), "its gradient in logp")
+
+
+@check("3.1", 1, hint="Centred advantages make a loss of 0 at ratio 1; the gradient is not 0. It must not be a loss without logp in it.")
+def the_loss_that_is_zero_still_learns(student):
+    value, gradient = _ask(student, [[1.0, 1.0]], [[2.0, -2.0]])
+    expect(value, 0.0, "ratios 1, advantages 2 and -2: the loss")
+    need(_flows(gradient, 0, 0) and _flows(gradient, 0, 1), "ratios 1, advantages 2 and -2: the gradient is 0 or missing")
+
+
+@check("3.1", 1, hint="The ratio is exp of a difference of log-probs, not the difference, and not the ratio of log-probs.")
+def the_ratio_scales_the_gradient(student):
+    for ratio, advantage in ((1.1, 1.0), (0.9, -1.0), (0.5, 2.0), (3.0, -2.0)):
+        value, _ = _ask(student, [[ratio]], [[advantage]])
+        expect(value, -ratio * advantage, f"one token, ratio {ratio}, advantage {advantage}: the loss", 1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("3.2", "clipping")
+
+
+@check("3.2", 2, hint="For A > 0 stop at 1 + clip_high, for A < 0 at 1 - clip_low: beyond, the gradient is 0.")
+def beyond_the_clip_the_gradient_is_zero(student):
+    _, gradient = _ask(student, [[1.5, 0.5]], [[1.0, -1.0]])
+    need(gradient is not None, "no gradient flows")
+    need(not _flows(gradient, 0, 0), "ratio 1.5, advantage 1: the token is likely enough already, but there is still a gradient")
+    need(not _flows(gradient, 0, 1), "ratio 0.5, advantage -1: the token is unlikely enough already, but there is still a gradient")
+
+
+@check(
+    "3.2", 2, hint="max(-ratio * A, -clip(ratio) * A): the worse of the two. A token that moved the wrong way must be able to come back."
+)
+def on_the_wrong_side_the_gradient_stays(student):
+    _, gradient = _ask(student, [[0.5, 1.5]], [[1.0, -1.0]])
+    need(_flows(gradient, 0, 0), "ratio 0.5, advantage 1: a good token became unlikely, and the clip keeps it so")
+    need(_flows(gradient, 0, 1), "ratio 1.5, advantage -1: a bad token became likely, and the clip keeps it so")
+
+
+@check("3.2", 1, hint="Two bounds: 1 - clip_low below and 1 + clip_high above (clip-higher). Do not use one for both.")
+def the_two_bounds_differ(student):
+    _, gradient = _ask(student, [[1.25, 0.75]], [[1.0, -1.0]])
+    need(_flows(gradient, 0, 0), "ratio 1.25 is inside 1 + clip_high = 1.28, but has no gradient")
+    need(not _flows(gradient, 0, 1), "ratio 0.75 is below 1 - clip_low = 0.8, but has a gradient")
+    _, gradient = _ask(student, [[1.25, 0.75]], [[1.0, -1.0]], clip=(0.3, 0.2))
+    need(not _flows(gradient, 0, 0) and _flows(gradient, 0, 1), "the same with clip_low 0.3 and clip_high 0.2")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("3.3", "mask and denominator")
+
+
+@check(
+    "3.3", 2, hint="Sum over all valid tokens of the batch, divided by their number. A mean of row means gives a token of a short row more."
+)
+def every_token_weighs_the_same(student):
+    mask = [[1, 1, 1, 1], [1, 0, 0, 0]]
+    value, gradient = _ask(student, [[1.0] * 4, [1.0] * 4], [[1.0] * 4, [-1.0] * 4], mask)
+    expect(value, -0.6, "rows of 4 tokens (advantage 1) and 1 token (advantage -1): the loss")
+    need(gradient is not None, "no gradient flows")
+    need(
+        bool((gradient[0] + 0.2).abs().max() < 1e-5),
+        f"the gradient of the long row is {gradient[0].tolist()} instead of -0.2 for each token",
+    )
+
+
+@check("3.3", 2, hint="0 * inf is NaN, in the value and in the gradient. Put harmless numbers outside the mask before exp: torch.where.")
+def garbage_outside_the_mask_changes_nothing(student):
+    for garbage in (float("nan"), float("inf"), 1e30):
+        logp = torch.tensor([[-1.0, -1.0, garbage]])
+        value, gradient = student.gradient(
+            "clipped_loss",
+            0,
+            logp,
+            torch.full((1, 3), -1.0),
+            torch.tensor([[1.0, 3.0, 1.0]]),
+            torch.tensor([[True, True, False]]),
+            *CLIP,
+            None,
+        )
+        need(isinstance(value, torch.Tensor) and math.isfinite(value.item()), f"logp {garbage} at a masked place: the loss is not finite")
+        need(gradient is not None and bool(gradient.isfinite().all()), f"logp {garbage} at a masked place: the gradient is not finite")
+        need(bool(gradient[0, 2] == 0), "the masked place has a gradient")
+
+
+@check("3.3", 1, hint="The denominator is that of the whole update, passed down; a part must not divide by its own number of tokens.")
+def parts_of_a_batch_add_up(student):
+    ratios, advantages, mask = [[1.1, 0.9, 1.0], [1.2, 1.0, 1.0]], [[1.0] * 3, [-2.0] * 3], [[1, 1, 1], [1, 0, 0]]
+    parts = [_ask(student, ratios[i : i + 1], advantages[i : i + 1], mask[i : i + 1], denominator=4)[0] for i in range(2)]
+    whole, _ = _right(ratios, advantages, mask)
+    got = sum(p.item() if isinstance(p, torch.Tensor) else p for p in parts)
+    expect(got, whole, "two rows of 3 and 1 tokens, each by itself with denominator 4: the sum of their losses")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("3.4", "one update")
+
+
+def _batch():
+    """Eight completions of two prompts by a bigram policy of 5 tokens; token 4 is the stop token."""
+    g = torch.Generator().manual_seed(3)
+    weights = torch.randn(5, 5, generator=g)
+    ids = torch.randint(0, 4, (8, 4), generator=g)
+    lengths = torch.tensor([4, 2, 3, 1, 4, 4, 2, 3])
+    ids[torch.arange(8), lengths - 1] = 4
+    mask = torch.arange(4)[None] < lengths[:, None]
+    before = torch.cat([torch.tensor([[0], [0], [0], [0], [2], [2], [2], [2]]), ids[:, :-1]], 1)  # the token before each
+    rewards = torch.tensor([1.0, -1, -1, 1, -1, -1, -1, 1])
+    group = torch.tensor([0] * 4 + [1] * 4)
+    return weights, before, ids, mask, rewards, group
+
+
+def _logp(weights, before, ids):
+    return weights[before].log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+
+
+def _updated(weights, before, ids, mask, rewards, group, old_logp, lr):
+    weights = weights.clone().requires_grad_()
+    advantages = grpo_advantages(rewards, group)[:, None].expand(mask.shape)
+    loss, _ = clipped_loss(_logp(weights, before, ids), old_logp, advantages, mask, clip_low=CLIP[0], clip_high=CLIP[1])
+    return (weights - lr * torch.autograd.grad(loss, weights)[0]).detach()
+
+
+@check("3.4", 3, hint="advantages -> logp of the ids under the weights -> clipped loss -> weights - lr * gradient.")
+def a_step_of_gradient_descent(student):
+    weights, before, ids, mask, rewards, group = _batch()
+    old = _logp(weights, before, ids)
+    for old_logp, name in ((old, "on policy"), (old + 0.1, "after the policy has moved")):
+        wanted = _updated(weights, before, ids, mask, rewards, group, old_logp, 0.5)
+        expect(student.update(weights, before, ids, mask, rewards, group, old_logp, 0.5), wanted, f"{name}: the new weights", 1e-4)
+
+
+@check("3.4", 1, hint="Minimise the loss: right completions must become more probable, not less.")
+def right_completions_become_more_probable(student):
+    weights, before, ids, mask, rewards, group = _batch()
+    old = _logp(weights, before, ids)
+    new = student.update(weights, before, ids, mask, rewards, group, old, 0.5)
+    change = ((_logp(new, before, ids) - old) * mask).sum(1)
+    right, wrong = change[rewards > 0].mean().item(), change[rewards < 0].mean().item()
+    need(right > wrong + 1e-4, f"the log-prob of right completions changes by {right:.4f}, that of wrong ones by {wrong:.4f}")
+
+
+@check("3.4", 1, hint="If all completions of a prompt are right, there is nothing to compare: the weights stay as they are.")
+def without_contrast_nothing_changes(student):
+    weights, before, ids, mask, _, group = _batch()
+    old = _logp(weights, before, ids)
+    got = student.update(weights, before, ids, mask, torch.ones(8), group, old, 0.5)
+    expect(got, weights, "all rewards 1: the weights", 1e-6)
+
+
+@check("3.4", 1, hint="What stands behind the stop token is no action of the policy: it must not move a weight.")
+def padding_moves_no_weight(student):
+    weights, before, ids, mask, rewards, group = _batch()
+    old = _logp(weights, before, ids)
+    first = student.update(weights, before, ids, mask, rewards, group, old, 0.5)
+    other_ids, other_before = torch.where(mask, ids, 3), torch.where(mask, before, 1)
+    second = student.update(weights, other_before, other_ids, mask, rewards, group, old, 0.5)
+    expect(second, first, "other tokens behind the stop token: the new weights", 1e-6)

@@ -1,0 +1,159 @@
+"""Public tests of assignment 4: entropy, perplexity, stages. The right answers are those of rlvr."""
+
+import math
+
+import torch
+
+from rlvr.entropy import branching_factor, plateau_step
+from tutorials.assignments.checks import Assignment, expect, need
+
+tests = Assignment()
+check = tests.check
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("4.1", "token entropy")
+
+
+def _entropy(logits):
+    logp = logits.double().log_softmax(-1)
+    return -(logp.exp() * logp.clamp(min=-1e9)).sum(-1)
+
+
+@check("4.1", 2, hint="H = -sum_v p_v log p_v over the whole vocabulary, natural logarithm; log V if all tokens are alike.")
+def the_entropy_of_each_position(student):
+    logits = 2 * torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    logits[0, 0] = 0.0
+    expect(student.token_entropy(logits, 1.0), _entropy(logits), "random logits [2, 3, 6]")
+
+
+@check("4.1", 1, hint="Divide the logits by the temperature before the softmax.")
+def the_temperature_counts(student):
+    logits = torch.tensor([[[3.0, 1.0, 0.0, -2.0]]])
+    got = [student.token_entropy(logits, t) for t in (0.5, 1.0, 4.0)]
+    need(
+        bool(got[0] < got[1]) and bool(got[1] < got[2]),
+        f"temperatures 0.5, 1 and 4: entropies {[x.item() for x in got]}, which do not rise",
+    )
+    # A ratio of differences, so that a slip of the check above is not counted twice.
+    h = [_entropy(logits / t).item() for t in (0.5, 1.0, 4.0)]
+    ratio = (got[2] - got[1]).item() / (got[1] - got[0]).item()
+    expect(ratio, (h[2] - h[1]) / (h[1] - h[0]), "(H at 4 - H at 1) / (H at 1 - H at 0.5)", 1e-3)
+
+
+@check("4.1", 1, hint="0 * log 0 is 0 by its limit, but 0 * -inf is NaN: clamp the log-probs, or leave such tokens out.")
+def a_forbidden_token_has_probability_zero(student):
+    got = student.token_entropy(torch.tensor([[[0.0, 0.0, float("-inf")], [5.0, float("-inf"), float("-inf")]]]), 1.0)
+    need(bool(got.isfinite().all()), f"logits [0, 0, -inf] and [5, -inf, -inf]: {got.flatten().tolist()}")
+    need(abs(got[0, 1].item()) < 1e-5, f"logits [5, -inf, -inf]: {got[0, 1].item()} instead of 0")
+
+
+@check("4.1", 1, hint="exp(1e4) is inf: log_softmax, or subtract the largest logit first.")
+def large_logits_stay_finite(student):
+    got = student.token_entropy(torch.tensor([[[1e4, 1e4, 0.0], [1e4, 0.0, 0.0]]]), 1.0)
+    need(bool(got.isfinite().all()), f"logits [10000, 10000, 0] and [10000, 0, 0]: {got.flatten().tolist()}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("4.2", "perplexity of a completion")
+
+
+@check("4.2", 2, hint="exp of the mean negative log-prob of the tokens that were drawn; the mean is over the valid tokens of the row.")
+def the_mean_is_over_valid_tokens(student):
+    logp = torch.tensor([[-0.5, -1.5, -0.1, 0.0], [-2.0, 0.0, 0.0, 0.0]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    expect(
+        student.perplexity(logp, mask),
+        torch.tensor([math.exp(0.7), math.exp(2.0)]),
+        "log-probs -0.5, -1.5, -0.1 in one row and -2 in the other",
+    )
+
+
+@check("4.2", 1, hint="A completion without a token must not make the batch NaN: divide by at least 1.")
+def an_empty_row_has_perplexity_one(student):
+    got = student.perplexity(torch.zeros(2, 2), torch.tensor([[False, False], [True, True]]))
+    need(bool((got == 1).all()), f"an empty row, and one of log-probs 0: {got.tolist()} instead of [1, 1]")
+
+
+@check("4.2", 1, hint="NaN * 0 is NaN. Replace what stands outside the mask (torch.where) before you add up.")
+def garbage_outside_the_mask_changes_nothing(student):
+    mask = torch.tensor([[True, False]])
+    clean = student.perplexity(torch.tensor([[-1.0, 0.0]]), mask)
+    for garbage in (float("nan"), float("-inf"), -50.0):
+        got = student.perplexity(torch.tensor([[-1.0, garbage]]), mask)
+        expect(got, clean, f"{garbage} outside the mask, and 0 there")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("4.3", "branching factor")
+
+
+@check("4.3", 2, hint="Sort the probabilities, largest first; count how many are needed until their sum reaches top_p.")
+def the_smallest_set_that_holds_top_p(student):
+    p = torch.tensor([[0.1, 0.6, 0.05, 0.25], [0.97, 0.01, 0.01, 0.01]])
+    for top_p in (0.9, 0.7):
+        expect(student.branching_factor(p.log(), top_p), branching_factor(p.log(), top_p), f"probabilities {p.tolist()}, top_p {top_p}")
+    expect(student.branching_factor(torch.zeros(1, 50), 0.91), torch.tensor([46]), "50 tokens alike, top_p 0.91")
+
+
+@check("4.3", 1, hint="0.5 + 0.3 holds 0.8 exactly: two tokens, not three. Sums of floats need a little tolerance.")
+def a_sum_that_is_just_reached(student):
+    expect(
+        student.branching_factor(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.8), torch.tensor([2]), "probabilities 0.5, 0.3, 0.2, top_p 0.8"
+    )
+    expect(student.branching_factor(torch.zeros(1, 10), 0.5), torch.tensor([5]), "ten tokens alike, top_p 0.5")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("4.4", "entropy of right and wrong answers")
+
+
+@check("4.4", 2, hint="Pool the tokens of all right completions, then take their mean; a mean of row means overrates short rows.")
+def means_are_over_tokens(student):
+    entropy = torch.tensor([[1.0, 1.0, 1.0, 1.0], [2.0, 9.0, 9.0, 9.0], [0.5, 0.5, 9.0, 9.0], [3.0, 9.0, 9.0, 9.0]])
+    mask = torch.arange(4)[None] < torch.tensor([4, 1, 2, 1])[:, None]
+    got = student.entropy_by_correctness(entropy, mask, torch.tensor([True, True, False, False]))
+    expect(got, [6 / 5, 4 / 3], "right rows of 4 tokens (entropy 1) and 1 token (2), wrong rows of 2 (0.5) and 1 (3)")
+
+
+@check("4.4", 1, hint="Early in training a batch may have no right answer: that mean is unknown, NaN, and the other one is still a number.")
+def nothing_to_average_is_nan(student):
+    entropy, mask = torch.tensor([[1.0, 1.0]]), torch.ones(1, 2).bool()
+    got = student.entropy_by_correctness(entropy, mask, torch.tensor([False]))
+    expect(got, [float("nan"), 1.0], "one wrong row of entropy 1")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("4.5", "where the rising stage ends")
+
+
+def _falling(steps: int = 60, speed: float = 8.0, floor: float = 0.2) -> list[float]:
+    return [floor + (1 - floor) * math.exp(-i / speed) for i in range(steps)]
+
+
+@check("4.5", 2, hint="Smooth, slope over 8 steps, compare with a tenth of the steepest fall so far; steps count from 1.")
+def the_step_of_the_rule(student):
+    for speed, floor in ((8.0, 0.2), (4.0, 0.3), (12.0, 0.05)):
+        values = _falling(80, speed, floor)
+        expect(student.plateau_step(values), plateau_step(values), f"an entropy that falls from 1 to {floor} at a rate of 1/{speed:g}")
+
+
+@check("4.5", 1, hint="While the entropy falls steadily, the rising stage lasts: None.")
+def no_plateau_while_it_falls(student):
+    expect(student.plateau_step([1.0 - 0.012 * i for i in range(60)]), None, "a straight fall")
+
+
+@check("4.5", 1, hint="At the very start the entropy is flat too. A plateau needs a fall of a quarter before it.")
+def a_flat_beginning_is_no_plateau(student):
+    values = [1.0 + 0.01 * (-1) ** i for i in range(25)]
+    expect(student.plateau_step(values), None, "25 steps around 1")
+    got = student.plateau_step(values + [0.97 - 0.001 * i for i in range(30)])
+    need(got is None, f"a fall of less than a tenth: step {got} instead of None")
+
+
+@check("4.5", 1, hint="A run must be able to act on it: the step must not depend on what comes later.")
+def the_future_does_not_matter(student):
+    values = _falling()
+    step = student.plateau_step(values)
+    need(isinstance(step, int), f"the whole curve: {step} is no step")
+    expect(student.plateau_step(values[:step]), step, f"the curve cut off after step {step}")
+    expect(student.plateau_step(values + [9.0] * 3 + [0.0] * 9), step, "the curve and twelve wild steps more")

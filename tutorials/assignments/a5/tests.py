@@ -1,0 +1,252 @@
+"""Public tests of assignment 5: the two shaping methods and a small study. The right answers are those of rlvr."""
+
+import csv
+import io
+import re
+
+import torch
+
+from rlvr.advantage import position_bonus, ppl_weights
+from rlvr.experiment import differences, mean_interval
+from tutorials.assignments.checks import Assignment, Wrong, expect, need
+
+tests = Assignment()
+check = tests.check
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("5.1", "the factor of perplexity shaping")
+
+
+def _completions(log_ppl: list[float]):
+    """old_logp and mask of completions with these log-perplexities; lengths 1 to 3, garbage behind them."""
+    n = len(log_ppl)
+    lengths = torch.tensor([1 + i % 3 for i in range(n)])
+    mask = torch.arange(3)[None] < lengths[:, None]
+    steps = torch.tensor([[-0.3, 0.3, 0.0]]) * (lengths > 2)[:, None]  # uneven tokens, the same mean
+    return torch.where(mask, -torch.tensor(log_ppl)[:, None] + steps, -9.0), mask
+
+
+PLAIN = [0.2, 0.5, 0.9, 0.6, 1.4, 1.1, 1.0, 1.9]
+
+
+@check("5.1", 2, hint="w = (logPPL - mean) / population standard deviation (divisor G) within the group; factor = 1 - alpha * w.")
+def the_factor_of_each_completion(student):
+    old_logp, mask = _completions(PLAIN)
+    group = torch.tensor([0, 1] * 4)
+    expect(
+        student.ppl_weights(old_logp, mask, group, 0.05, "low"),
+        ppl_weights(old_logp, mask, group, 0.05),
+        f"log-perplexities {PLAIN}, groups 0, 1, 0, 1, ...",
+    )
+
+
+@check("5.1", 1, hint="'low': completions of low perplexity weigh more than 1. 'high' is the opposite arm: 1 + alpha * w.")
+def low_perplexity_weighs_more(student):
+    old_logp, mask = _completions(PLAIN[:4])
+    group = torch.zeros(4, dtype=torch.long)
+    low, high = (student.ppl_weights(old_logp, mask, group, 0.05, d) for d in ("low", "high"))
+    need(bool(low[0] > 1) and bool(low[2] < 1), f"log-perplexities {PLAIN[:4]}, direction low: {low.tolist()}")
+    expect(low + high, torch.full((4,), 2.0), "the factors of 'low' and 'high' together")
+
+
+@check(
+    "5.1",
+    2,
+    hint="Tukey's rule: mean and std leave out values beyond 1.5 interquartile ranges from the quartiles. The outlier gets a w too.",
+)
+def an_outlier_moves_neither_mean_nor_std(student):
+    log_ppl = [0.50, 0.52, 0.54, 0.56, 0.58, 0.60, 0.68, 6.0]
+    old_logp, mask = _completions(log_ppl)
+    group = torch.zeros(8, dtype=torch.long)
+    got, right = (f(old_logp, mask, group, 0.05, "low") - 1 for f in (student.ppl_weights, ppl_weights))
+    need(bool(got[0].abs() > 1e-6), f"log-perplexities {log_ppl}: the first factor is 1")
+    # Relative to the first, so that the divisor of the standard deviation is not asked for again.
+    expect((got / got[0])[:7], (right / right[0])[:7], f"log-perplexities {log_ppl}: (factor - 1) over that of the first", 1e-3)
+    need(bool(got[7] < got[6]), f"log-perplexities {log_ppl}: the factor of the outlier is {1 + got[7].item():.4f}, not below the others")
+
+
+@check("5.1", 1, hint="clamp(1 - alpha * w, 0.8, 1.2): no completion is silenced or doubled.")
+def the_factor_stays_between_0_8_and_1_2(student):
+    old_logp, mask = _completions(PLAIN[:4])
+    got = student.ppl_weights(old_logp, mask, torch.zeros(4, dtype=torch.long), 5.0, "low")
+    expect(got, torch.tensor([1.2, 1.2, 0.8, 0.8]), f"log-perplexities {PLAIN[:4]}, alpha 5")
+
+
+@check("5.1", 1, hint="Equal perplexities have std 0. Compare them; a quotient of two roundings can be anything.")
+def equal_perplexities_weigh_the_same(student):
+    old_logp, mask = torch.tensor([[-0.1, -0.1, -0.1]] * 3 + [[-0.7, -0.2, -0.4]]), torch.ones(4, 3).bool()
+    got = student.ppl_weights(old_logp, mask, torch.tensor([4, 4, 4, 9]), 0.2, "low")
+    expect(got, torch.ones(4), "three equal completions, and one alone in its group", tolerance=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("5.2", "the bonus of position shaping")
+
+TEN = torch.ones(1, 10).bool()
+
+
+@check("5.2", 2, hint="alpha * sigmoid(15 * (r - 1/2)) with r = (t - 1) / L for t = 1..L: the first token has r = 0, the last one 1 - 1/L.")
+def the_bonus_of_ten_tokens(student):
+    got = student.position_bonus(torch.tensor([1.6]), TEN, 0.1, "late")
+    expect(got.abs(), position_bonus(torch.tensor([1.6]), TEN, 0.1), "advantage 1.6, 10 tokens, alpha 0.1 (without sign)")
+
+
+@check("5.2", 1, hint="sign(A) * bonus: late tokens of wrong completions are pushed further down.")
+def it_has_the_sign_of_the_advantage(student):
+    got = student.position_bonus(torch.tensor([1.6, -1.6]), TEN.expand(2, 10), 0.1, "late")
+    need(bool((got[0] >= 0).all()) and bool((got[1] <= 0).all()), f"advantages 1.6 and -1.6: the last bonuses are {got[:, -1].tolist()}")
+    need(bool(got[0].max() > 0.05) and bool(got[1].min() < -0.05), "advantages 1.6 and -1.6: the bonuses are all about 0")
+
+
+@check("5.2", 1, hint="At most half of |A|, so that a strong bonus cannot drown a small advantage. Where A is 0 the bonus is 0.")
+def it_is_at_most_half_the_advantage(student):
+    got = student.position_bonus(torch.tensor([0.1, -0.06, 0.0]), TEN.expand(3, 10), 0.4, "late").abs()
+    need(
+        bool((got <= torch.tensor([[0.05], [0.03], [0.0]]) + 1e-6).all()),
+        f"advantages 0.1, -0.06, 0, alpha 0.4: the largest bonuses are {got.amax(1).tolist()}",
+    )
+    need(bool(got[0].max() > 0.04), f"advantage 0.1, alpha 0.4: the largest bonus is {got[0].max().item()} instead of 0.05")
+
+
+@check("5.2", 1, hint="'early' turns the slope round: sigmoid(-15 * (r - 1/2)).")
+def early_is_the_mirror_image(student):
+    late, early = (student.position_bonus(torch.tensor([1.6]), TEN, 0.1, d) for d in ("late", "early"))
+    expect(late + early, torch.full((1, 10), late.sign()[0, -1].item() * 0.1), "late and early bonus together")
+
+
+@check("5.2", 1, hint="L is the length of the row itself, not the width of the batch; outside the mask the bonus is 0.")
+def each_row_has_its_own_length(student):
+    mask = torch.arange(10)[None] < torch.tensor([[4], [10]])
+    got = student.position_bonus(torch.tensor([1.6, 1.6]), mask, 0.1, "late")
+    alone = student.position_bonus(torch.tensor([1.6]), torch.ones(1, 4).bool(), 0.1, "late")
+    expect(got[0], torch.cat([alone[0], torch.zeros(6)]), "a row of 4 tokens beside one of 10, and alone")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("5.3", "shaped advantages")
+
+
+def _batch():
+    old_logp, mask = _completions(PLAIN)
+    return torch.tensor([1.2, -1.2, 0.8, 0.5, -0.9, 0.7, -1.1, 0.0]), old_logp, mask, torch.tensor([0, 1] * 4)
+
+
+@check("5.3", 1, hint="Multiply the advantage by the factor; do not compute it and drop it.")
+def the_factor_is_applied(student):
+    advantages, old_logp, mask, group = _batch()
+    weights = student.ppl_weights(old_logp, mask, group, 0.2, "low")
+    got = student.shaped_advantages("ppl", advantages, old_logp, mask, group, 0.2)
+    need(not torch.allclose(weights, torch.ones(8)), "your factors are all 1")
+    expect(got, advantages[:, None] * weights[:, None] * mask, "method ppl: A * your own factor, on the tokens of each row")
+
+
+@check("5.3", 1, hint="Add the bonus to the advantage.")
+def the_bonus_is_added(student):
+    advantages, old_logp, mask, group = _batch()
+    bonus = student.position_bonus(advantages, mask, 0.2, "late")
+    need(bool(bonus.abs().max() > 1e-3), "your bonuses are all 0")
+    got = student.shaped_advantages("pos", advantages, old_logp, mask, group, 0.2)
+    expect(got, (advantages[:, None] + bonus) * mask, "method pos: A + your own bonus, on the tokens of each row")
+
+
+@check("5.3", 1, hint="'grpo' gives every token of a row its advantage, 0 outside the mask. Strength 0 must give the same, bit for bit.")
+def strength_zero_is_grpo(student):
+    advantages, old_logp, mask, group = _batch()
+    plain = advantages[:, None] * mask
+    expect(student.shaped_advantages("grpo", advantages, old_logp, mask, group, 0.2), plain, "method grpo", tolerance=0)
+    for method in ("ppl", "pos"):
+        expect(
+            student.shaped_advantages(method, advantages, old_logp, mask, group, 0.0), plain, f"method {method} at strength 0", tolerance=0
+        )
+
+
+@check("5.3", 1, hint="The factor is a weight, not something to be optimised: detach it.")
+def no_gradient_passes_through_the_factor(student):
+    advantages, old_logp, mask, group = _batch()
+    value, gradient = student.gradient("shaped_advantages", 2, "ppl", advantages, old_logp, mask, group, 0.2)
+    need(isinstance(value, torch.Tensor) and value.shape == mask.shape, "method ppl: the result has the wrong shape")
+    need(gradient is None or bool((gradient == 0).all()), "a gradient flows from the shaped advantages into old_logp")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("5.4", "mean and interval over seeds")
+
+
+@check(
+    "5.4",
+    2,
+    hint="mean -+ t * s / sqrt(n), s with divisor n - 1, t the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom.",
+)
+def students_interval(student):
+    for values in ([0.01, 0.03, -0.02], [0.5, 0.4, 0.7, 0.6, 0.1]):
+        expect(student.mean_interval(values), list(mean_interval(values)), f"differences {values}", 1e-3)
+
+
+@check("5.4", 1, hint="One seed says nothing about the spread: the interval is (-inf, inf).")
+def of_one_seed_nothing_is_known(student):
+    got = student.mean_interval([0.02])
+    expect(got, [0.02, float("-inf"), float("inf")], "one difference, 0.02")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+tests.task("5.5", "the study: numbers and verdict")
+
+
+def _results(student) -> list[dict]:
+    text = student.read("results.csv")
+    if text is None:
+        raise Wrong("there is no results.csv in the submission")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if not rows or not {"arm", "seed", "pass_at_1"} <= set(rows[0]):
+        raise Wrong("results.csv has no rows with the columns arm, seed and pass_at_1")
+    try:
+        return [{"arm": r["arm"], "seed": int(r["seed"]), "pass_at_1": float(r["pass_at_1"])} for r in rows]
+    except (TypeError, ValueError):
+        raise Wrong("a seed or a pass_at_1 of results.csv is no number") from None
+
+
+def _answer(student, name: str) -> str:
+    found = re.search(rf"^{name}: *(\S.*?) *$", student.read("answer.md") or "", re.MULTILINE)
+    if not found:
+        raise Wrong(f"answer.md has no line '{name}: ...'")
+    return found[1]
+
+
+def _difference(student) -> tuple[float, float, float, int]:
+    rows, (arm, baseline) = _results(student), (_answer(student, name) for name in ("arm", "baseline"))
+    values = differences(rows, arm, "pass_at_1", baseline)
+    if not values or arm == baseline:
+        raise Wrong(f"results.csv has no seed that {arm!r} and {baseline!r} share")
+    return *mean_interval(values), len(values)
+
+
+@check("5.5", 2, hint="Two arms, three seeds or more, the same seeds for both: python -m rlvr.experiment makes such a file.")
+def two_arms_on_equal_seeds(student):
+    seeds: dict[str, list[int]] = {}
+    for row in _results(student):
+        seeds.setdefault(row["arm"], []).append(row["seed"])
+    need(len(seeds) >= 2, f"results.csv has the arms {sorted(seeds)}; two are needed")
+    for arm, found in seeds.items():
+        need(len(set(found)) == len(found) >= 3, f"arm {arm!r} has the seeds {found}; three different ones or more are needed")
+    need(_difference(student)[3] >= 3, "the arms of answer.md share fewer than three seeds")
+
+
+@check("5.5", 2, hint="The mean of the differences in pairs (equal seeds), and its interval, to three decimals, as results.csv gives them.")
+def the_numbers_are_those_of_the_file(student):
+    mean, low, high, _ = _difference(student)
+    numbers = (
+        re.findall(r"[-+]?\d*\.?\d+", _answer(student, "difference"))[:1] + re.findall(r"[-+]?\d*\.?\d+", _answer(student, "interval"))[:2]
+    )
+    need(len(numbers) == 3, "answer.md: difference must be a number, interval two, as in [-0.031, 0.008]")
+    expect([float(x) for x in numbers], [mean, low, high], "difference and interval in answer.md, against results.csv", 0.0011)
+
+
+@check("5.5", 1, hint="better if the whole interval is above 0, worse if it is below, open if it holds 0. No effect is a result.")
+def the_verdict_follows_from_the_interval(student):
+    _, low, high, _ = _difference(student)
+    wanted = "better" if low > 0 else "worse" if high < 0 else "open"
+    verdict = _answer(student, "verdict").lower().strip(" .")
+    need(verdict == wanted, f"the interval is [{low:.3f}, {high:.3f}], but the verdict is {verdict!r}")
+
+
+tests.task("5.6", "the study: what it means, in words", by_hand=5)

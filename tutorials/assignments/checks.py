@@ -1,0 +1,146 @@
+"""What a test of an assignment is made of. A file of tests declares tasks, then checks with their points:
+
+    tests = Assignment()
+    tests.task("1.1", "the last box")
+
+    @tests.check("1.1", 1, hint="Search from the end, or keep the last match.")
+    def the_last_of_two_boxes_counts(student):
+        expect(student.last_boxed(r"\\boxed{1} or \\boxed{2}"), "2")
+
+The checks run in the grader, with its own answers; only the functions of the adapter run in the student's process.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+class StudentError(Exception):
+    """The student's code raised something; `kind` is the name of its class, or Timeout, or Died for a process that ended."""
+
+    def __init__(self, kind: str, message: str, where: str = ""):
+        self.kind = kind
+        what = {"NotImplementedError": "not written yet", "Timeout": message, "Died": message, "Missing": message}.get(kind)
+        what = what or f"raised {kind}: {message}".removesuffix(": ")
+        super().__init__(f"{what} ({where})" if where else what)
+
+
+class Wrong(AssertionError):
+    """The student's answer is not the right one; the message says what was asked, what came and what should have come."""
+
+
+@dataclass
+class Check:
+    """One test: all its points or none."""
+
+    task: str
+    points: float
+    hint: str
+    function: Callable
+    hidden: bool = False  # students see only that it failed
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__.replace("_", " ")
+
+
+@dataclass
+class Assignment:
+    """The tasks and checks that a file of tests declares."""
+
+    tasks: dict[str, str] = field(default_factory=dict)  # number -> title
+    checks: list[Check] = field(default_factory=list)
+    by_hand: dict[str, float] = field(default_factory=dict)  # tasks that a person grades -> points
+
+    def task(self, number: str, title: str, by_hand: float = 0) -> None:
+        """Declare a task. by_hand: its points if a person grades it, and no check does."""
+        self.tasks[number] = title
+        if by_hand:
+            self.by_hand[number] = by_hand
+
+    def check(self, task: str, points: float, hint: str = "", hidden: bool = False) -> Callable:
+        """Declare the function below as a test of a task. Raises ValueError for a task that was not declared."""
+        if task not in self.tasks:
+            raise ValueError(f"There is no task {task}. Declare it first: task({task!r}, 'its title')")
+
+        def register(function: Callable) -> Callable:
+            self.checks.append(Check(task, points, hint, function, hidden))
+            return function
+
+        return register
+
+    def points(self, task: str) -> float:
+        """What a task is worth, without what a person grades."""
+        return sum(c.points for c in self.checks if c.task == task)
+
+    @property
+    def total(self) -> float:
+        return sum(c.points for c in self.checks)
+
+
+def show(value, most: int = 300) -> str:
+    """A value in one or a few short lines."""
+    if isinstance(value, Tensor):
+        text = str([round(x, 5) if isinstance(x, float) else x for x in value.flatten().tolist()[:24]])
+        text = text[:-1] + (", ...]" if value.numel() > 24 else "]")
+        text = f"{text} of shape {tuple(value.shape)}" if value.dim() != 1 else text
+    else:
+        text = repr(value)
+    return text if len(text) <= most else text[:most] + " ..."
+
+
+def same(got, wanted, tolerance: float) -> bool:
+    """Whether an answer is the right one. Numbers: within the tolerance; tensors: shape too; NaN equals NaN; True is not 1."""
+    if isinstance(wanted, Tensor):
+        if isinstance(got, list):
+            try:
+                got = torch.tensor(got)
+            except (TypeError, ValueError, RuntimeError):
+                return False
+        if not isinstance(got, Tensor) or got.shape != wanted.shape:
+            return False
+        if wanted.dtype == torch.bool and got.dtype != torch.bool:
+            return bool(((got == 0) | (got == 1)).all()) and torch.equal(got.bool(), wanted)
+        return torch.allclose(got.double(), wanted.double(), rtol=0, atol=tolerance, equal_nan=True)
+    if isinstance(got, Tensor) and got.numel() == 1 and isinstance(wanted, (int, float)):
+        got = got.item()
+    if isinstance(wanted, bool) or wanted is None or isinstance(wanted, str):
+        return type(got) is type(wanted) and got == wanted
+    if isinstance(wanted, (int, float)):
+        if isinstance(got, bool) or not isinstance(got, (int, float)):
+            return False
+        return math.isnan(got) if math.isnan(wanted) else got == wanted or abs(got - wanted) <= tolerance
+    if isinstance(wanted, (list, tuple)):
+        if isinstance(got, Tensor):
+            got = got.tolist()
+        return isinstance(got, list) and len(got) == len(wanted) and all(same(g, w, tolerance) for g, w in zip(got, wanted))
+    raise TypeError(f"expect() cannot compare with a {type(wanted).__name__}")
+
+
+def expect(got, wanted, asked: str = "", tolerance: float = 1e-5) -> None:
+    """Raise Wrong unless `got` is `wanted`. `asked` says in the message what the answer belongs to."""
+    if not same(got, wanted, tolerance):
+        if isinstance(wanted, Tensor) and isinstance(got, Tensor) and got.shape != wanted.shape:
+            raise Wrong(f"{asked + ': ' if asked else ''}the result has shape {tuple(got.shape)} instead of {tuple(wanted.shape)}")
+        raise Wrong(f"{asked + ': ' if asked else ''}{show(got)} instead of {show(wanted)}")
+
+
+def need(condition: bool, message: str) -> None:
+    """Raise Wrong with the message unless the condition holds."""
+    if not condition:
+        raise Wrong(message)
+
+
+def expect_error(kind: str, function: Callable, *arguments) -> None:
+    """Raise Wrong unless the student's function raises an error of this kind."""
+    asked = ", ".join(show(a) for a in arguments)
+    try:
+        got = function(*arguments)
+    except StudentError as error:
+        if error.kind != kind:
+            raise Wrong(f"{asked}: {error}, instead of {kind}") from None
+    else:
+        raise Wrong(f"{asked}: {show(got)} instead of raising {kind}")

@@ -1,0 +1,433 @@
+"""python -m tutorials.assignments.grade SUBMISSION...: points for each task, a hint for each failure, and Gradescope's results.json.
+
+A submission is a folder with an adapter.py and whatever it imports. The tests run here; the functions of the adapter run in a process
+of their own (runner.py), which knows neither tests nor answers and has limits of time and memory. So nothing that a student writes can
+crash the grader or change a point.
+"""
+
+import csv
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from rlvr.config import SettingError, parse_command, run_program
+from rlvr.files import printable, say, table, unique_names, write_atomically
+from tutorials.assignments.a1.tests import tests as a1
+from tutorials.assignments.a2.tests import tests as a2
+from tutorials.assignments.a3.tests import tests as a3
+from tutorials.assignments.a4.tests import tests as a4
+from tutorials.assignments.a5.tests import tests as a5
+from tutorials.assignments.checks import Assignment, Check, StudentError, Wrong
+from tutorials.assignments.runner import pack, unpack
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+ASSIGNMENTS: dict[str, Assignment] = {"a1": a1, "a2": a2, "a3": a3, "a4": a4, "a5": a5}
+START_SECONDS = 120.0  # to import torch, on a slow machine
+TOTAL_SECONDS = 180.0  # for all checks of a submission; the rest fails
+MAX_LINE = 2**26  # bytes of one reply
+MAX_FILES, MAX_BYTES = 500, 2**25  # of a submission
+PRINTED = 2000  # characters of what the student's code prints that are shown
+
+
+@dataclass
+class GradeConfig:
+    """Grade an assignment: points for each task, a hint for each failure.
+
+    python -m tutorials.assignments.grade my_a1  -- one submission; writes results.json
+
+    python -m tutorials.assignments.grade submissions/* --assignment a1  -- forty; writes grades/grades.csv and a file for each
+
+    python -m tutorials.assignments.grade --solutions  -- the reference solutions: rlvr itself
+    """
+
+    submissions: tyro.conf.Positional[list[str]] = field(default_factory=list)
+    """Folders with an adapter.py, copied from tutorials/assignments/a1 (or a2 to a5) and filled in."""
+    assignment: str = ""
+    """a1 to a5; empty: what adapter.py says (ASSIGNMENT = "a1")."""
+    out: str = ""
+    """File to write, in Gradescope's format; empty: results.json. For several submissions a folder; empty: grades."""
+    seconds: float = 10.0
+    """Time limit for one call of a student's function."""
+    hidden: str = ""
+    """Folder with your hidden_checks.py, which adds checks that students do not see. See instructor.md."""
+    solutions: bool = False
+    """Grade the reference solutions of all assignments instead, in the same process, without limits."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The student's process, seen from here
+
+
+class Child:
+    """A process that runs runner.py. It answers questions until it dies, or is killed because it took too long."""
+
+    def __init__(self, folder: Path, trusted: list[str]):
+        keep = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # nothing else: it may hold secrets
+        environment = {name: os.environ[name] for name in keep if name in os.environ}
+        environment |= {"HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-B", str(HERE / "runner.py"), str(folder), *trusted],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=environment, start_new_session=True,
+        )  # fmt: skip
+        self.replies: queue.Queue = queue.Queue()
+        self.printed = b""
+        for work in (self._read_replies, self._read_printed):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _read_replies(self) -> None:
+        with self.process.stdout as pipe:
+            while line := pipe.readline(MAX_LINE):
+                self.replies.put(line)
+        self.replies.put(b"")
+
+    def _read_printed(self) -> None:
+        """Read all of it, so that the child never waits, and keep the beginning."""
+        with self.process.stderr as pipe:
+            while part := pipe.read1(2**16):
+                self.printed += part[: 4 * PRINTED - len(self.printed)]
+
+    def reply(self, seconds: float) -> dict:
+        """The next reply. Raises StudentError for none in time, or an ended process."""
+        try:
+            line = self.replies.get(timeout=seconds)
+        except queue.Empty:
+            self.kill()
+            raise StudentError("Timeout", f"took longer than {seconds:.0f} s") from None
+        try:
+            reply = json.loads(line)
+            if isinstance(reply, dict):
+                return reply
+        except (ValueError, RecursionError):
+            pass
+        self.kill()
+        code = self.process.returncode
+        why = f"signal {-code}" if code and code < 0 else f"exit code {code}"
+        raise StudentError("Died", f"ended its process ({why}): out of memory, a crash, or exit()")
+
+    def ask(self, question: dict, seconds: float) -> dict:
+        try:
+            self.process.stdin.write(json.dumps(question).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            pass  # it died; there will be no reply
+        reply = self.reply(seconds)
+        if reply.get("id") != question["id"]:
+            self.kill()
+            raise StudentError("Died", "wrote into the grader's pipe")
+        return reply
+
+    def kill(self) -> None:
+        try:
+            if hasattr(os, "killpg"):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+        except OSError:
+            pass
+        self.process.wait()
+
+
+class Student:
+    """The functions of an adapter, to be called as if they were here: student.pass_at_k(8, 1, 4). Raises StudentError.
+
+    A process that died is started anew for the next call, unless it could not even import the adapter.
+    """
+
+    def __init__(self, folder: Path, trusted: list[str], seconds: float):
+        self._folder, self._trusted, self._seconds = folder, trusted, seconds
+        self._ends = time.monotonic() + TOTAL_SECONDS
+        self._child: Child | None = None
+        self._broken: StudentError | None = None  # why the adapter cannot be imported
+        self._asked, self._printed = 0, b""
+
+    def __getattr__(self, function: str) -> Callable:
+        if function.startswith("_"):
+            raise AttributeError(function)
+        return lambda *arguments, **named: self._ask(function, arguments, named)["value"]
+
+    def gradient(self, function: str, of: int, *arguments, **named):
+        """Value and gradient of the function in its argument number `of` (from 0); the gradient is None if none flows."""
+        reply = self._ask(function, arguments, named, of)
+        return reply["value"], reply.get("gradient")
+
+    def read(self, name: str) -> str | None:
+        """A text file of the submission, or None if it is missing, no text, or too long."""
+        try:
+            path = self._folder / name
+            return path.read_text(encoding="utf-8-sig") if path.stat().st_size < 10**6 else None
+        except (OSError, ValueError):
+            return None
+
+    def _ask(self, function: str, arguments: tuple, named: dict, gradient_of: int | None = None) -> dict:
+        if self._broken:
+            raise self._broken
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise StudentError("Timeout", f"not run: the submission has used up its {TOTAL_SECONDS:.0f} s")
+        if self._child is None or self._child.process.poll() is not None:
+            self._start()
+        self._asked += 1
+        question = {
+            "id": self._asked, "function": function, "arguments": [pack(x) for x in arguments],
+            "named": {k: pack(v) for k, v in named.items()}, "gradient_of": gradient_of,
+        }  # fmt: skip
+        reply = self._child.ask(question, min(self._seconds, left))
+        self._raise_error(reply)
+        return {name: unpack(reply.get(name)) for name in ("value", "gradient")}
+
+    def _start(self) -> None:
+        self.close()
+        self._child = Child(self._folder, self._trusted)
+        try:
+            self._child.reply(START_SECONDS)
+            self._raise_error(self._child.reply(3 * self._seconds), "cannot be imported: ")
+        except StudentError as error:
+            self._broken = error
+            raise
+
+    @staticmethod
+    def _raise_error(reply: dict, before: str = "") -> None:
+        if error := reply.get("error"):
+            kind, message, where = (
+                printable(str(error.get(k, ""))) if isinstance(error, dict) else "" for k in ("type", "message", "where")
+            )
+            kind = {"SystemExit": "SystemExit, from exit()"}.get(kind, kind)
+            raise StudentError(kind if not before else f"{kind} at its import", message, where)
+
+    def close(self) -> str:
+        """End the process; what the student's code has printed so far, its beginning."""
+        if self._child:
+            self._child.kill()
+            self._printed += self._child.printed
+            self._child = None
+        return self._printed[: 4 * PRINTED].decode("utf-8", "replace")[:PRINTED]
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Grading
+
+
+@dataclass
+class Result:
+    check: Check
+    passed: bool
+    message: str = ""
+
+
+@dataclass
+class Report:
+    """What a submission got."""
+
+    name: str  # a1 to a5
+    results: list[Result]
+    printed: str = ""
+    seconds: float = 0.0
+
+    @property
+    def score(self) -> float:
+        return sum(r.check.points for r in self.results if r.passed)
+
+    def of_task(self, task: str) -> float:
+        return sum(r.check.points for r in self.results if r.passed and r.check.task == task)
+
+    def lost(self) -> dict[str, float]:
+        """Name of each failed check -> its points."""
+        return {r.check.name: r.check.points for r in self.results if not r.passed}
+
+
+def copy_submission(folder: Path, to: Path) -> None:
+    """Copy its plain files, so that the student's code works on a copy. Links, big files and caches stay behind. Raises SettingError."""
+    files, size = 0, 0
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        linked = any((folder / part).is_symlink() for part in [inside, *inside.parents][:-1])
+        if linked or not path.is_file() or any(p.startswith(".") or p == "__pycache__" for p in inside.parts):
+            continue
+        files, size = files + 1, size + path.stat().st_size
+        if files > MAX_FILES or size > MAX_BYTES:
+            limits = f"{MAX_FILES} files or {MAX_BYTES // 2**20} MiB"
+            raise SettingError(f"The submission {folder} has more than {limits}. Hand in code and results alone, no models or runs.")
+        (to / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, to / inside)
+
+
+def run_check(check: Check, student: Student) -> Result:
+    try:
+        check.function(student)
+        return Result(check, True)
+    except (Wrong, StudentError) as error:
+        return Result(check, False, printable(str(error))[:1000])
+    except Exception as error:  # an answer of a form that the check did not expect: a text where a number should be
+        return Result(check, False, printable(f"the answer has an unexpected form ({type(error).__name__}: {error})")[:500])
+
+
+def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | None = None) -> Report:
+    """All checks of assignment `name` on a submission. trusted: paths to import from, without fences, for the reference solutions.
+
+    Raises SettingError for a folder that cannot be graded at all.
+    """
+    if not folder.is_dir():
+        raise SettingError(f"There is no folder {folder}. Name the folder that holds your adapter.py.")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        copy_submission(folder, Path(temporary))
+        student = Student(Path(temporary).resolve(), trusted or [], seconds)
+        try:
+            results = [run_check(check, student) for check in ASSIGNMENTS[name].checks]
+        finally:
+            printed = student.close()
+    return Report(name, results, printed, time.monotonic() - started)
+
+
+def assignment_of(folder: Path) -> str | None:
+    """Which assignment an adapter.py says it belongs to; None if it does not say. Nothing of it is run."""
+    try:
+        text = (folder / "adapter.py").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^ASSIGNMENT *= *[\"'](\w+)[\"']", text, re.MULTILINE)
+    return found[1] if found and found[1] in ASSIGNMENTS else None
+
+
+def number(points: float) -> str:
+    return f"{points:g}"
+
+
+def text(report: Report) -> str:
+    """A report for the terminal."""
+    assignment = ASSIGNMENTS[report.name]
+    lines = [f"{report.name}: {number(report.score)} of {number(assignment.total)} points"]
+    for task, title in assignment.tasks.items():
+        if task in assignment.by_hand:
+            lines.append(f"\n{task} {title}: {number(assignment.by_hand[task])} points, graded by a person")
+            continue
+        lines.append(f"\n{task} {title}: {number(report.of_task(task))} of {number(assignment.points(task))}")
+        for r in report.results:
+            if r.check.task == task and not (r.passed and r.check.hidden):
+                lines.append(f"  {'+' if r.passed else '-'} {number(r.check.points)}  {r.check.name}{_why(r)}")
+    if report.printed.strip():
+        lines.append("\nYour code printed:\n  " + "\n  ".join(printable(line) for line in report.printed.strip().splitlines()[:12]))
+    return "\n".join(lines)
+
+
+def _why(r: Result) -> str:
+    if r.passed:
+        return ""
+    if r.check.hidden:
+        return " (a hidden check)"
+    return f"\n       {r.message}" + (f"\n       hint: {r.check.hint}" if r.check.hint else "")
+
+
+def gradescope(report: Report) -> dict:
+    """The report in the format of Gradescope's results.json."""
+    assignment, tests = ASSIGNMENTS[report.name], []
+    for r in report.results:
+        tests.append(
+            {
+                "number": r.check.task,
+                "name": f"{r.check.task} {assignment.tasks[r.check.task]}: {r.check.name}",
+                "score": r.check.points if r.passed else 0,
+                "max_score": r.check.points,
+                "status": "passed" if r.passed else "failed",
+                "output": _why(r).strip() if not r.check.hidden else r.message,
+                "visibility": "after_published" if r.check.hidden else "visible",
+            }
+        )
+    by_hand = [
+        f"{task} {assignment.tasks[task]}: {number(points)} points, graded by a person" for task, points in assignment.by_hand.items()
+    ]
+    return {
+        "score": report.score,
+        "execution_time": round(report.seconds, 1),
+        "output": "\n".join([f"{number(report.score)} of {number(assignment.total)} points", *by_hand]),
+        "stdout_visibility": "hidden",
+        "tests": tests,
+    }
+
+
+def _grade_one(folder: Path, c: GradeConfig) -> Report:
+    name = c.assignment or assignment_of(folder)
+    if name not in ASSIGNMENTS:
+        if not folder.is_dir():
+            raise SettingError(f"There is no folder {folder}. Name the folder that holds your adapter.py.")
+        if (folder / "adapter.py").is_file():
+            raise SettingError(f'{folder}/adapter.py does not say ASSIGNMENT = "a1" (or a2 to a5). Add the line, or --assignment a1.')
+        raise SettingError(f"There is no adapter.py in {folder}. Start from a copy of tutorials/assignments/a1 (or a2 to a5).")
+    return grade(folder, name, c.seconds)
+
+
+def main(c: GradeConfig) -> None:
+    """Grade what the settings name, print, and write. Raises SettingError."""
+    if c.assignment and c.assignment not in ASSIGNMENTS:
+        raise SettingError(f"There is no assignment {c.assignment!r}. Choose one of {', '.join(ASSIGNMENTS)}.")
+    if not c.seconds > 0:
+        raise SettingError(f"--seconds is {c.seconds}. Choose a number above 0.")
+    if c.hidden:
+        if not Path(c.hidden, "hidden_checks.py").is_file():
+            raise SettingError(f"There is no hidden_checks.py in {c.hidden}. See tutorials/assignments/instructor.md.")
+        sys.path.insert(0, str(Path(c.hidden).resolve()))
+        import hidden_checks
+
+        hidden_checks.add(ASSIGNMENTS)
+    if c.solutions:
+        reports = [grade(HERE / "reference" / name, name, c.seconds, [str(ROOT)]) for name in ASSIGNMENTS if c.assignment in ("", name)]
+        say("\n\n".join(text(report) for report in reports))
+        return
+    if not c.submissions:
+        raise SettingError("No submission was named. Name its folder, as in: python -m tutorials.assignments.grade my_a1")
+    if len(c.submissions) == 1:
+        report = _grade_one(Path(c.submissions[0]), c)
+        say(text(report))
+        out = Path(c.out or "results.json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, json.dumps(gradescope(report), indent=1) + "\n")
+        say(f"\nwritten to {out}")
+        return
+    _grade_many([Path(s) for s in c.submissions], c)
+
+
+def _grade_many(folders: list[Path], c: GradeConfig) -> None:
+    """A file for each submission and a table of all. One that cannot be graded is a line of the table, not the end."""
+    out, rows = Path(c.out or "grades"), []
+    out.mkdir(parents=True, exist_ok=True)
+    for name, folder in zip(unique_names(folders), folders):
+        try:
+            report = _grade_one(folder, c)
+            write_atomically(out / f"{name.replace('/', '-')}.json", json.dumps(gradescope(report), indent=1) + "\n")
+            tasks = {task: report.of_task(task) for task in ASSIGNMENTS[report.name].tasks if task not in ASSIGNMENTS[report.name].by_hand}
+            rows.append({"submission": name, "assignment": report.name, "points": report.score} | tasks)
+            say(f"{name}: {number(report.score)} of {number(ASSIGNMENTS[report.name].total)}")
+        except SettingError as error:
+            rows.append({"submission": name, "error": str(error)})
+            say(f"{name}: {error}")
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    with open(out / "grades.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, header)
+        writer.writeheader()
+        writer.writerows(rows)
+    graded = [row["points"] for row in rows if "points" in row]
+    if graded:
+        say(
+            table(
+                ["graded", "mean", "lowest", "highest"],
+                [[str(len(graded)), *(f"{x:.1f}" for x in (sum(graded) / len(graded), min(graded), max(graded)))]],
+            )
+        )
+    say(f"\nwritten to {out}/grades.csv")
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(parse_command(GradeConfig, "-m tutorials.assignments.grade")))

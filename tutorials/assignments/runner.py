@@ -1,0 +1,225 @@
+"""The process in which a student's code runs: python -I runner.py FOLDER [TRUSTED_PATH]. grade.py starts it and asks it.
+
+It knows neither the tests nor the answers. It imports the `adapter` of FOLDER, then answers questions, each a line of JSON: a function
+of the adapter and its arguments, for the value that it returns. What the student's code prints goes to stderr; stdout is for answers.
+
+The fences: no network, no other programs, reading in FOLDER and in Python's own folders only, writing in FOLDER only, limits of memory,
+processor time and file size. They stop what a student can write in Python, by mistake or in jest; they are no prison for C code. With
+TRUSTED_PATH (the reference solutions) there are none, and the path is one to import from.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import threading
+import traceback
+
+MEMORY_BYTES = 2 * 2**30  # beyond what Python and torch take
+CPU_SECONDS = 600
+FILE_BYTES = 2**25
+MAX_NUMBERS = 10**6  # of one returned value
+MAX_CHARS = 10**5
+MAX_DEPTH = 20
+
+
+def pack(value, depth: int = 0):
+    """A returned value as JSON: None, bool, int, float, str, list, tuple, dict, tensor, numpy array. Raises TypeError for others."""
+    import torch
+
+    if depth > MAX_DEPTH:
+        raise TypeError(f"the returned value has lists inside lists, {MAX_DEPTH} deep")
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if isinstance(value, int):
+        if value.bit_length() > 4000:
+            raise TypeError("the returned integer has more than a thousand digits")
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        if len(value) > MAX_CHARS:
+            raise TypeError(f"the returned text has {len(value)} characters")
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        if len(value) > MAX_NUMBERS:
+            raise TypeError(f"the returned list has {len(value)} elements")
+        return [pack(x, depth + 1) for x in value]
+    if isinstance(value, dict):
+        return {"dict": [[pack(k, depth + 1), pack(v, depth + 1)] for k, v in value.items()]}
+    if type(value).__module__ == "numpy":
+        value = torch.as_tensor(value)
+    if isinstance(value, torch.Tensor):
+        if value.numel() > MAX_NUMBERS:
+            raise TypeError(f"the returned tensor has {value.numel()} elements")
+        value = value.detach().cpu()
+        return {"tensor": value.flatten().tolist(), "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    raise TypeError(f"the returned value is a {kind.__module__}.{kind.__qualname__}; return numbers, texts, lists, dicts or tensors")
+
+
+def unpack(value):
+    """The reverse of pack. Raises ValueError for JSON that pack does not write."""
+    import torch
+
+    if isinstance(value, list):
+        return [unpack(x) for x in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"dict"}:
+        return {k if isinstance(k, (str, int, float, bool)) else None: unpack(v) for k, v in value["dict"]}
+    try:
+        kind = {name: getattr(torch, name) for name in ("float32", "float64", "int64", "int32", "bool", "float16", "bfloat16")}
+        return torch.tensor(value["tensor"], dtype=kind.get(value["dtype"], torch.float64)).reshape(value["shape"])
+    except Exception:
+        raise ValueError("not a value") from None
+
+
+def explain(error: BaseException, folder: str) -> dict:
+    """What went wrong in the student's code, and where. Nothing of it may fail, whatever the exception is."""
+    out = {"type": type(error).__name__[:100], "message": "", "where": ""}
+    try:
+        out["message"] = str(error)[:400]
+        places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)]
+        if isinstance(error, SyntaxError) and error.filename:
+            out["message"] = str(error.msg)[:200]
+            out["where"] = f"{os.path.basename(error.filename)}, line {error.lineno}"
+        elif places:
+            out["where"] = f"{os.path.basename(places[-1].filename)}, line {places[-1].lineno}"
+    except BaseException:
+        pass
+    return out
+
+
+def build_fences(folder: str) -> None:
+    """No network, no other programs, no files outside. An audit hook cannot be removed again (PEP 578)."""
+    import ctypes
+
+    if sys.platform == "linux":  # a namespace without any network, where the system lets us; the hook below refuses sockets anyway
+        try:
+            ctypes.CDLL(None).unshare(0x40000000)
+        except (OSError, AttributeError):
+            pass
+    try:
+        import resource
+
+        with open("/proc/self/statm") as file:
+            taken = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        limits = (("AS", taken + MEMORY_BYTES), ("CPU", CPU_SECONDS), ("FSIZE", FILE_BYTES), ("CORE", 0))
+        for what, amount in limits:
+            resource.setrlimit(getattr(resource, "RLIMIT_" + what), (amount, amount))
+    except (ImportError, OSError, ValueError):  # not Linux: the parent's clock is the limit
+        pass
+
+    real, absolute, string, path_types = os.path.realpath, os.path.isabs, str, (type(pathlib.Path("x")), type(pathlib.PurePath("x")))
+    mine = real(folder)
+    readable = tuple({real(p) for p in (folder, sys.prefix, sys.base_prefix, sys.exec_prefix, *[p for p in sys.path if absolute(p)])})
+    devices = ("/dev/null", "/dev/urandom", "/dev/zero", "/proc/cpuinfo", "/proc/self/statm", "/proc/self/status", "/proc/meminfo")
+    separator = os.sep
+    writes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime")
+    forbidden = (
+        "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill", "pty.", "socket.",
+        "urllib.", "http.", "ftplib.", "smtplib.", "ctypes.", "gc.get", "signal.pthread_kill", "resource.setrlimit", "resource.prlimit",
+    )  # fmt: skip
+
+    def inside(path, folders) -> bool:
+        if type(path) is bytes:
+            path = path.decode("utf-8", "replace")
+        elif type(path) in path_types:
+            path = string(path)
+        if type(path) is not string:
+            return False
+        path = real(path)
+        for folder in folders:
+            if path == folder or path[: len(folder) + 1] == folder + separator:
+                return True
+        return False
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            if type(path) is int:
+                return
+            writing = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)) if type(flags) is int else True
+            if inside(path, (mine,)) or path in devices or not writing and inside(path, readable):
+                return
+            raise PermissionError(f"your code may not {'write' if writing else 'read'} files outside its own folder")
+        for name in writes:
+            if event == name:
+                for path in arguments[: 2 if name in ("os.rename", "os.link", "os.symlink") else 1]:
+                    if not inside(path, (mine,)):
+                        raise PermissionError("your code may not change files outside its own folder")
+        for name in forbidden:
+            if event[: len(name)] == name:
+                raise PermissionError(f"your code may not use the network, other programs or this process from outside ({event})")
+
+    sys.addaudithook(hook)
+
+
+def call(adapter, question: dict, folder: str) -> dict:
+    """One question: {"function", "arguments", "named", "gradient_of": name of an argument or None}."""
+    import torch
+
+    try:
+        function = getattr(adapter, question["function"], None)
+        if function is None:
+            return {"error": {"type": "Missing", "message": f"the adapter has no function {question['function']}", "where": ""}}
+        positional = [unpack(x) for x in question["arguments"]]
+        named = {name: unpack(x) for name, x in question["named"].items()}
+        leaf = None
+        if (wanted := question["gradient_of"]) is not None:
+            leaf = positional[wanted].requires_grad_()
+        value = function(*positional, **named)
+        reply = {"value": pack(value)}
+        if leaf is not None:
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                (gradient,) = torch.autograd.grad(value.sum(), [leaf], allow_unused=True)
+                reply["gradient"] = pack(torch.zeros_like(leaf) if gradient is None else gradient)
+            else:
+                reply["gradient"] = None
+        return reply
+    except BaseException as error:  # exit() is one
+        return {"error": explain(error, folder)}
+
+
+def main() -> None:
+    folder, trusted = os.path.realpath(sys.argv[1]), sys.argv[2:]
+    questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+
+    def say(reply: dict) -> None:
+        try:
+            sys.stdout.flush()
+        except BaseException:
+            pass
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.flush()
+
+    import torch
+
+    torch.set_num_threads(1)
+    pack(torch.tensor(math.pi))  # whatever is imported late is imported now
+    say({"started": True})
+    try:
+        os.chdir(folder)
+        sys.path[:0] = [folder, *trusted]
+        if not trusted:
+            build_fences(folder)
+        import adapter
+
+        say({"ready": True})
+    except BaseException as error:
+        say({"error": explain(error, folder)})
+        os._exit(0)
+    for line in questions:
+        question = json.loads(line)
+        say({"id": question["id"]} | call(adapter, question, folder))
+    os._exit(0)  # no student's thread or atexit function keeps us
+
+
+if __name__ == "__main__":
+    threading.stack_size(2**24)
+    main()
