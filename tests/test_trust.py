@@ -146,7 +146,7 @@ def sources() -> dict[str, str]:
 
 def test_the_code_runs_nothing_that_comes_from_outside():
     code = sources()
-    assert {"train.py", "eval.py", "rlvr/policy.py", "rlvr/tiny/task.py", "tutorials/01_quickstart.ipynb, cell 1"} <= set(code)
+    assert {"train.py", "eval.py", "rlvr/policy.py", "rlvr/tiny/task.py", "tutorials/01_what_rlvr_is.ipynb, cell 1"} <= set(code)
     for place, text in code.items():
         assert shell_lines(text) == [] or place.endswith(".py"), f"{place} runs commands of a shell"
         if place == "rlvr/reward.py":  # --reward imports what the user names on the command line, there and nowhere else

@@ -42,7 +42,7 @@ BANK = [
         "a1",
         "the gold answer somewhere in the box",
         [("return number(box) == number(gold)", "return gold in box")],
-        {"one number in several spellings", "near is not equal", "nonsense is wrong and raises nothing"},
+        {"one number in several spellings", "near is not equal"},
     ),
     (
         "a1",

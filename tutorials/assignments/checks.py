@@ -120,11 +120,21 @@ def same(got, wanted, tolerance: float) -> bool:
     raise TypeError(f"expect() cannot compare with a {type(wanted).__name__}")
 
 
+def _first_difference(got: Tensor, wanted: Tensor, tolerance: float) -> str:
+    """Where two tensors of one shape differ, in one line; all their numbers would be too many to read."""
+    differs = ~torch.isclose(got.double(), wanted.double(), rtol=0, atol=tolerance, equal_nan=True)
+    place = tuple(differs.nonzero()[0].tolist())
+    found = f"{got[place].item():.6g} instead of {wanted[place].item():.6g}"
+    return f"{int(differs.sum())} of {wanted.numel()} numbers differ, the first at [{', '.join(map(str, place))}]: {found}"
+
+
 def expect(got, wanted, asked: str = "", tolerance: float = 1e-5) -> None:
     """Raise Wrong unless `got` is `wanted`. `asked` says in the message what the answer belongs to."""
     if not same(got, wanted, tolerance):
         if isinstance(wanted, Tensor) and isinstance(got, Tensor) and got.shape != wanted.shape:
             raise Wrong(f"{asked + ': ' if asked else ''}the result has shape {tuple(got.shape)} instead of {tuple(wanted.shape)}")
+        if isinstance(wanted, Tensor) and isinstance(got, Tensor) and wanted.numel() > 6:
+            raise Wrong(f"{asked + ': ' if asked else ''}{_first_difference(got, wanted, tolerance)}")
         raise Wrong(f"{asked + ': ' if asked else ''}{show(got)} instead of {show(wanted)}")
 
 

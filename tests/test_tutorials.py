@@ -1,0 +1,107 @@
+"""The notebooks: their form, that they re-define nothing, that their outputs are there, and that they run."""
+
+import ast
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tutorials.execute
+from tutorials.execute import execute, main, notebooks
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = notebooks([])
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def source(path: Path, kind: str) -> str:
+    return "\n\n".join("".join(cell["source"]) for cell in cells(path, kind))
+
+
+def test_there_are_ten_with_their_numbers():
+    assert [int(path.name[:2]) for path in NOTEBOOKS] == list(range(1, 11))
+    guide = (ROOT / "tutorials" / "README.md").read_text(encoding="utf-8")
+    assert all(path.name in guide for path in NOTEBOOKS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_has_what_every_notebook_has(path):
+    text, code = source(path, "markdown"), source(path, "code")
+    assert text.startswith(f"# {int(path.name[:2])}. ")
+    for heading in ("**You will learn**", "**Time and hardware**", "**You need**", "## Exercises", "## Where to go on"):
+        assert heading in text, heading
+    exercises = text[text.index("## Exercises") : text.index("## Where to go on")]
+    assert 2 <= len(re.findall(r"^\d\. ", exercises, re.MULTILINE)) <= 4 and exercises.count("<details>") == exercises.count("</details>") >= 2
+    assert re.search(r"^(from|import) rlvr", code, re.MULTILINE)
+    assert len(cells(path, "markdown")) >= len(cells(path, "code"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_shows_its_outputs(path):
+    assert path.stat().st_size < 500_000
+    images = 0
+    for number, cell in enumerate(cells(path, "code"), start=1):
+        assert cell["execution_count"] == number, "run it from top to bottom: python -m tutorials.execute"
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error" and output.get("name") != "stderr", (number, output)
+            if image := output.get("data", {}).get("image/png"):
+                assert base64.b64decode("".join(image)).startswith(b"\x89PNG")
+                images += 1
+    assert images >= 1
+
+
+def defined(tree: ast.AST) -> set[str]:
+    return {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_redefines_nothing(path):
+    ours = set()
+    for file in (ROOT / "rlvr").rglob("*.py"):
+        ours |= {node.name for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    assert {"pass_at_k", "clipped_loss", "Trainer", "shape"} <= ours
+    assert defined(ast.parse(source(path, "code"))) & ours == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_notebook_runs(path, request, monkeypatch, tmp_path):
+    """In a copy of the folder, so that notebooks that run at the same time do not take each other's run folders."""
+    for name in ("rlvr", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "tutorials", tmp_path / "tutorials", ignore=shutil.ignore_patterns("assignments", "__pycache__"))
+    if path.name.startswith("09"):
+        monkeypatch.setenv("RLVR_MODEL", str(request.getfixturevalue("smollm2")))
+    execute(tmp_path / "tutorials" / path.name, check=True)
+
+
+def test_the_command_names_what_is_wrong(capsys):
+    assert main(["x"]) == 2 and "'x' is no number" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no notebook 77. Choose from 1 to 10"):
+        main(["77"])
+    assert main(["--help"]) == 0 and "--check" in capsys.readouterr().out
+
+
+def write_notebook(path: Path, *code: str) -> None:
+    shown = [{"cell_type": "code", "id": f"c{i}", "execution_count": None, "metadata": {}, "outputs": [], "source": c} for i, c in enumerate(code)]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    path.write_text(json.dumps({"cells": shown, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_executing_puts_outputs_in_place_and_tells_of_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tutorials.execute, "HERE", tmp_path)
+    write_notebook(tmp_path / "01_good.ipynb", "print(6 * 7)")
+    write_notebook(tmp_path / "02_bad.ipynb", "1 / 0")
+    assert main(["1", "--check"]) == 0
+    assert "42" not in (tmp_path / "01_good.ipynb").read_text().replace("6 * 7", "")
+    assert main([]) == 1
+    assert "42" in (tmp_path / "01_good.ipynb").read_text() and "timestamp" not in (tmp_path / "01_good.ipynb").read_text().lower()
+    out = capsys.readouterr()
+    assert "ZeroDivisionError" in out.out and "failed: 02_bad.ipynb" in out.err
