@@ -1,8 +1,8 @@
 """python -m tutorials.assignments.grade SUBMISSION...: points for each task, a hint for each failure, and Gradescope's results.json.
 
 A submission is a folder with an adapter.py and whatever it imports. The tests run here; the functions of the adapter run in a process
-of their own (runner.py), which knows neither tests nor answers and has limits of time and memory. So nothing that a student writes can
-crash the grader or change a point.
+of their own (runner.py), which knows neither tests nor answers and has limits of time and memory. What a student writes in ordinary Python
+neither crashes the grader nor changes a point; instructor.md says where that ends.
 """
 
 import csv
@@ -389,7 +389,12 @@ def main(c: GradeConfig) -> None:
     if not c.submissions:
         raise SettingError("No submission was named. Name its folder, as in: python -m tutorials.assignments.grade my_a1")
     if len(c.submissions) == 1:
-        report = _grade_one(Path(c.submissions[0]), c)
+        try:
+            report = _grade_one(Path(c.submissions[0]), c)
+        except SettingError as error:  # Gradescope wants its file, and the student the reason
+            if c.out:
+                write_atomically(Path(c.out), json.dumps({"score": 0, "output": str(error)}) + "\n")
+            raise
         say(text(report))
         out = Path(c.out or "results.json")
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -200,6 +200,8 @@ def _results(student) -> list[dict]:
     if not rows or not {"arm", "seed", "pass_at_1"} <= set(rows[0]):
         raise Wrong("results.csv has no rows with the columns arm, seed and pass_at_1")
     try:
+        if any(float(r["pass_at_1"]) != float(r["pass_at_1"]) for r in rows):
+            raise ValueError
         return [{"arm": r["arm"], "seed": int(r["seed"]), "pass_at_1": float(r["pass_at_1"])} for r in rows]
     except (TypeError, ValueError):
         raise Wrong("a seed or a pass_at_1 of results.csv is no number") from None
