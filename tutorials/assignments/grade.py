@@ -359,7 +359,10 @@ def gradescope(report: Report) -> dict:
 
 
 def _grade_one(folder: Path, c: GradeConfig) -> Report:
-    name = c.assignment or assignment_of(folder)
+    said = assignment_of(folder)
+    if c.assignment and said and said != c.assignment:
+        raise SettingError(f"The adapter.py in {folder} is one of {said}, not of {c.assignment}. Name the right folder or --assignment.")
+    name = said or (c.assignment if (folder / "adapter.py").is_file() else "")
     if name not in ASSIGNMENTS:
         if not folder.is_dir():
             raise SettingError(f"There is no folder {folder}. Name the folder that holds your adapter.py.")
