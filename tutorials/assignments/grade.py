@@ -1,8 +1,8 @@
 """python -m tutorials.assignments.grade SUBMISSION...: points for each task, a hint for each failure, and Gradescope's results.json.
 
 A submission is a folder with an adapter.py and whatever it imports. The tests run here; the functions of the adapter run in a process
-of their own (runner.py), which knows neither tests nor answers and has limits of time and memory. What a student writes in ordinary Python
-neither crashes the grader nor changes a point; instructor.md says where that ends.
+of their own (runner.py), which knows neither tests nor answers and has limits of time and memory. The mistakes that students
+make neither crash the grader nor change a point; instructor.md says where that ends.
 """
 
 import csv
