@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
     if unknown := [a for a in numbers if not a.isdigit()]:
         print(f"{unknown[0]!r} is no number of a notebook. Try: python -m tutorials.execute --help", file=sys.stderr)
         return 2
+    paths = notebooks([int(n) for n in numbers])
     try:
         import ipykernel  # noqa: F401
         from nbclient.exceptions import CellExecutionError
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
         print(f"The package {error.name} is not there. Install what notebooks need: pip install notebook", file=sys.stderr)
         return 2
     failed = []
-    for path in notebooks([int(n) for n in numbers]):
+    for path in paths:
         print(f"{path.name:<34}", end="", flush=True)
         try:
             seconds = execute(path, check)
