@@ -358,13 +358,15 @@ def parse_train(argv: list[str] | None = None) -> TrainConfig:
     argv = sys.argv[1:] if argv is None else argv
     folder = _flag_value(argv, "--resume")
     if folder is not None:
-        config = _parse(TrainConfig, argv, "train.py", default=dataclasses.replace(read_config(Path(folder)), resume=folder, reward=""))
+        config = _parse(
+            TrainConfig, argv, "python train.py", default=dataclasses.replace(read_config(Path(folder)), resume=folder, reward="")
+        )
     else:
         preset = _flag_value(argv, "--preset") or _preset_for(_flag_value(argv, "--model") or "tiny")
         if preset not in PRESETS:
             raise SettingError(f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
         default = TrainConfig(**{"preset": preset} | PRESETS[preset])
-        config = _parse(TrainConfig, argv, "train.py", default=default, description=_about_presets())
+        config = _parse(TrainConfig, argv, "python train.py", default=default, description=_about_presets())
     check_train(config)
     return config
 
@@ -380,7 +382,7 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
     """Command line -> checked settings. Raises SettingError."""
     import tyro
 
-    config = _parse(EvalConfig, argv, "eval.py", config=(tyro.conf.PositionalRequiredArgs,))
+    config = _parse(EvalConfig, argv, "python eval.py", config=(tyro.conf.PositionalRequiredArgs,))
     check_eval(config)
     return config
 
@@ -418,7 +420,7 @@ def _parse(kind, argv: list[str] | None, program: str, **options):
     sections = " ".join("─" if line.startswith("─") else line for line in lines).split("─")
     cause = " ".join(sections[0].split(" Got errors:")[0].split())[:200].rstrip(".")
     meant = re.search(r"Perhaps you meant:.*?(--[a-z-]+)", " ".join(sections))
-    raise SettingError(f"{cause}. " + (f"Did you mean {meant[1]}? " if meant else "") + f"See python {program} --help.")
+    raise SettingError(f"{cause}. " + (f"Did you mean {meant[1]}? " if meant else "") + f"See {program} --help.")
 
 
 def read_config(folder: Path) -> TrainConfig:

@@ -456,4 +456,4 @@ def experiment(config: ExperimentConfig) -> list[dict]:
 
 
 if __name__ == "__main__":
-    run_program(lambda: experiment(parse_command(ExperimentConfig, "-m rlvr.experiment")))
+    run_program(lambda: experiment(parse_command(ExperimentConfig, "python -m rlvr.experiment")))

@@ -399,7 +399,7 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
 
 
 def main() -> None:
-    config = parse_command(ProbeConfig, "-m rlvr.probe")
+    config = parse_command(ProbeConfig, "python -m rlvr.probe")
     for name in ("steps", "fixed", "completions", "continuations", "problems", "samples"):
         if getattr(config, name) < 1:
             raise SettingError(f"--{name} is {getattr(config, name)}. Choose 1 or more.")

@@ -157,7 +157,7 @@ def publish(p: PublishConfig) -> None:
 
 
 def main() -> None:
-    publish(parse_command(PublishConfig, "-m rlvr.publish"))
+    publish(parse_command(PublishConfig, "python -m rlvr.publish"))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from rlvr.config import SettingError
 from tutorials.assignments import grade as grader
 from tutorials.assignments.checks import Assignment, Wrong, expect, need, same
 from tutorials.assignments.grade import ASSIGNMENTS, HERE, ROOT, GradeConfig, grade, gradescope, main, text
-from tutorials.assignments.runner import call, pack, unpack
+from tutorials.assignments.runner import call, landlock_version, pack, unpack
 
 RIGHT = Path(__file__).parent / "assignments"  # right solutions, as a student would write them
 
@@ -159,6 +159,7 @@ def test_the_reference_gets_all_points(name):
 def test_the_stubs_get_none(name):
     report = grade(HERE / name, name)
     assert report.score == 0 and all("not written yet" in r.message or name == "a5" for r in report.results)
+    assert not any(r.hint for r in report.results if "not written yet" in r.message)
     if name == "a5":  # its study is not made either
         assert {r.message[:25] for r in report.results if "not written" not in r.message} == {"there is no results.csv i"}
 
@@ -250,6 +251,28 @@ for fd in range(3, 30):
         pass
 return 0.5
 """
+FLOOD = """
+import os
+while True:
+    for fd in range(3, 30):
+        try:
+            os.write(fd, b'{"value": 0.5}' + bytes([10]))
+        except OSError:
+            pass
+"""
+SPAWN = """
+import multiprocessing, pathlib
+process = multiprocessing.get_context("spawn").Process(target=pathlib.Path(MARK).touch)
+process.start()
+process.join()
+"""
+FORK_EXEC = """
+import os, _posixsubprocess
+read, write = os.pipe()
+command = [b"/bin/touch", MARK.encode()]
+rest = (None, None, -1, -1, -1, -1, -1, -1, read, write, True, True, -1, None, None, None, -1, None, True)
+os.waitpid(_posixsubprocess.fork_exec(command, command[:1], True, (write,), *rest), 0)
+"""
 
 # name -> solution.py, the checks that it may lose (None: any), a text that the report must hold
 HOSTILE = {
@@ -286,9 +309,9 @@ HOSTILE = {
     "the solutions imported": (
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom rlvr.evaluate import pass_at_k\n",
         ALL,
-        "PermissionError",
+        "may not import rlvr",
     ),
-    "the solutions by name": ("from rlvr.reward import last_boxed\n", ALL, "No module named 'rlvr'"),
+    "the solutions by name": ("from rlvr.reward import last_boxed\n", ALL, "may not import rlvr"),
     "the solutions read": (with_pass_at_k(f"return open({str(ROOT / 'rlvr' / 'evaluate.py')!r}).read()"), PASS_AT_K, "PermissionError"),
     "the tests edited": (with_pass_at_k(f"open({str(HERE / 'a1' / 'tests.py')!r}, 'a').write('x')"), PASS_AT_K, "PermissionError"),
     "the fences looked for": (with_pass_at_k("import gc\nreturn gc.get_objects()"), PASS_AT_K, "PermissionError"),
@@ -333,8 +356,30 @@ HOSTILE = {
         "",
     ),
     "input": (with_pass_at_k("return float(input())"), PASS_AT_K, "EOFError"),
+    "replies without end": (with_pass_at_k(FLOOD), PASS_AT_K, ""),
+    "a list of the grader's folder": (with_pass_at_k(f"import os\nreturn os.listdir({str(HERE)!r})"), PASS_AT_K, "PermissionError"),
+    "a link to a file outside": (with_pass_at_k("import os\nos.symlink(MARK, 'x')\nopen('x', 'w')"), PASS_AT_K, "PermissionError"),
+    "a signal through a pidfd": (
+        with_pass_at_k("import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9)"),
+        PASS_AT_K,
+        "AttributeError",
+    ),
+    "compiled code writes outside": (with_pass_at_k("import torch\ntorch.save(torch.ones(1), MARK)"), PASS_AT_K, "RuntimeError"),
+    "compiled code writes outside in another way": (
+        with_pass_at_k("import torch\nfrom safetensors.torch import save_file\nsave_file({'x': torch.ones(1)}, MARK)"),
+        PASS_AT_K,
+        "denied",
+    ),
+    "compiled code reads outside": (
+        with_pass_at_k(f"import torch\nreturn torch.from_file({str(ROOT / 'rlvr' / 'evaluate.py')!r}, size=9, dtype=torch.uint8)"),
+        PASS_AT_K,
+        "unable to open",
+    ),
+    "a new Python": (with_pass_at_k(SPAWN), PASS_AT_K, ""),
+    "a program by the back door": (with_pass_at_k(FORK_EXEC), PASS_AT_K, ""),
 }
-QUICK_HOSTILE = {"an endless loop", "the solutions imported", "a program"}
+QUICK_HOSTILE = {"an endless loop", "the solutions imported", "a program", "compiled code writes outside"}
+NEEDS_LANDLOCK = {"a new Python", "a program by the back door", *(name for name in HOSTILE if name.startswith("compiled"))}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of POSIX systems")
@@ -342,6 +387,8 @@ QUICK_HOSTILE = {"an endless loop", "the solutions imported", "a program"}
 def test_nothing_that_a_student_writes_harms_the_grader(name, tmp_path, monkeypatch):
     import socket
 
+    if name in NEEDS_LANDLOCK and landlock_version() < 1:
+        pytest.skip("this kernel has no Landlock")
     monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
     solution, may_lose, says = HOSTILE[name]
     mark, tests_before = tmp_path / "mark", (HERE / "a1" / "tests.py").read_bytes()
@@ -378,7 +425,22 @@ def test_an_adapter_that_is_none(adapter, says, tmp_path):
     folder = submit("a1", tmp_path / "s")
     (folder / "adapter.py").write_bytes(adapter)
     report = grade(folder, "a1")
-    assert report.score == 0 and says in report.results[0].message
+    assert report.score == 0 and says in report.broken + report.results[0].message and says in text(report)
+    assert not report.broken or (text(report).count(says) == 1 and "hint" not in text(report) and says in gradescope(report)["output"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes of POSIX systems")
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
+    folder = submit("a5", tmp_path / "s")
+    (folder / "results.csv").unlink()
+    os.mkfifo(folder / "results.csv")
+    assert "there is no results.csv" in text(grade_here(folder, "a5", monkeypatch))
+
+
+def test_what_is_printed_is_cut_and_says_so(tmp_path, monkeypatch):
+    student = grader.Student(tmp_path, [], 1.0)
+    student._printed = b"x" * 3000
+    assert student.close() == "x" * 2000 + "\n... (the rest is not shown)"
 
 
 @pytest.mark.slow
@@ -436,6 +498,31 @@ def test_a_class_of_submissions(tmp_path, capsys, monkeypatch):
     assert "x/a1: 20 of 20" in out and "no adapter.py in nothing" in out and "no folder missing" in out
     assert sorted(os.listdir("grades")) == ["grades.csv", "x-a1.json", "y-a1.json"]
     assert Path("grades/grades.csv").read_text().splitlines()[0] == "submission,assignment,points,1.1,1.2,1.3,1.4,1.5,error"
+
+
+def test_one_folder_too_deep_is_found(tmp_path):
+    submit("a1", tmp_path / "my_a1")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "adapter.py").write_text("")
+    assert grader.find_adapter(tmp_path) == grader.find_adapter(tmp_path / "my_a1") == tmp_path / "my_a1"
+    submit("a1", tmp_path / "other")
+    with pytest.raises(SettingError, match="There are 2 folders with an adapter.py"):
+        grader.find_adapter(tmp_path)
+
+
+def test_a_submission_that_cannot_be_read_does_not_end_a_class(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def grade_one(folder, c):
+        calls.append(folder)
+        assert len(calls) == 1 or Path("grades/grades.csv").is_file()  # the rows so far are safe
+        raise OSError(5, "Input/output error", str(folder))
+
+    monkeypatch.setattr(grader, "_grade_one", grade_one)
+    main(GradeConfig(submissions=["x", "y"]))
+    assert len(calls) == 2 and capsys.readouterr().out.count("Input/output error") == 2
+    assert Path("grades/grades.csv").read_text().count("Input/output error") == 2
 
 
 def test_hidden_checks_are_added_and_not_explained(tmp_path, capsys, monkeypatch):

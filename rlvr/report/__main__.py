@@ -91,4 +91,4 @@ def report(config: ReportConfig) -> Path:
 
 
 if __name__ == "__main__":
-    run_program(lambda: report(parse_command(ReportConfig, "-m rlvr.report")))
+    run_program(lambda: report(parse_command(ReportConfig, "python -m rlvr.report")))

@@ -1,11 +1,12 @@
 """python -m tutorials.assignments.grade SUBMISSION...: points for each task, a hint for each failure, and Gradescope's results.json.
 
 A submission is a folder with an adapter.py and whatever it imports. The tests run here; the functions of the adapter run in a process
-of their own (runner.py), which knows neither tests nor answers and has limits of time and memory. The mistakes that students
-make neither crash the grader nor change a point; instructor.md says where that ends.
+of their own (runner.py), which knows neither tests nor answers and has limits of time and memory. What students write neither crashes
+the grader nor changes a point of theirs; instructor.md says how, and where that ends.
 """
 
 import csv
+import io
 import json
 import os
 import queue
@@ -38,7 +39,8 @@ ROOT = HERE.parent.parent
 ASSIGNMENTS: dict[str, Assignment] = {"a1": a1, "a2": a2, "a3": a3, "a4": a4, "a5": a5}
 START_SECONDS = 120.0  # to import torch, on a slow machine
 TOTAL_SECONDS = 180.0  # for all checks of a submission; the rest fails
-MAX_LINE = 2**26  # bytes of one reply
+MAX_LINE = 2**25  # bytes of one reply
+MAX_REPLIES = 4  # that wait to be read. One is asked for at a time, so more are forged
 MAX_FILES, MAX_BYTES = 500, 2**25  # of a submission
 PRINTED = 2000  # characters of what the student's code prints that are shown
 
@@ -64,7 +66,7 @@ class GradeConfig:
     """Time limit for one call of a student's function."""
     hidden: str = ""
     """Folder with your hidden_checks.py, which adds checks that students do not see. See instructor.md."""
-    solutions: bool = False
+    solutions: tyro.conf.FlagCreatePairsOff[bool] = False
     """Grade the reference solutions of all assignments instead, in the same process, without limits."""
 
 
@@ -83,16 +85,19 @@ class Child:
             [sys.executable, "-I", "-B", str(HERE / "runner.py"), str(folder), *trusted],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=environment, start_new_session=True,
         )  # fmt: skip
-        self.replies: queue.Queue = queue.Queue()
+        self.replies: queue.Queue = queue.Queue(MAX_REPLIES)
         self.printed = b""
         for work in (self._read_replies, self._read_printed):
             threading.Thread(target=work, daemon=True).start()
 
     def _read_replies(self) -> None:
         with self.process.stdout as pipe:
-            while line := pipe.readline(MAX_LINE):
-                self.replies.put(line)
-        self.replies.put(b"")
+            try:
+                while line := pipe.readline(MAX_LINE):
+                    self.replies.put_nowait(line)
+                self.replies.put_nowait(b"")
+            except queue.Full:
+                self.kill()
 
     def _read_printed(self) -> None:
         """Read all of it, so that the child never waits, and keep the beginning."""
@@ -106,7 +111,7 @@ class Child:
             line = self.replies.get(timeout=seconds)
         except queue.Empty:
             self.kill()
-            raise StudentError("Timeout", f"took longer than {seconds:.0f} s") from None
+            raise StudentError("Timeout", f"took longer than {seconds:.0f} s (an endless loop?)") from None
         try:
             reply = json.loads(line)
             if isinstance(reply, dict):
@@ -151,12 +156,20 @@ class Student:
         self._ends = time.monotonic() + TOTAL_SECONDS
         self._child: Child | None = None
         self._broken: StudentError | None = None  # why the adapter cannot be imported
+        self._kept_by_kernel: bool | None = None  # what the process says of its fences; None: it has none
         self._asked, self._printed = 0, b""
+        # Read before the student's code runs, which could put something else in their place.
+        self._texts = {path.name: _read(path) for path in folder.iterdir() if path.suffix in (".csv", ".md")}
 
     def __getattr__(self, function: str) -> Callable:
         if function.startswith("_"):
             raise AttributeError(function)
-        return lambda *arguments, **named: self._ask(function, arguments, named)["value"]
+
+        def ask(*arguments, **named):
+            return self._ask(function, arguments, named)["value"]
+
+        ask.__name__ = function
+        return ask
 
     def gradient(self, function: str, of: int, *arguments, **named):
         """Value and gradient of the function in its argument number `of` (from 0); the gradient is None if none flows."""
@@ -164,12 +177,8 @@ class Student:
         return reply["value"], reply.get("gradient")
 
     def read(self, name: str) -> str | None:
-        """A text file of the submission, or None if it is missing, no text, or too long."""
-        try:
-            path = self._folder / name
-            return path.read_text(encoding="utf-8-sig") if path.stat().st_size < 10**6 else None
-        except (OSError, ValueError):
-            return None
+        """A .csv or .md file of the submission, or None if it is missing, no text, or too long."""
+        return self._texts.get(name)
 
     def _ask(self, function: str, arguments: tuple, named: dict, gradient_of: int | None = None) -> dict:
         if self._broken:
@@ -193,19 +202,21 @@ class Student:
         self._child = Child(self._folder, self._trusted)
         try:
             self._child.reply(START_SECONDS)
-            self._raise_error(self._child.reply(3 * self._seconds), "cannot be imported: ")
+            reply = self._child.reply(3 * self._seconds)
+            self._raise_error(reply, " at its import")
+            self._kept_by_kernel = reply.get("kept_by_kernel")
         except StudentError as error:
             self._broken = error
             raise
 
     @staticmethod
-    def _raise_error(reply: dict, before: str = "") -> None:
+    def _raise_error(reply: dict, after: str = "") -> None:
         if error := reply.get("error"):
             kind, message, where = (
                 printable(str(error.get(k, ""))) if isinstance(error, dict) else "" for k in ("type", "message", "where")
             )
             kind = {"SystemExit": "SystemExit, from exit()"}.get(kind, kind)
-            raise StudentError(kind if not before else f"{kind} at its import", message, where)
+            raise StudentError(kind + after, message, where)
 
     def close(self) -> str:
         """End the process; what the student's code has printed so far, its beginning."""
@@ -213,7 +224,16 @@ class Student:
             self._child.kill()
             self._printed += self._child.printed
             self._child = None
-        return self._printed[: 4 * PRINTED].decode("utf-8", "replace")[:PRINTED]
+        printed = self._printed.decode("utf-8", "replace")
+        return printed if len(printed) <= PRINTED else printed[:PRINTED] + "\n... (the rest is not shown)"
+
+
+def _read(path: Path) -> str | None:
+    """A text file of at most a megabyte, or None."""
+    try:
+        return path.read_text(encoding="utf-8-sig") if path.stat().st_size < 10**6 else None
+    except (OSError, ValueError):
+        return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -225,6 +245,7 @@ class Result:
     check: Check
     passed: bool
     message: str = ""
+    hint: str = ""
 
 
 @dataclass
@@ -233,8 +254,10 @@ class Report:
 
     name: str  # a1 to a5
     results: list[Result]
+    broken: str = ""  # why the adapter cannot be imported, if so; no check has run then
     printed: str = ""
     seconds: float = 0.0
+    kept_by_kernel: bool | None = None  # whether compiled code was kept inside too; None: nothing was run, or without fences
 
     @property
     def score(self) -> float:
@@ -268,10 +291,15 @@ def run_check(check: Check, student: Student) -> Result:
     try:
         check.function(student)
         return Result(check, True)
-    except (Wrong, StudentError) as error:
-        return Result(check, False, printable(str(error))[:1000])
+    except StudentError as error:
+        if student._broken:  # said once, for all
+            return Result(check, False, "not run")
+        unwritten = error.kind in ("NotImplementedError", "Missing")  # a hint about content would not help yet
+        return Result(check, False, printable(str(error))[:1000], "" if unwritten else check.hint)
+    except Wrong as error:
+        return Result(check, False, printable(str(error))[:1000], check.hint)
     except Exception as error:  # an answer of a form that the check did not expect: a text where a number should be
-        return Result(check, False, printable(f"the answer has an unexpected form ({type(error).__name__}: {error})")[:500])
+        return Result(check, False, printable(f"the answer has an unexpected form ({type(error).__name__}: {error})")[:500], check.hint)
 
 
 def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | None = None) -> Report:
@@ -289,7 +317,8 @@ def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | N
             results = [run_check(check, student) for check in ASSIGNMENTS[name].checks]
         finally:
             printed = student.close()
-    return Report(name, results, printed, time.monotonic() - started)
+    broken = printable(str(student._broken))[:1000] if student._broken else ""
+    return Report(name, results, broken, printed, time.monotonic() - started, student._kept_by_kernel)
 
 
 def assignment_of(folder: Path) -> str | None:
@@ -310,6 +339,8 @@ def text(report: Report) -> str:
     """A report for the terminal."""
     assignment = ASSIGNMENTS[report.name]
     lines = [f"{report.name}: {number(report.score)} of {number(assignment.total)} points"]
+    if report.broken:
+        lines.append(f"\nYour adapter.py cannot be imported, so no test was run:\n  {report.broken}")
     for task, title in assignment.tasks.items():
         if task in assignment.by_hand:
             lines.append(f"\n{task} {title}: {number(assignment.by_hand[task])} points, graded by a person")
@@ -328,7 +359,7 @@ def _why(r: Result) -> str:
         return ""
     if r.check.hidden:
         return " (a hidden check)"
-    return f"\n       {r.message}" + (f"\n       hint: {r.check.hint}" if r.check.hint else "")
+    return f"\n       {r.message}" + (f"\n       hint: {r.hint}" if r.hint else "")
 
 
 def gradescope(report: Report) -> dict:
@@ -352,24 +383,40 @@ def gradescope(report: Report) -> dict:
     return {
         "score": report.score,
         "execution_time": round(report.seconds, 1),
-        "output": "\n".join([f"{number(report.score)} of {number(assignment.total)} points", *by_hand]),
+        "output": "\n".join(
+            [
+                f"{number(report.score)} of {number(assignment.total)} points",
+                *([f"Your adapter.py cannot be imported, so no test was run: {report.broken}"] if report.broken else []),
+                *by_hand,
+            ]
+        ),
         "stdout_visibility": "hidden",
         "tests": tests,
     }
 
 
+def find_adapter(folder: Path) -> Path:
+    """The folder with the adapter.py: this one, or the only one inside (zips often hold one folder more). Raises SettingError."""
+    if not folder.is_dir():
+        raise SettingError(f"There is no folder {folder}. Name the folder that holds your adapter.py.")
+    if (folder / "adapter.py").is_file():
+        return folder
+    inside = [path.parent for path in sorted(folder.glob("*/adapter.py")) if path.parent.name[0] not in "._"]
+    if len(inside) > 1:
+        raise SettingError(f"There are {len(inside)} folders with an adapter.py in {folder}. Name one, as in {inside[0]}")
+    if not inside:
+        raise SettingError(f"There is no adapter.py in {folder}. Start from a copy of tutorials/assignments/a1 (or a2 to a5).")
+    return inside[0]
+
+
 def _grade_one(folder: Path, c: GradeConfig) -> Report:
+    folder = find_adapter(folder)
     said = assignment_of(folder)
     if c.assignment and said and said != c.assignment:
         raise SettingError(f"The adapter.py in {folder} is one of {said}, not of {c.assignment}. Name the right folder or --assignment.")
-    name = said or (c.assignment if (folder / "adapter.py").is_file() else "")
-    if name not in ASSIGNMENTS:
-        if not folder.is_dir():
-            raise SettingError(f"There is no folder {folder}. Name the folder that holds your adapter.py.")
-        if (folder / "adapter.py").is_file():
-            raise SettingError(f'{folder}/adapter.py does not say ASSIGNMENT = "a1" (or a2 to a5). Add the line, or --assignment a1.')
-        raise SettingError(f"There is no adapter.py in {folder}. Start from a copy of tutorials/assignments/a1 (or a2 to a5).")
-    return grade(folder, name, c.seconds)
+    if not (said or c.assignment):
+        raise SettingError(f'{folder}/adapter.py does not say ASSIGNMENT = "a1" (or a2 to a5). Add the line, or --assignment a1.')
+    return grade(folder, said or c.assignment, c.seconds)
 
 
 def main(c: GradeConfig) -> None:
@@ -402,15 +449,16 @@ def main(c: GradeConfig) -> None:
         out = Path(c.out or "results.json")
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(gradescope(report), indent=1) + "\n")
-        say(f"\nwritten to {out}")
+        say(f"\nwritten to {out} (in the format of Gradescope)")
         return
     _grade_many([Path(s) for s in c.submissions], c)
 
 
 def _grade_many(folders: list[Path], c: GradeConfig) -> None:
     """A file for each submission and a table of all. One that cannot be graded is a line of the table, not the end."""
-    out, rows = Path(c.out or "grades"), []
+    out, rows, lost = Path(c.out or "grades"), [], {}
     out.mkdir(parents=True, exist_ok=True)
+    unfenced = False
     for name, folder in zip(unique_names(folders), folders):
         try:
             report = _grade_one(folder, c)
@@ -418,24 +466,38 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
             tasks = {task: report.of_task(task) for task in ASSIGNMENTS[report.name].tasks if task not in ASSIGNMENTS[report.name].by_hand}
             rows.append({"submission": name, "assignment": report.name, "points": report.score} | tasks)
             say(f"{name}: {number(report.score)} of {number(ASSIGNMENTS[report.name].total)}")
-        except SettingError as error:
+            unfenced = unfenced or report.kept_by_kernel is False
+            for r in report.results:
+                lost.setdefault((report.name, r.check.task, r.check.name), []).append(not r.passed)
+        except (SettingError, OSError) as error:
             rows.append({"submission": name, "error": str(error)})
             say(f"{name}: {error}")
-    header = list(dict.fromkeys(name for row in rows for name in row))
-    with open(out / "grades.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, header)
-        writer.writeheader()
-        writer.writerows(rows)
+        write_atomically(out / "grades.csv", _as_csv(rows))  # after each, so that an end in the middle loses nothing
     graded = [row["points"] for row in rows if "points" in row]
     if graded:
+        say("")
         say(
             table(
                 ["graded", "mean", "lowest", "highest"],
                 [[str(len(graded)), *(f"{x:.1f}" for x in (sum(graded) / len(graded), min(graded), max(graded)))]],
             )
         )
+        say("\nfailed most often:")
+        often = sorted(((sum(failed), key) for key, failed in lost.items() if any(failed)), reverse=True)[:5]
+        say("\n".join(f"  {n:>3} of {len(lost[key])}  {' '.join(key)}" for n, key in often) or "  nothing")
+    if unfenced:
+        say("\nThis system has no Landlock (Linux 5.13 or later), so compiled code was not kept inside: see instructor.md.")
     say(f"\nwritten to {out}/grades.csv")
 
 
+def _as_csv(rows: list[dict]) -> str:
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
 if __name__ == "__main__":
-    run_program(lambda: main(parse_command(GradeConfig, "-m tutorials.assignments.grade")))
+    run_program(lambda: main(parse_command(GradeConfig, "python -m tutorials.assignments.grade")))

@@ -4,14 +4,17 @@ It knows neither the tests nor the answers. It imports the `adapter` of FOLDER, 
 of the adapter and its arguments, for the value that it returns. What the student's code prints goes to stderr; stdout is for answers.
 
 The fences: no network, no other programs, reading in FOLDER and in Python's own folders only, writing in FOLDER only, limits of memory,
-processor time and file size. They stop what a student writes in ordinary Python, by mistake or in jest; compiled code (torch.save, say) does not feel the hooks. With
-TRUSTED_PATH (the reference solutions) there are none, and the path is one to import from.
+processor time and file size. An audit hook refuses with a sentence what Python asks for; compiled code (torch.save, say) does not feel the
+hook, and the kernel refuses it (Landlock, Linux 5.13 or later). With TRUSTED_PATH (the reference solutions) there are no fences, and the
+path is one to import from.
 """
 
+import ctypes
 import json
 import math
 import os
 import pathlib
+import signal
 import sys
 import threading
 import traceback
@@ -83,6 +86,8 @@ def explain(error: BaseException, folder: str) -> dict:
     out = {"type": type(error).__name__[:100], "message": "", "where": ""}
     try:
         out["message"] = str(error)[:400]
+        if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rlvr":
+            out["message"] += ". A submission may not import rlvr: write it yourself"
         places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)]
         if isinstance(error, SyntaxError) and error.filename:
             out["message"] = str(error.msg)[:200]
@@ -94,10 +99,58 @@ def explain(error: BaseException, folder: str) -> dict:
     return out
 
 
-def build_fences(folder: str) -> None:
-    """No network, no other programs, no files outside. An audit hook cannot be removed again (PEP 578)."""
-    import ctypes
+# Rights over files that Landlock knows, in the order of their bits (linux/landlock.h), and the version that first had them.
+FILE_RIGHTS = {
+    "execute": 1, "write_file": 1, "read_file": 1, "read_dir": 1, "remove_dir": 1, "remove_file": 1, "make_char": 1, "make_dir": 1,
+    "make_reg": 1, "make_sock": 1, "make_fifo": 1, "make_block": 1, "make_sym": 1, "refer": 2, "truncate": 3, "ioctl_dev": 5,
+}  # fmt: skip
+READ = ("read_file", "read_dir")
+WRITE = (*READ, "write_file", "remove_dir", "remove_file", "make_dir", "make_reg", "refer", "truncate")
+SYSTEM = (
+    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime", "/proc/self", "/proc/cpuinfo",
+    "/proc/meminfo", "/sys/devices/system",
+)  # fmt: skip
+DEVICES = ("/dev/null", "/dev/urandom", "/dev/zero")
 
+
+def landlock_version() -> int:
+    """Of the kernel's interface, from 1; below 1 where there is none."""
+    return ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) if sys.platform == "linux" else 0
+
+
+def restrict(folder: str, readable: tuple[str, ...]) -> bool:
+    """Let the kernel forbid this thread and those it starts all files but these, all programs, TCP, and signals to others (landlock(7)).
+
+    It cannot be undone, and holds for compiled code. Returns False where the system does not have it.
+    """
+    create, add, enforce = 444, 445, 446  # the same numbers on every machine
+    version = landlock_version()
+    if version < 1:
+        return False
+    libc = ctypes.CDLL(None)
+    rights = {name: 1 << bit for bit, (name, since) in enumerate(FILE_RIGHTS.items()) if since <= version}
+    tcp, scoped = 3 if version >= 4 else 0, 3 if version >= 6 else 0  # bind and connect; abstract sockets and signals
+    attributes = (ctypes.c_uint64 * 3)(sum(rights.values()), tcp, scoped)
+    rules = libc.syscall(create, attributes, ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24), 0)
+    if rules < 0:
+        return False
+    grants = [(folder, WRITE), *((path, READ) for path in (*readable, *SYSTEM)), *((path, ("read_file", "write_file")) for path in DEVICES)]
+    for path, names in grants:
+        if not os.path.exists(path):
+            continue
+        opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        allowed = sum(rights.get(name, 0) for name in names if os.path.isdir(path) or name in ("read_file", "write_file", "truncate"))
+        rule = ctypes.create_string_buffer(allowed.to_bytes(8, sys.byteorder) + opened.to_bytes(4, sys.byteorder), 12)
+        libc.syscall(add, rules, 1, rule, 0)
+        os.close(opened)
+    done = libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS, which the next call demands
+    done = done and libc.syscall(enforce, rules, 0) == 0
+    os.close(rules)
+    return done
+
+
+def build_fences(folder: str) -> bool:
+    """No network, no other programs, no files outside. Returns whether the kernel keeps compiled code inside too."""
     if sys.platform == "linux":  # a namespace without any network, where the system lets us; the hook below refuses sockets anyway
         try:
             ctypes.CDLL(None).unshare(0x40000000)
@@ -113,16 +166,21 @@ def build_fences(folder: str) -> None:
             resource.setrlimit(getattr(resource, "RLIMIT_" + what), (amount, amount))
     except (ImportError, OSError, ValueError):  # not Linux: the parent's clock is the limit
         pass
+    for module in (os, sys.modules.get("posix"), signal, sys.modules.get("_signal")):  # they raise no audit event
+        for name in ("pidfd_open", "pidfd_send_signal"):
+            vars(module).pop(name, None) if module else None
 
     real, absolute, string, path_types = os.path.realpath, os.path.isabs, str, (type(pathlib.Path("x")), type(pathlib.PurePath("x")))
     mine = real(folder)
     readable = tuple({real(p) for p in (folder, sys.prefix, sys.base_prefix, sys.exec_prefix, *[p for p in sys.path if absolute(p)])})
-    devices = ("/dev/null", "/dev/urandom", "/dev/zero", "/proc/cpuinfo", "/proc/self/statm", "/proc/self/status", "/proc/meminfo")
+    devices = (*DEVICES, "/proc/cpuinfo", "/proc/self/statm", "/proc/self/status", "/proc/meminfo")
     separator = os.sep
-    writes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime")
+    writes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.chmod", "os.chown", "os.utime")
     forbidden = (
-        "subprocess.", "sqlite3.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill", "pty.", "socket.",
+        "subprocess.", "sqlite3.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill", "pty.",
+        "socket.",
         "urllib.", "http.", "ftplib.", "smtplib.", "ctypes.", "gc.get", "signal.pthread_kill", "resource.setrlimit", "resource.prlimit",
+        "os.symlink",
     )  # fmt: skip
 
     def inside(path, folders) -> bool:
@@ -147,16 +205,21 @@ def build_fences(folder: str) -> None:
             if inside(path, (mine,)) or path in devices or not writing and inside(path, readable):
                 return
             raise PermissionError(f"your code may not {'write' if writing else 'read'} files outside its own folder")
+        if event == "os.listdir" or event == "os.scandir":
+            if not (arguments[0] is None or type(arguments[0]) is int or inside(arguments[0] or ".", readable)):
+                raise PermissionError("your code may not read folders outside its own")
         for name in writes:
             if event == name:
-                for path in arguments[: 2 if name in ("os.rename", "os.link", "os.symlink") else 1]:
+                for path in arguments[: 2 if name in ("os.rename", "os.link") else 1]:
                     if not inside(path, (mine,)):
                         raise PermissionError("your code may not change files outside its own folder")
         for name in forbidden:
             if event[: len(name)] == name:
                 raise PermissionError(f"your code may not use the network, other programs or this process from outside ({event})")
 
-    sys.addaudithook(hook)
+    kept_by_kernel = restrict(mine, readable)
+    sys.addaudithook(hook)  # last: it would refuse ctypes above. It cannot be removed again (PEP 578)
+    return kept_by_kernel
 
 
 def call(adapter, question: dict, folder: str) -> dict:
@@ -208,11 +271,10 @@ def main() -> None:
     try:
         os.chdir(folder)
         sys.path[:0] = [folder, *trusted]
-        if not trusted:
-            build_fences(folder)
+        kept = None if trusted else build_fences(folder)
         import adapter
 
-        say({"ready": True})
+        say({"ready": True, "kept_by_kernel": kept})
     except BaseException as error:
         say({"error": explain(error, folder)})
         os._exit(0)
