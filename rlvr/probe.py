@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlvr import checkpoint
+from rlvr.advantage import shape
 from rlvr.attention import is_ours
 from rlvr.checkpoint import fingerprint
 from rlvr.config import SettingError, TrainConfig, check_can_write, parse_command, read_config, run_program
@@ -35,7 +36,8 @@ from rlvr.entropy import branching_factor, log_perplexity
 from rlvr.exchange import logit_gradient_norm, relative_positions
 from rlvr.figures import read_metrics
 from rlvr.files import replace_folder, say
-from rlvr.policy import Policy, _logits, hidden_states, load_policy, logits_chunk, micro_batches
+from rlvr.loss import clipped_loss
+from rlvr.policy import Policy, _logits, hidden_states, load_policy, logits_chunk, logp_and_entropy, micro_batches
 from rlvr.reward import answer_key, verify_all
 from rlvr.rollout import Rollouts, sample
 from rlvr.train import Trainer, set_up
@@ -87,11 +89,11 @@ def token_stats(model, rollouts: Rollouts, temperature: float, micro_batch_token
     the probability; second: the most likely token other than the one that was drawn. Besides, [N, T, TOP]: top, the most likely tokens,
     and top_p, their probabilities; if `watch` [N, T, TOP] names tokens, top_p is theirs. Logits exist a chunk at a time.
     """
-    shape = rollouts.mask.shape
-    out = {name: torch.zeros(shape) for name in ("logp", "entropy", "grad_norm", "branching")}
-    out["second"] = torch.zeros(shape, dtype=torch.long)
-    out["top"] = torch.zeros(*shape, TOP, dtype=torch.long) if watch is None else watch
-    out["top_p"] = torch.zeros(*shape, TOP)
+    size = rollouts.mask.shape
+    out = {name: torch.zeros(size) for name in ("logp", "entropy", "grad_norm", "branching")}
+    out["second"] = torch.zeros(size, dtype=torch.long)
+    out["top"] = torch.zeros(*size, TOP, dtype=torch.long) if watch is None else watch
+    out["top_p"] = torch.zeros(*size, TOP)
     for rows in micro_batches(rollouts, torch.arange(len(rollouts)), micro_batch_tokens, is_ours(model)):
         part = rollouts.select(rows)
         mask = part.mask.to(model.device)
@@ -121,6 +123,26 @@ def token_stats(model, rollouts: Rollouts, temperature: float, micro_batch_token
             for name, value in values.items():
                 out[name][here] = value.to("cpu", out[name].dtype)
     return out
+
+
+def update_gradient(model, rollouts: Rollouts, advantages: Tensor, method: str, micro_batch_tokens: int = 4096, **strengths) -> Tensor:
+    """The gradient of one update under a method, as one long vector [parameters]: how much does the method change it?
+
+    advantages [N] float, of the rows; those of 0 are skipped and stay in the denominator. method and strengths: as in `advantage.shape`.
+    It is the gradient that `train.py` would follow without group filtering, at temperature 1, on the batch's own policy. The model's
+    own gradients are empty afterwards.
+    """
+    shaped = shape(method, advantages, rollouts.old_logp, rollouts.mask, rollouts.group, **strengths)  # [N, T]
+    model.zero_grad()
+    for rows in micro_batches(rollouts, advantages.nonzero()[:, 0], micro_batch_tokens, is_ours(model)):
+        part = rollouts.select(rows)
+        logp, _ = logp_and_entropy(model, part.prompt_ids, part.completion_ids, part.mask)  # [n, T]
+        old_logp, mask, weights = (x.to(logp.device) for x in (part.old_logp, part.mask, shaped[rows][:, : part.mask.shape[1]]))
+        loss, _ = clipped_loss(logp, old_logp, weights, mask, denominator=int(rollouts.mask.sum()))
+        loss.backward()
+    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters() if p.requires_grad])
+    model.zero_grad()
+    return gradient
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------

@@ -210,6 +210,23 @@ def test_a_mistake_costs_the_same_in_the_students_process(entry, tmp_path):
     assert lost(grade(submit(name, tmp_path / "s", wrong), name)) == set(fails)
 
 
+CONSTANTS = ["None", "True", "False", "0", "1", "0.0", "0.5", "1.0", "'7'", "''", "[0, 0]", "[1.0, 1.0]", "nan", "raise ValueError", "TENSOR", "0 * TENSOR", "0 * TENSOR + 1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("constant", CONSTANTS)
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_functions_that_do_not_look_at_their_arguments_earn_nothing(name, constant, tmp_path, monkeypatch):
+    """TENSOR: the first tensor among the arguments, returned as it is."""
+    body = constant if constant.startswith("raise") else f"return {constant.replace('TENSOR', 'first(arguments)')}"
+    first = "from math import nan\ndef first(arguments):\n    return next((a for a in arguments if hasattr(a, 'shape')), 0)\n"
+    solution = first + "".join(f"def {f}(*arguments):\n    {body}\n" for f in functions(HERE / name / "adapter.py"))
+    folder = submit(name, tmp_path / "s", solution)
+    for file in ("results.csv", "answer.md"):
+        (folder / file).unlink(missing_ok=True)
+    report = grade_here(folder, name, monkeypatch)
+    assert report.score == 0, text(report)
+
+
 @pytest.mark.parametrize("file, what, old, new, fails", STUDIES, ids=[s[1] for s in STUDIES])
 def test_a_study_that_does_not_fit_its_numbers_loses_points(file, what, old, new, fails, tmp_path, monkeypatch):
     folder = submit("a5", tmp_path / "s")
@@ -495,6 +512,7 @@ def test_a_class_of_submissions(tmp_path, capsys, monkeypatch):
     Path("nothing").mkdir()
     main(GradeConfig(submissions=["x/a1", "nothing", "y/a1", "missing"]))
     out = capsys.readouterr().out
+    assert "failed most often:\n  nothing\n" in out and ("no Landlock" in out) == (landlock_version() < 1)
     assert "x/a1: 20 of 20" in out and "no adapter.py in nothing" in out and "no folder missing" in out
     assert sorted(os.listdir("grades")) == ["grades.csv", "x-a1.json", "y-a1.json"]
     assert Path("grades/grades.csv").read_text().splitlines()[0] == "submission,assignment,points,1.1,1.2,1.3,1.4,1.5,error"
@@ -532,14 +550,14 @@ def test_hidden_checks_are_added_and_not_explained(tmp_path, capsys, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     guide = (HERE / "instructor.md").read_text(encoding="utf-8")
     Path("hidden_checks.py").write_text(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1], encoding="utf-8")
-    submit("a1", tmp_path / "s", with_pass_at_k("return 0.25"))
+    submit("a1", tmp_path / "s", with_pass_at_k("return 0.25") + "\n\ndef overlong_penalty(*arguments):\n    return -0.5\n")
     main(GradeConfig(submissions=["s"], hidden="."))
     out, test = capsys.readouterr().out, json.loads(Path("results.json").read_text())["tests"][0]
-    assert "a1: 0 of 2" in out and "a hidden check" in out and "0.25" not in out
+    assert "a1: 0 of 4" in out and "a hidden check" in out and "0.25" not in out
     assert test["visibility"] == "after_published" and "0.25 instead of 0.68" in test["output"]
     submit("a1", tmp_path / "s")
     report = grade(tmp_path / "s", "a1")
-    assert report.score == 2 and "pass at 64" not in text(report)
+    assert report.score == 4 and "pass at 64" not in text(report)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from conftest import RUN, WordTokenizer, make_rollouts, new_model, reference_log
 from safetensors.torch import load_file
 
 from rlvr import checkpoint, probe
+from rlvr.advantage import ppl_weights
 from rlvr.config import SettingError, TrainConfig, read_config, run_program
 from rlvr.figures import read_metrics
 from rlvr.policy import Policy
-from rlvr.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens, replayable, spread, token_stats
+from rlvr.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens, replayable, spread, token_stats, update_gradient
 from rlvr.rollout import Rollouts
 from rlvr.train import set_up, train
 
@@ -57,6 +58,25 @@ def test_token_stats_are_those_of_the_whole_distribution(monkeypatch, temperatur
             assert stats["branching"][i, t] == next(k for k in range(1, len(p) + 1) if p[order[:k]].sum() >= 0.95 - 1e-6)
     for name in ("logp", "entropy", "grad_norm", "branching"):
         assert not stats[name][~batch.mask].any()
+
+
+def test_the_gradient_of_an_update_is_that_of_its_loss_written_out():
+    """One row at a time with transformers' own attention: the sum of ratio * advantage over the tokens of all rows, the idle ones included."""
+    model, batch = new_model("qwen"), make_rollouts([3, 3, 2, 2], [4, 2, 6, 3], groups=[0, 0, 1, 1])
+    twin, advantages = stock(model), torch.tensor([0.7, -0.7, 0.0, 0.0])
+    batch.old_logp = token_stats(model, batch, 1.0, 64)["logp"]  # the policy has not moved: every ratio is 1
+    weights = ppl_weights(batch.old_logp, batch.mask, batch.group, 0.2)
+    for i, prompt in enumerate(batch.prompt_ids):
+        ids = prompt + batch.completion_ids[i, : batch.lengths[i]].tolist()
+        logp = twin(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        for place in range(len(prompt), len(ids)):
+            (-weights[i] * advantages[i] * logp[place - 1, ids[place]] / batch.mask.sum()).backward(retain_graph=True)
+    wanted = torch.cat([p.grad.flatten() for p in twin.parameters()])
+    got = update_gradient(model, batch, advantages, "ppl", micro_batch_tokens=8, ppl_alpha=0.2)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    plain = update_gradient(model, batch, advantages, "grpo")
+    assert (got - plain).norm() > 1e-3 and torch.equal(update_gradient(model, batch, advantages, "ppl", ppl_alpha=0.0), plain)
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_watched_tokens_keep_their_places():

@@ -34,7 +34,7 @@ def learning_in_low_perplexity(runs: list[Run]) -> Section:
             continue
         stage = run.changes["plateau"] if run.changes["plateau"].any() else np.ones(len(run.changes["change"]), bool)
         size, low = low_tokens(run, stage)
-        share, a, b, base = share_of_largest(size, low, run.changes["row"][stage], TOP)
+        share, a, b, base = share_of_largest(size, low, run.changes["problem"][stage], TOP)
         section.rows.append({"run": run.name, "half": "low", "share_of_top": share, "low": a, "high": b, "base_rate": base})
         section.rows.append(
             {"run": run.name, "half": "high", "share_of_top": 1 - share, "low": 1 - b, "high": 1 - a, "base_rate": 1 - base}

@@ -75,7 +75,10 @@ class Run:
 
     @cached_property
     def changes(self) -> dict[str, np.ndarray] | None:
-        """Every token of the replayed steps before and after them, as flat arrays, with `change`, the change of its probability."""
+        """Every token of the replayed steps before and after them, as flat arrays (named in `probe.change_of_step`).
+
+        Added: `change`, the change of its probability; `plateau`, whether its step is one; `problem`, which group it is in.
+        """
         if not self.probed:
             return None
         from safetensors.numpy import load_file
@@ -84,6 +87,9 @@ class Run:
         if found:
             found["change"] = np.exp(found["logp_after"]) - np.exp(found["logp"])
             found["plateau"] = found["step"] >= (self.plateau or 10**9)
+            found["problem"] = (found["row_step"].astype(np.int64) * 10**6 + found["row_group"])[
+                found["row"]
+            ]  # one number for each problem
         return found or None
 
     def _probe_lines(self, name: str) -> list[dict]:
@@ -155,12 +161,14 @@ def bootstrap(rows: Sequence, statistic: Callable[[list], float], draws: int = 3
     return tuple(float(x) for x in np.quantile(values, [0.025, 0.975])) if values else (float("nan"), float("nan"))
 
 
-def share_of_largest(size: np.ndarray, member: np.ndarray, row: np.ndarray, top: float) -> tuple[float, float, float, float]:
-    """The share of members among the share `top` of tokens with the largest change, its 95 % interval by resampling completions (`row` says
-    whose a token is), and the share of members among all tokens."""
+def share_of_largest(size: np.ndarray, member: np.ndarray, problem: np.ndarray, top: float) -> tuple[float, float, float, float]:
+    """The share of members among the share `top` of tokens with the largest change, its 95 % interval, and the share of members among all tokens.
+
+    The interval comes from resampling problems (`problem` says which one a token belongs to): completions of one problem share their forks.
+    """
     share, base = over_represented(largest(size, top), member)
-    order = np.argsort(row, kind="stable")
-    tokens_of = np.split(order, np.flatnonzero(np.diff(row[order])) + 1)
+    order = np.argsort(problem, kind="stable")
+    tokens_of = np.split(order, np.flatnonzero(np.diff(problem[order])) + 1)
 
     def again(sample: list[np.ndarray]) -> float:
         index = np.concatenate(sample)

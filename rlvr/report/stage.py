@@ -111,7 +111,7 @@ def who_loses_entropy(runs: list[Run]) -> Section:
         if run.fixed:
             steps = sorted({row["step"] for row in run.fixed})
             means = {
-                kind: [_token_mean([r for r in run.fixed if r["step"] == step and r["correct"] == kind]) for step in steps]
+                kind: [token_mean([r for r in run.fixed if r["step"] == step and r["correct"] == kind]) for step in steps]
                 for kind in (True, False)
             }
 
@@ -134,12 +134,14 @@ def who_loses_entropy(runs: list[Run]) -> Section:
     return section
 
 
-def _token_mean(rows: list[dict]) -> float:
+def token_mean(rows: list[dict]) -> float:
+    """Mean entropy over all tokens of some completions (rows with a list `entropy`), nats; NaN of none."""
     values = [h for row in rows for h in row["entropy"]]
     return sum(values) / len(values) if values else float("nan")
 
 
-def _sample_of(run: Run, first: int, last: int) -> list[tuple[int, float]]:
+def sample_of(run: Run, first: int, last: int) -> list[tuple[int, float]]:
+    """(token, entropy at its position) of the logged completions of steps first to last: what `token_shift` compares."""
     rows = [row for row in run.completions if first <= row["step"] <= last]
     return [(token, h) for row in rows for token, h in zip(row["token_ids"], row["entropy"])]
 
@@ -156,7 +158,7 @@ def token_shifts(runs: list[Run]) -> Section:
     )
     for run in runs:
         width = max(1, run.rising_end // 5)
-        before, after = _sample_of(run, 1, width), _sample_of(run, run.rising_end - width + 1, run.rising_end)
+        before, after = sample_of(run, 1, width), sample_of(run, run.rising_end - width + 1, run.rising_end)
         if not before or not after or run.rising_end < 2 * width:
             section.verdicts.append(Verdict(run.name, None, "Too few steps, or none with completions in the log (--log-completions)."))
             continue
@@ -401,7 +403,7 @@ def changed_tokens_are_formal(runs: list[Run]) -> Section:
         "Formal reasoning changes most",
         f"Plateau steps made again (all steps if none is of the plateau). The share of each category among the {percent(TOP)} of "
         "tokens that changed most, divided by its share of all "
-        "tokens: above 1 it is over-represented. In the text, with 95 % intervals over completions, and the mean change. Categories "
+        "tokens: above 1 it is over-represented. In the text, with 95 % intervals over problems, and the mean change. Categories "
         "are ours, by the text of the token.",
         "Tokens of formal reasoning (digits, operators, symbols) get the strongest updates.",
     )
@@ -415,7 +417,7 @@ def changed_tokens_are_formal(runs: list[Run]) -> Section:
         kinds = np.array([of_token[int(t)] for t in tokens])
         rows = []
         for kind in CATEGORIES:
-            chosen, low, high, base = share_of_largest(size, kinds == kind, run.changes["row"][mask], TOP)
+            chosen, low, high, base = share_of_largest(size, kinds == kind, run.changes["problem"][mask], TOP)
             numbers = {"share_of_top": chosen, "low": low, "high": high, "base_rate": base}
             numbers |= {
                 "ratio": chosen / base if base else float("nan"),

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from fractions import Fraction
 from math import comb
@@ -18,7 +19,10 @@ def last_boxed(text):
 
 
 def number(text):
-    text = text.strip().replace(",", "")
+    text = text.strip()
+    if re.search(r"[\s_]", text) or "," in text and not re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        raise ValueError(text)
+    text = text.replace(",", "")
     sign = 1
     if text[:1] in ("+", "-"):
         sign = -1 if text[0] == "-" else 1

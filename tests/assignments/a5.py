@@ -16,7 +16,8 @@ def ppl_weights(old_logp, mask, group, alpha, direction):
             continue
         q1, q3 = torch.quantile(x, 0.25), torch.quantile(x, 0.75)
         kept = x[(x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1))]
-        w[rows] = (x - kept.mean()) / kept.std(correction=0)
+        std = kept.std(correction=0)
+        w[rows] = (x - kept.mean()) / (std if std > 1e-6 else 1.0)
     factor = 1 - alpha * w if direction == "low" else 1 + alpha * w
     return factor.clamp(0.8, 1.2)
 

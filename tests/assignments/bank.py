@@ -44,6 +44,13 @@ BANK = [
         [("return number(box) == number(gold)", "return gold in box")],
         {"one number in several spellings", "near is not equal"},
     ),
+    ("a1", "spaces thrown away", [("text = text.strip()", 'text = "".join(text.split())')], {"near is not equal"}),
+    (
+        "a1",
+        "every comma thrown away",
+        [("    if re.search", '    text = text.replace(",", "")\n    if re.search')],
+        {"near is not equal"},
+    ),
     (
         "a1",
         "equal up to a hundredth",
@@ -79,7 +86,7 @@ BANK = [
         "a1",
         "the penalty begins at the end",
         [("over = length - (max_tokens - buffer)", "over = length - max_tokens")],
-        {"it falls linearly inside the buffer"},
+        {"it falls linearly inside the buffer", "it is zero for short completions and without a buffer"},
     ),
     (
         "a1",
@@ -127,6 +134,14 @@ BANK = [
             )
         ],
         {"groups may be mixed"},
+    ),
+    ("a2", "1e-6 forgotten", [("(r.std() + 1e-6)", "r.std()")], {"a group of equal rewards gets zero"}),
+    ("a2", "a small std taken for none", [("if r.max() > r.min():", "if r.std() > 1e-6:")], {"a group of equal rewards gets zero"}),
+    (
+        "a2",
+        "no look at equal rewards",
+        [("        if r.max() > r.min():\n            out[rows]", "        out[rows]")],
+        {"a group of equal rewards gets zero", "a group of one gets zero"},
     ),
     ("a2", "not divided by the std", [(E, "r - r.mean()")], {"the table of the handout", "groups may be mixed"}),
     ("a2", "not centred", [("(r - r.mean()) /", "r /")], {"the table of the handout", "groups may be mixed"}),
@@ -191,6 +206,12 @@ BANK = [
         {"the log prob of each token", "the temperature counts", "improbable tokens and large logits stay finite"},
     ),
     ("a2", "logits not shifted", [("logits[i, p - 1 : p + n - 1]", "logits[i, p : p + n]")], {"logits predict the next token"}),
+    (
+        "a2",
+        "the temperature forgotten behind a prompt",
+        [("logits[i, p - 1 : p + n - 1] / temperature", "logits[i, p - 1 : p + n - 1]")],
+        {"logits predict the next token"},
+    ),
     ("a2", "one prompt length for all", [("int(prompt_lengths[i])", "int(prompt_lengths[0])")], {"rows of unlike length"}),
     (
         "a2",
@@ -280,6 +301,21 @@ BANK = [
         "a3",
         "the mask after exp alone",
         [("torch.where(mask, logp - old_logp, 0.0)", "logp - old_logp")],
+        {"garbage outside the mask changes nothing"},
+    ),
+    (
+        "a3",
+        "old log-probs not masked",
+        [
+            ("torch.where(mask, logp - old_logp, 0.0)", "torch.where(mask, logp, 0.0) - old_logp"),
+            ("per_token = torch.where(mask, per_token, 0.0)", "per_token = per_token * mask"),
+        ],
+        {"garbage outside the mask changes nothing"},
+    ),
+    (
+        "a3",
+        "advantages not masked",
+        [("    per_token = torch.where(mask, per_token, 0.0)\n", "    per_token = per_token * mask\n")],
         {"garbage outside the mask changes nothing"},
     ),
     (
@@ -436,9 +472,10 @@ BANK = [
     (
         "a5",
         "NaN on equal perplexities",
-        [("        if x.max() == x.min():\n            continue\n", "")],
+        [("        if x.max() == x.min():\n            continue\n", ""), ("(std if std > 1e-6 else 1.0)", "std")],
         {"equal perplexities weigh the same"},
     ),
+    ("a5", "NaN beside outliers", [("(std if std > 1e-6 else 1.0)", "std")], {"equal perplexities weigh the same"}),
     (
         "a5",
         "perplexity, not its logarithm",

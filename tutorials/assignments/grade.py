@@ -464,7 +464,8 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
             report = _grade_one(folder, c)
             write_atomically(out / f"{name.replace('/', '-')}.json", json.dumps(gradescope(report), indent=1) + "\n")
             tasks = {task: report.of_task(task) for task in ASSIGNMENTS[report.name].tasks if task not in ASSIGNMENTS[report.name].by_hand}
-            rows.append({"submission": name, "assignment": report.name, "points": report.score} | tasks)
+            by_hand = {f"{task} (by hand)": "" for task in ASSIGNMENTS[report.name].by_hand}
+            rows.append({"submission": name, "assignment": report.name, "points": report.score} | tasks | by_hand)
             say(f"{name}: {number(report.score)} of {number(ASSIGNMENTS[report.name].total)}")
             unfenced = unfenced or report.kept_by_kernel is False
             for r in report.results:

@@ -1,7 +1,8 @@
-"""Public tests of assignment 1: rewards and pass@k. The right answers are those of rlvr."""
+"""Public tests of assignment 1: rewards and pass@k."""
 
-from rlvr.evaluate import pass_at_k
-from tutorials.assignments.checks import Assignment, Wrong, expect, expect_error, need
+from math import comb
+
+from tutorials.assignments.checks import Assignment, expect, expect_error, need
 
 tests = Assignment()
 check = tests.check
@@ -20,6 +21,7 @@ def a_box_and_no_box(student):
 @check("1.1", 1, hint="A model that corrects itself boxes twice; the last word counts.")
 def the_last_of_several_boxes(student):
     expect(student.last_boxed(r"\boxed{1}? No, \boxed{2}. Really \boxed{30}!"), "30")
+    expect(student.last_boxed(r"\boxed{30} or \boxed{4}"), "4")
 
 
 @check("1.1", 1, hint="Count braces: a pattern such as [^}]* stops at the first closing brace.")
@@ -57,17 +59,22 @@ def one_number_in_several_spellings(student):
         ("-3/4", "-0.75"),
     ):
         expect(student.verify(rf"so \boxed{{{answer}}}", gold), True, f"answer {answer!r}, gold {gold!r}")
+    expect(student.verify(r"so \boxed{8}", "7"), False, "answer '8', gold '7'")
 
 
-@check("1.2", 1, hint="Exact comparison: no substrings, no rounding. 0.333 is not 1/3, and 2 is not 12.")
+@check("1.2", 1, hint="Exact comparison: no substrings, no rounding, no characters thrown away. 0.333 is not 1/3, and 4 2 is not 42.")
 def near_is_not_equal(student):
+    expect(student.verify(r"so \boxed{42}", "42"), True, "answer '42', gold '42'")
     for answer, gold in (("0.333", "1/3"), ("2", "12"), ("12", "2"), ("-3", "3"), ("10", "1"), ("41.9999999", "42")):
+        expect(student.verify(rf"so \boxed{{{answer}}}", gold), False, f"answer {answer!r}, gold {gold!r}")
+    for answer, gold in (("4 2", "42"), ("1,2", "12"), ("12,34", "1234"), ("1_0", "10")):
         expect(student.verify(rf"so \boxed{{{answer}}}", gold), False, f"answer {answer!r}, gold {gold!r}")
 
 
 @check("1.2", 1, hint="Whatever a model writes, the answer is True or False: catch the errors of your number parser.")
 def nonsense_is_wrong_and_raises_nothing(student):
-    for answer in ("", "1/0", "abc", r"\frac{1}{0}", "1//2", "three", "nan", "1e999999"):
+    expect(student.verify(r"so \boxed{3}", "3"), True, "answer '3', gold '3'")
+    for answer in ("", "1/0", "abc", r"\frac{1}{0}", "1//2", "three", "nan", "1e99999999"):
         expect(student.verify(rf"so \boxed{{{answer}}}", "3"), False, f"answer {answer!r}, gold '3'")
 
 
@@ -87,6 +94,8 @@ def it_is_zero_for_short_completions_and_without_a_buffer(student):
     expect(student.overlong_penalty(10, 8192, 1024, 1.0), 0.0, "length 10 of 8192, buffer 1024")
     expect(student.overlong_penalty(7168, 8192, 1024, 1.0), 0.0, "length 7168 of 8192, buffer 1024")
     expect(student.overlong_penalty(8192, 8192, 0, 1.0), 0.0, "no buffer")
+    got = student.overlong_penalty(8000, 8192, 1024, 1.0)
+    need(isinstance(got, float) and got != 0, f"length 8000 of 8192, buffer 1024: {got}, but this one is not short")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -96,7 +105,7 @@ tests.task("1.4", "pass@k")
 @check("1.4", 2, hint="1 - C(n-c, k) / C(n, k): the chance that k of the n completions, drawn without putting back, are all wrong.")
 def the_unbiased_estimate(student):
     for n, c, k in ((8, 2, 4), (8, 1, 8), (16, 3, 2), (5, 2, 1), (1000, 3, 500)):
-        expect(student.pass_at_k(n, c, k), pass_at_k(n, c, k), f"n={n}, c={c}, k={k}")
+        expect(student.pass_at_k(n, c, k), 1 - comb(n - c, k) / comb(n, k), f"n={n}, c={c}, k={k}")
 
 
 @check("1.4", 1, hint="With fewer than k wrong completions, k of them cannot all be wrong.")
@@ -110,6 +119,8 @@ def all_wrong_and_hardly_any_wrong(student):
 def k_out_of_range_raises(student):
     expect_error("ValueError", student.pass_at_k, 8, 2, 9)
     expect_error("ValueError", student.pass_at_k, 8, 2, 0)
+    got = student.pass_at_k(8, 2, 1)
+    need(isinstance(got, (int, float)), f"pass_at_k(8, 2, 1): {got} is no number")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -120,6 +131,7 @@ tests.task("1.5", "majority vote")
 def the_most_frequent_answer(student):
     expect(student.majority(["3", "7", "7", "3", "7"]), 1)
     expect(student.majority(["5", "9", "9"]), 1)
+    expect(student.majority(["4", "4", "9"]), 0)
 
 
 @check("1.5", 1, hint="No box is no vote: leave None out before you count.")
@@ -130,7 +142,7 @@ def no_box_is_no_vote(student):
 
 @check("1.5", 1, hint="Of equally frequent answers the one seen first wins, so that the result does not depend on chance.")
 def the_first_seen_wins_a_tie(student):
-    got = [student.majority(keys) for keys in (["8", "2", "2", "8"], ["b", "a"], ["2", "10", "10", "2"])]
-    if not all(isinstance(i, int) for i in got):
-        raise Wrong(f"{got} are no indices")
-    need(got == [0, 0, 0], f"the ties of ['8', '2', '2', '8'], ['b', 'a'] and ['2', '10', '10', '2'] go to {got} instead of [0, 0, 0]")
+    ties = (["8", "2", "2", "8"], ["b", "a"], ["5", "9", "1", "1", "9"])
+    got = [student.majority(keys) for keys in ties]
+    need(all(type(i) is int for i in got), f"{got} are no indices")
+    need(got == [0, 0, 1], f"the ties of {', '.join(map(str, ties))} go to {got} instead of [0, 0, 1]")

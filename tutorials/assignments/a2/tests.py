@@ -36,15 +36,23 @@ def groups_may_be_mixed(student):
 )
 def a_group_of_equal_rewards_gets_zero(student):
     for r in (1.0, -1.0, 0.1):
-        rewards = torch.tensor([r] * 5 + [1.0, -1.0, 1.0])
-        got = student.group_advantages(rewards, torch.tensor([0] * 5 + [1] * 3))
-        expect(got[:5], torch.zeros(5), f"five rewards of {r}", tolerance=0)
+        rewards = torch.tensor([r] * 7 + [1.0, -1.0, 1.0])
+        got = student.group_advantages(rewards, torch.tensor([0] * 7 + [1] * 3))
+        expect(got[:7], torch.zeros(7), f"seven rewards of {r}", tolerance=0)
+        need(bool((got[7:] != 0).all()), f"the group beside it, with rewards 1, -1, 1: {got[7:].tolist()}")
+    got = student.group_advantages(torch.tensor([0.0, 1e-6, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]))
+    need(bool(got[0] != got[1]), "rewards 0 and 1e-6 are not equal, but have the same advantage")
+    need(
+        bool(got[1].abs() < 0.6 * got[3].abs()),
+        f"rewards 0 and 1e-6, then 0 and 1: {got.tolist()}; the 1e-6 in the divisor shall damp the first two",
+    )
 
 
 @check("2.1", 1, hint="The sample standard deviation of one number is NaN; a single completion has nobody to be compared with: 0.")
 def a_group_of_one_gets_zero(student):
-    got = student.group_advantages(torch.tensor([1.0, -1.0, 1.0]), torch.tensor([5, 6, 5]))
-    expect(got, torch.zeros(3), "groups [5, 6, 5]", tolerance=0)
+    got = student.group_advantages(torch.tensor([1.0, -1.0, -1.0]), torch.tensor([5, 5, 6]))
+    expect(got[2:], torch.zeros(1), "groups [5, 5, 6]: the advantage of the last row", tolerance=0)
+    need(bool(got[0] != 0), "groups [5, 5, 6], rewards 1, -1, -1: the advantage of the first row is 0")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -59,7 +67,9 @@ def the_stop_token_belongs_to_the_completion(student):
 
 @check("2.2", 1, hint="A completion without a stop token was cut off: all of it counts.")
 def a_truncated_completion_counts_to_its_end(student):
-    expect(student.completion_mask(torch.tensor([[5, 6, 7]]), [2]), torch.ones(1, 3).bool(), "ids [[5, 6, 7]], stop 2")
+    got = student.completion_mask(torch.tensor([[5, 6, 7, 8], [5, 2, 0, 0]]), [2])
+    expect(got[:1], torch.ones(1, 4).bool(), "ids [[5, 6, 7, 8], [5, 2, 0, 0]], stop 2: the first row")
+    need(not bool(got[1, 3]), "ids [[5, 6, 7, 8], [5, 2, 0, 0]], stop 2: the last place of the second row is padding")
 
 
 @check("2.2", 1, hint="Do not compare with a pad token: 0 is an ordinary token here, and padding may be the stop token again.")
@@ -121,13 +131,19 @@ tests.task("2.4", "log-probs of completions behind their prompts")
 
 
 @check(
-    "2.4", 2, hint="The logits at place i predict the token at place i + 1: the first completion token is predicted by the prompt's last."
+    "2.4",
+    2,
+    hint="The logits at place i predict the token at place i + 1: the first completion token is predicted by the prompt's last. "
+    "And the temperature counts here too.",
 )
 def logits_predict_the_next_token(student):
     logits, ids = _logits(1, 6, 9, seed=2), torch.tensor([[4, 8, 1, 7, 0, 3]])
     logp = logits.double().log_softmax(-1)
     got = student.completion_logp(logits, ids, torch.tensor([2]), torch.tensor([4]), 1.0)
     expect(got, torch.stack([logp[0, i - 1, ids[0, i]] for i in range(2, 6)])[None], "prompt of 2 tokens, completion of 4")
+    if not torch.equal(*(student.token_logp(logits, ids, t) for t in (1.0, 2.0))):  # or it would cost twice
+        other = student.completion_logp(logits, ids, torch.tensor([2]), torch.tensor([4]), 2.0)
+        need(not torch.allclose(got, other), "temperatures 1 and 2 give the same log-probs")
 
 
 @check(
@@ -137,7 +153,10 @@ def rows_of_unlike_length(student):
     logits, ids = _logits(2, 5, 4, seed=3), torch.tensor([[1, 2, 3, 0, 1], [2, 1, 0, 3, 3]])
     got = student.completion_logp(logits, ids, torch.tensor([1, 3]), torch.tensor([4, 1]), 1.0)
     need(tuple(got.shape) == (2, 4), f"lengths 4 and 1: the result has shape {tuple(got.shape)} instead of (2, 4)")
-    need(bool((got[1, 1:] == 0).all()) and bool((got[0] != 0).all()), "the second row has one token; the other three places must be 0")
+    need(
+        bool((got[1, 1:] == 0).all()) and len(set(got[0].tolist()) - {0.0}) == 4,
+        "lengths 4 and 1: the first row has four log-probs, the second one, and 0 in the other three places",
+    )
     # Its first token is the first of the second row, whatever the rule of the shift.
     alone = student.completion_logp(logits[1:], ids[1:], torch.tensor([3]), torch.tensor([1]), 1.0)
     expect(got[1, :1], alone[0, :1], "the second row beside a longer one, and alone")

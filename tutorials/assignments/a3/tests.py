@@ -1,7 +1,5 @@
 """Public tests of assignment 3: the clipped token-level loss and one update. The right answers are those of rlvr."""
 
-import math
-
 import torch
 
 from rlvr.advantage import grpo_advantages
@@ -66,8 +64,8 @@ tests.task("3.2", "clipping")
 
 @check("3.2", 2, hint="For A > 0 stop at 1 + clip_high, for A < 0 at 1 - clip_low: beyond, the gradient is 0.")
 def beyond_the_clip_the_gradient_is_zero(student):
-    _, gradient = _ask(student, [[1.5, 0.5]], [[1.0, -1.0]])
-    need(gradient is not None, "no gradient flows")
+    _, gradient = _ask(student, [[1.5, 0.5, 1.0]], [[1.0, -1.0, 1.0]])
+    need(_flows(gradient, 0, 2), "ratio 1, advantage 1: no gradient flows")
     need(not _flows(gradient, 0, 0), "ratio 1.5, advantage 1: the token is likely enough already, but there is still a gradient")
     need(not _flows(gradient, 0, 1), "ratio 0.5, advantage -1: the token is unlikely enough already, but there is still a gradient")
 
@@ -79,6 +77,7 @@ def on_the_wrong_side_the_gradient_stays(student):
     _, gradient = _ask(student, [[0.5, 1.5]], [[1.0, -1.0]])
     need(_flows(gradient, 0, 0), "ratio 0.5, advantage 1: a good token became unlikely, and the clip keeps it so")
     need(_flows(gradient, 0, 1), "ratio 1.5, advantage -1: a bad token became likely, and the clip keeps it so")
+    need(bool(gradient[0, 0] * gradient[0, 1] < 0), "advantages 1 and -1: both tokens are moved in the same direction")
 
 
 @check("3.2", 1, hint="Two bounds: 1 - clip_low below and 1 + clip_high above (clip-higher). Do not use one for both.")
@@ -110,21 +109,23 @@ def every_token_weighs_the_same(student):
 
 @check("3.3", 2, hint="0 * inf is NaN, in the value and in the gradient. Put harmless numbers outside the mask before exp: torch.where.")
 def garbage_outside_the_mask_changes_nothing(student):
-    for garbage in (float("nan"), float("inf"), 1e30):
-        logp = torch.tensor([[-1.0, -1.0, garbage]])
-        value, gradient = student.gradient(
-            "clipped_loss",
-            0,
-            logp,
-            torch.full((1, 3), -1.0),
-            torch.tensor([[1.0, 3.0, 1.0]]),
-            torch.tensor([[True, True, False]]),
-            *CLIP,
-            None,
-        )
-        need(isinstance(value, torch.Tensor) and math.isfinite(value.item()), f"logp {garbage} at a masked place: the loss is not finite")
-        need(gradient is not None and bool(gradient.isfinite().all()), f"logp {garbage} at a masked place: the gradient is not finite")
-        need(bool(gradient[0, 2] == 0), "the masked place has a gradient")
+    mask = torch.tensor([[True, True, False]])
+
+    def ask(place: str, garbage: float):
+        batch = {"logp": [-1.0, -1.1, -1.0], "old_logp": [-1.0, -1.0, -1.0], "advantages": [1.0, 3.0, 1.0]}
+        batch |= {name: [*numbers[:2], garbage] for name, numbers in batch.items() if name == place}
+        return student.gradient("clipped_loss", 0, *(torch.tensor([numbers]) for numbers in batch.values()), mask, *CLIP, None)
+
+    clean, clean_gradient = ask("", 0.0)
+    need(_flows(clean_gradient, 0, 0), "a batch without garbage: no gradient flows")
+    for place in ("logp", "old_logp", "advantages"):
+        for garbage in (float("nan"), float("inf"), 1e30):
+            value, gradient = ask(place, garbage)
+            expect(value, clean, f"{garbage} in {place} at a masked place, and 1 or -1 there: the loss")
+            need(
+                gradient is not None and bool(gradient.isfinite().all()), f"{place} {garbage} at a masked place: the gradient is not finite"
+            )
+            expect(gradient, clean_gradient, f"{garbage} in {place} at a masked place, and 1 or -1 there: the gradient")
 
 
 @check("3.3", 1, hint="The denominator is that of the whole update, passed down; a part must not divide by its own number of tokens.")
@@ -178,18 +179,21 @@ def a_step_of_gradient_descent(student):
 def right_completions_become_more_probable(student):
     weights, before, ids, mask, rewards, group = _batch()
     old = _logp(weights, before, ids)
-    new = student.update(weights, before, ids, mask, rewards, group, old, 0.5)
-    change = ((_logp(new, before, ids) - old) * mask).sum(1)
-    right, wrong = change[rewards > 0].mean().item(), change[rewards < 0].mean().item()
-    need(right > wrong + 1e-4, f"the log-prob of right completions changes by {right:.4f}, that of wrong ones by {wrong:.4f}")
+    for given in (rewards, -rewards):
+        new = student.update(weights, before, ids, mask, given, group, old, 0.5)
+        change = ((_logp(new, before, ids) - old) * mask).sum(1)
+        right, wrong = change[given > 0].mean().item(), change[given < 0].mean().item()
+        need(right > wrong + 1e-4, f"the log-prob of right completions changes by {right:.4f}, that of wrong ones by {wrong:.4f}")
 
 
 @check("3.4", 1, hint="If all completions of a prompt are right, there is nothing to compare: the weights stay as they are.")
 def without_contrast_nothing_changes(student):
-    weights, before, ids, mask, _, group = _batch()
+    weights, before, ids, mask, rewards, group = _batch()
     old = _logp(weights, before, ids)
     got = student.update(weights, before, ids, mask, torch.ones(8), group, old, 0.5)
     expect(got, weights, "all rewards 1: the weights", 1e-6)
+    got = student.update(weights, before, ids, mask, rewards, group, old, 0.5)
+    need(not torch.allclose(got, weights), "rewards 1 and -1: the weights have not changed")
 
 
 @check("3.4", 1, hint="What stands behind the stop token is no action of the policy: it must not move a weight.")
@@ -200,3 +204,5 @@ def padding_moves_no_weight(student):
     other_ids, other_before = torch.where(mask, ids, 3), torch.where(mask, before, 1)
     second = student.update(weights, other_before, other_ids, mask, rewards, group, old, 0.5)
     expect(second, first, "other tokens behind the stop token: the new weights", 1e-6)
+    other = student.update(weights, before, ids, mask, -rewards, group, old, 0.5)
+    need(not torch.allclose(first, other), "right and wrong exchanged: the new weights are the same")

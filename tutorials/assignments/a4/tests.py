@@ -45,12 +45,15 @@ def a_forbidden_token_has_probability_zero(student):
     got = student.token_entropy(torch.tensor([[[0.0, 0.0, float("-inf")], [5.0, float("-inf"), float("-inf")]]]), 1.0)
     need(bool(got.isfinite().all()), f"logits [0, 0, -inf] and [5, -inf, -inf]: {got.flatten().tolist()}")
     need(abs(got[0, 1].item()) < 1e-5, f"logits [5, -inf, -inf]: {got[0, 1].item()} instead of 0")
+    need(abs(got[0, 0].item()) > 0.1, f"logits [0, 0, -inf]: {got[0, 0].item()}, but two tokens are possible")
 
 
 @check("4.1", 1, hint="exp(1e4) is inf: log_softmax, or subtract the largest logit first.")
 def large_logits_stay_finite(student):
     got = student.token_entropy(torch.tensor([[[1e4, 1e4, 0.0], [1e4, 0.0, 0.0]]]), 1.0)
     need(bool(got.isfinite().all()), f"logits [10000, 10000, 0] and [10000, 0, 0]: {got.flatten().tolist()}")
+    need(abs(got[0, 1].item()) < 1e-5, f"logits [10000, 0, 0]: {got[0, 1].item()} instead of 0")
+    need(abs(got[0, 0].item()) > 0.1, f"logits [10000, 10000, 0]: {got[0, 0].item()}, but two tokens are possible")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -70,8 +73,9 @@ def the_mean_is_over_valid_tokens(student):
 
 @check("4.2", 1, hint="A completion without a token must not make the batch NaN: divide by at least 1.")
 def an_empty_row_has_perplexity_one(student):
-    got = student.perplexity(torch.zeros(2, 2), torch.tensor([[False, False], [True, True]]))
-    need(bool((got == 1).all()), f"an empty row, and one of log-probs 0: {got.tolist()} instead of [1, 1]")
+    got = student.perplexity(torch.tensor([[0.0, 0.0], [-0.7, -0.7]]), torch.tensor([[False, False], [True, True]]))
+    need(bool(got[0] == 1), f"an empty row: {got[0].item()} instead of 1")
+    need(bool(got[1] > 1.1), f"the row beside it, of log-probs -0.7: {got[1].item()}")
 
 
 @check("4.2", 1, hint="NaN * 0 is NaN. Replace what stands outside the mask (torch.where) before you add up.")
@@ -81,6 +85,8 @@ def garbage_outside_the_mask_changes_nothing(student):
     for garbage in (float("nan"), float("-inf"), -50.0):
         got = student.perplexity(torch.tensor([[-1.0, garbage]]), mask)
         expect(got, clean, f"{garbage} outside the mask, and 0 there")
+    other = student.perplexity(torch.tensor([[-2.0, 0.0]]), mask)
+    need(not torch.allclose(clean, other), "a token of log-prob -1, and one of -2: the perplexity is the same")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -120,6 +126,8 @@ def nothing_to_average_is_nan(student):
     entropy, mask = torch.tensor([[1.0, 1.0]]), torch.ones(1, 2).bool()
     got = student.entropy_by_correctness(entropy, mask, torch.tensor([False]))
     expect(got, [float("nan"), 1.0], "one wrong row of entropy 1")
+    got = student.entropy_by_correctness(3 * entropy, mask, torch.tensor([True]))
+    expect(got, [3.0, float("nan")], "one right row of entropy 3")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -128,6 +136,11 @@ tests.task("4.5", "where the rising stage ends")
 
 def _falling(steps: int = 60, speed: float = 8.0, floor: float = 0.2) -> list[float]:
     return [floor + (1 - floor) * math.exp(-i / speed) for i in range(steps)]
+
+
+def _finds_a_plateau(student) -> None:
+    step = student.plateau_step(_falling())
+    need(type(step) is int, f"an entropy that falls from 1 to 0.2 and stays there: {step} instead of a step")
 
 
 @check("4.5", 2, hint="Smooth, slope over 8 steps, compare with a tenth of the steepest fall so far; steps count from 1.")
@@ -140,6 +153,7 @@ def the_step_of_the_rule(student):
 @check("4.5", 1, hint="While the entropy falls steadily, the rising stage lasts: None.")
 def no_plateau_while_it_falls(student):
     expect(student.plateau_step([1.0 - 0.012 * i for i in range(60)]), None, "a straight fall")
+    _finds_a_plateau(student)
 
 
 @check("4.5", 1, hint="At the very start the entropy is flat too. A plateau needs a fall of a quarter before it.")
@@ -148,6 +162,7 @@ def a_flat_beginning_is_no_plateau(student):
     expect(student.plateau_step(values), None, "25 steps around 1")
     got = student.plateau_step(values + [0.97 - 0.001 * i for i in range(30)])
     need(got is None, f"a fall of less than a tenth: step {got} instead of None")
+    _finds_a_plateau(student)
 
 
 @check("4.5", 1, hint="A run must be able to act on it: the step must not depend on what comes later.")
@@ -157,3 +172,4 @@ def the_future_does_not_matter(student):
     need(isinstance(step, int), f"the whole curve: {step} is no step")
     expect(student.plateau_step(values[:step]), step, f"the curve cut off after step {step}")
     expect(student.plateau_step(values + [9.0] * 3 + [0.0] * 9), step, "the curve and twelve wild steps more")
+    need(student.plateau_step(_falling(80, 12.0, 0.05)) != step, f"a curve that falls more slowly: step {step} too")

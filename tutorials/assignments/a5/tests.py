@@ -72,11 +72,18 @@ def the_factor_stays_between_0_8_and_1_2(student):
     expect(got, torch.tensor([1.2, 1.2, 0.8, 0.8]), f"log-perplexities {PLAIN[:4]}, alpha 5")
 
 
-@check("5.1", 1, hint="Equal perplexities have std 0. Compare them; a quotient of two roundings can be anything.")
+@check(
+    "5.1", 1, hint="Equal perplexities have std 0. Compare them; a quotient of two roundings can be anything. No spread left: divide by 1."
+)
 def equal_perplexities_weigh_the_same(student):
-    old_logp, mask = torch.tensor([[-0.1, -0.1, -0.1]] * 3 + [[-0.7, -0.2, -0.4]]), torch.ones(4, 3).bool()
-    got = student.ppl_weights(old_logp, mask, torch.tensor([4, 4, 4, 9]), 0.2, "low")
-    expect(got, torch.ones(4), "three equal completions, and one alone in its group", tolerance=0)
+    old_logp = torch.tensor([[-0.1, -0.1, -0.1]] * 3 + [[-0.7, -0.2, -0.4]] * 2 + [[-0.9, -0.9, -0.9]])
+    got = student.ppl_weights(old_logp, torch.ones(6, 3).bool(), torch.tensor([4, 4, 4, 9, 2, 2]), 0.2, "low")
+    expect(got[:4], torch.ones(4), "three equal completions, and one alone in its group", tolerance=0)
+    need(bool(got[4] != got[5]), f"two unlike completions in a group of their own: their factors are {got[4:].tolist()}")
+    old_logp, mask = _completions([0.5] * 7 + [6.0])
+    got = student.ppl_weights(old_logp, mask, torch.zeros(8, dtype=torch.long), 0.05, "low")
+    asked = f"log-perplexities seven times 0.5, and 6: the factors are {[round(x, 4) for x in got.tolist()]}"
+    need(bool(got.isfinite().all()) and bool((got[7] - 1).abs() > 0.01), asked)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -112,6 +119,7 @@ def it_is_at_most_half_the_advantage(student):
 def early_is_the_mirror_image(student):
     late, early = (student.position_bonus(torch.tensor([1.6]), TEN, 0.1, d) for d in ("late", "early"))
     expect(late + early, torch.full((1, 10), late.sign()[0, -1].item() * 0.1), "late and early bonus together")
+    need(not torch.allclose(late[:, [0, -1]], early[:, [0, -1]]), "late and early bonus are the same")
 
 
 @check("5.2", 1, hint="L is the length of the row itself, not the width of the batch; outside the mask the bonus is 0.")
@@ -120,6 +128,7 @@ def each_row_has_its_own_length(student):
     got = student.position_bonus(torch.tensor([1.6, 1.6]), mask, 0.1, "late")
     alone = student.position_bonus(torch.tensor([1.6]), torch.ones(1, 4).bool(), 0.1, "late")
     expect(got[0], torch.cat([alone[0], torch.zeros(6)]), "a row of 4 tokens beside one of 10, and alone")
+    need(not torch.allclose(alone[0, 0], alone[0, 3]), "a row of 4 tokens: the bonus of the first and of the last are the same")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -165,6 +174,7 @@ def no_gradient_passes_through_the_factor(student):
     advantages, old_logp, mask, group = _batch()
     value, gradient = student.gradient("shaped_advantages", 2, "ppl", advantages, old_logp, mask, group, 0.2)
     need(isinstance(value, torch.Tensor) and value.shape == mask.shape, "method ppl: the result has the wrong shape")
+    need(bool(value.abs().max() > 0.1), "method ppl: all shaped advantages are about 0")
     need(gradient is None or bool((gradient == 0).all()), "a gradient flows from the shaped advantages into old_logp")
 
 
@@ -184,8 +194,8 @@ def students_interval(student):
 
 @check("5.4", 1, hint="One seed says nothing about the spread: the interval is (-inf, inf).")
 def of_one_seed_nothing_is_known(student):
-    got = student.mean_interval([0.02])
-    expect(got, [0.02, float("-inf"), float("inf")], "one difference, 0.02")
+    for one in (0.02, -0.5):
+        expect(student.mean_interval([one]), [one, float("-inf"), float("inf")], f"one difference, {one}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -208,10 +218,10 @@ def _results(student) -> list[dict]:
 
 
 def _answer(student, name: str) -> str:
-    found = re.search(rf"^{name}: *(\S.*?) *$", student.read("answer.md") or "", re.MULTILINE)
+    found = re.search(rf"^{name}: *(\S.*?) *$", student.read("answer.md") or "", re.MULTILINE | re.IGNORECASE)
     if not found:
         raise Wrong(f"answer.md has no line '{name}: ...'")
-    return found[1]
+    return found[1].replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
 
 
 def _difference(student) -> tuple[float, float, float, int]:
@@ -228,7 +238,8 @@ def two_arms_on_equal_seeds(student):
     for row in _results(student):
         seeds.setdefault(row["arm"], []).append(row["seed"])
     need(len(seeds) >= 2, f"results.csv has the arms {sorted(seeds)}; two are needed")
-    for arm, found in seeds.items():
+    for arm in (_answer(student, "arm"), _answer(student, "baseline")):
+        found = seeds.get(arm, [])
         need(len(set(found)) == len(found) >= 3, f"arm {arm!r} has the seeds {found}; three different ones or more are needed")
     need(_difference(student)[3] >= 3, "the arms of answer.md share fewer than three seeds")
 
