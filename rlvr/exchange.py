@@ -113,7 +113,7 @@ def other_script(prompt: str, completion: str) -> bool:
 def logit_gradient_norm(p, sum_of_squares):
     """Length of the gradient of log p(token) in the logits: sqrt(1 - 2 p + sum_v p_v^2). Arrays or tensors. S6; the definition is ours.
 
-    It is 0 where the policy is certain and chose so, about 1 for an improbable token among many improbable ones, and at most sqrt(2), for an
+    It is 0 where the policy is certain and chose so, about 1 for one of many improbable tokens, and at most sqrt(2), for an
     improbable token beside a certain one.
 
     >>> float(logit_gradient_norm(np.float64(0.5), np.float64(0.5)).round(4))

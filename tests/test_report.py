@@ -20,7 +20,7 @@ from rlvr.report.__main__ import ReportConfig, report, unique_names
 from rlvr.report.arms import Experiment
 from rlvr.report.microscope import microscope_data
 from rlvr.report.page import _json, draw
-from rlvr.report.run import Panel, Run, Section, bootstrap, percent
+from rlvr.report.run import Panel, Run, Section, bootstrap, percent, share_of_largest
 from rlvr.train import train
 
 LABELS = "S1 S2 S3 S4 S5 S6 S7 I1 I2 I3 T1 T2 T3 E1 E2 E3".split()
@@ -145,7 +145,7 @@ def changes(n: int = 1000, big: int = 5, against: bool = False, entropic: bool =
     change = np.where(i < big, 0.2, 0.0001 * (1 + i / n)) * advantage * (-1 if against else 1)
     entropy = np.where(i < big, 1.0, 0.1 + 0.1 * i / n) if entropic else np.where(i < big, 0.0, 1 - i / n)
     return dict(change=change, advantage=advantage, entropy=entropy, grad_norm=entropy, token=np.where(i < big, 2, 3), step=np.full(n, 21), row=i % 10,
-                plateau=np.ones(n, bool), row_step=np.full(10, 21), row_log_ppl=np.arange(10.0))  # fmt: skip
+                problem=i % 10, plateau=np.ones(n, bool), row_step=np.full(10, 21), row_log_ppl=np.arange(10.0))  # fmt: skip
 
 
 def test_s5(tmp_path):
@@ -194,6 +194,14 @@ def test_s7(tmp_path):
     assert stage.changed_tokens_are_formal([run]).verdicts[0].agrees is False  # now 99 % of all tokens, and none of the largest
 
 
+def test_the_interval_of_the_largest_changes_is_over_problems():
+    """Both of two problems or one of them: the interval goes from 0 to 1, however many completions each has."""
+    size, member = np.repeat([3.0, 2.0], 50), np.repeat([True, False], 50)
+    share, low, high, base = share_of_largest(size, member, np.repeat([7, 8], 50), 0.1)
+    assert (share, low, high, base) == (1.0, 0.0, 1.0, 0.5)
+    assert share_of_largest(size, member, np.arange(100), 0.1)[1] == 1.0  # a hundred problems: sure of it
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Instance and token
 
@@ -215,7 +223,9 @@ def replaced(**drops) -> list[dict]:
     for i in range(20):
         for where in ("anywhere", "early", "late"):
             lost = drops.get(where, drops.get("low" if i < 10 else "high", 0.0))
-            rows.append(dict(where=where, completion=i, step=40, log_ppl=float(i), entropy=1.0, kept=0.75, replaced=0.75 - lost + 0.001 * (i % 2)))
+            rows.append(
+                dict(where=where, completion=i, step=40, log_ppl=float(i), entropy=1.0, kept=0.75, replaced=0.75 - lost + 0.001 * (i % 2))
+            )
     return rows
 
 
@@ -296,7 +306,9 @@ def test_e1_e2_e3(tmp_path):
     assert values["start (tiny)", 4] == values["made-up", 4] == values["made-up", 1] == 0.75
     assert "pass@1 +0.562" in one.verdicts[0].text and one.verdicts[0].agrees is None  # pass@4: 0, but up to 0.2 either way
     two = exploration.unsolvable_sets([run])
-    assert "10 of 40 problems unsolvable before, 10 after, 0 for both" in two.verdicts[0].text and two.verdicts[0].agrees is None  # 1 right of 4 is chance
+    assert (
+        "10 of 40 problems unsolvable before, 10 after, 0 for both" in two.verdicts[0].text and two.verdicts[0].agrees is None
+    )  # 1 right of 4 is chance
     three = exploration.branching([run])
     assert "3.00 → 1.50" in three.verdicts[0].text and "33 % fewer" in three.verdicts[0].text and three.verdicts[0].agrees is True
     for section in (one, two, three):

@@ -87,9 +87,8 @@ class Run:
         if found:
             found["change"] = np.exp(found["logp_after"]) - np.exp(found["logp"])
             found["plateau"] = found["step"] >= (self.plateau or 10**9)
-            found["problem"] = (found["row_step"].astype(np.int64) * 10**6 + found["row_group"])[
-                found["row"]
-            ]  # one number for each problem
+            problem = found["row_step"].astype(np.int64) * 10**6 + found["row_group"]  # [rows]
+            found["problem"] = problem[found["row"]]
         return found or None
 
     def _probe_lines(self, name: str) -> list[dict]:
@@ -162,7 +161,7 @@ def bootstrap(rows: Sequence, statistic: Callable[[list], float], draws: int = 3
 
 
 def share_of_largest(size: np.ndarray, member: np.ndarray, problem: np.ndarray, top: float) -> tuple[float, float, float, float]:
-    """The share of members among the share `top` of tokens with the largest change, its 95 % interval, and the share of members among all tokens.
+    """Share of members among the share `top` of tokens that changed most, its 95 % interval, and their share of all tokens.
 
     The interval comes from resampling problems (`problem` says which one a token belongs to): completions of one problem share their forks.
     """
