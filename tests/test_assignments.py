@@ -173,11 +173,11 @@ def test_a_right_solution_without_rlvr_gets_all_points(name, tmp_path):
 class Here:
     """Stands in for the student's process where a mistake is harmless: the same questions and answers, without the two seconds of a start."""
 
-    def __init__(self, name: str, solution: str, monkeypatch):
-        for module, code in (("solution", solution), ("adapter", (HERE / name / "adapter.py").read_text(encoding="utf-8"))):
+    def __init__(self, folder: Path, monkeypatch):
+        for module in ("solution", "adapter"):
             made = types.ModuleType(module)
             monkeypatch.setitem(sys.modules, module, made)
-            exec(compile(code, f"{module}.py", "exec"), vars(made))
+            exec(compile((folder / f"{module}.py").read_text(encoding="utf-8"), f"{module}.py", "exec"), vars(made))
         self.adapter, self.printed = made, b""
         self.process = types.SimpleNamespace(poll=lambda: None)
 
@@ -189,7 +189,7 @@ class Here:
 
 
 def grade_here(folder: Path, name: str, monkeypatch):
-    child = Here(name, (folder / "solution.py").read_text(encoding="utf-8"), monkeypatch)
+    child = Here(folder, monkeypatch)
     monkeypatch.setattr(grader.Student, "_start", lambda student: setattr(student, "_child", child))
     return grade(folder, name)
 
@@ -210,21 +210,47 @@ def test_a_mistake_costs_the_same_in_the_students_process(entry, tmp_path):
     assert lost(grade(submit(name, tmp_path / "s", wrong), name)) == set(fails)
 
 
-CONSTANTS = ["None", "True", "False", "0", "1", "0.0", "0.5", "1.0", "'7'", "''", "[0, 0]", "[1.0, 1.0]", "nan", "raise ValueError", "TENSOR", "0 * TENSOR", "0 * TENSOR + 1"]  # fmt: skip
+CONSTANTS = ["None", "True", "False", "0", "1", "0.0", "0.5", "1.0", "'7'", "''", "[0, 0]", "[1.0, 1.0]", "nan", "raise ValueError", "TENSOR", "0 * TENSOR", "0 * TENSOR + 1", "ones(8, 3)", "MASK"]  # fmt: skip
 
 
 @pytest.mark.parametrize("constant", CONSTANTS)
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 def test_functions_that_do_not_look_at_their_arguments_earn_nothing(name, constant, tmp_path, monkeypatch):
-    """TENSOR: the first tensor among the arguments, returned as it is."""
-    body = constant if constant.startswith("raise") else f"return {constant.replace('TENSOR', 'first(arguments)')}"
-    first = "from math import nan\ndef first(arguments):\n    return next((a for a in arguments if hasattr(a, 'shape')), 0)\n"
+    """TENSOR: the first tensor among the arguments, returned as it is. MASK: the first that is bool, as numbers."""
+    value = constant.replace("TENSOR", "first(arguments)").replace("MASK", "1.0 * first(arguments, bool)")
+    body = constant if constant.startswith("raise") else f"return {value}"
+    first = (
+        "import torch\nfrom math import nan\nfrom torch import ones\n"
+        "def first(arguments, kind=None):\n"
+        "    return next((a for a in arguments if hasattr(a, 'shape') and (kind is None or a.dtype == torch.bool)), 0)\n"
+    )
     solution = first + "".join(f"def {f}(*arguments):\n    {body}\n" for f in functions(HERE / name / "adapter.py"))
     folder = submit(name, tmp_path / "s", solution)
     for file in ("results.csv", "answer.md"):
         (folder / file).unlink(missing_ok=True)
     report = grade_here(folder, name, monkeypatch)
     assert report.score == 0, text(report)
+
+
+FORMS = {  # the same right answers in other forms
+    "float64": "value.double() if hasattr(value, 'dtype') and value.is_floating_point() else value",
+    "numpy": "__import__('numpy').asarray(value.detach()) if hasattr(value, 'detach') else value",
+    "numpy numbers": "__import__('numpy').array([value])[0] if type(value) in (int, float) else value",
+    "lists": "value.tolist() if hasattr(value, 'tolist') else value",
+    "fractions": "Fraction(value) if type(value) is float and abs(value) < 1e9 else value",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_right_answers_in_another_form_get_all_points(name, form, tmp_path, monkeypatch):
+    """But the loss of A3 must stay a tensor, for its gradient."""
+    adapter = (HERE / name / "adapter.py").read_text(encoding="utf-8") + "\nfrom fractions import Fraction\n"
+    for f in functions(HERE / name / "adapter.py"):
+        if form == "float64" or f not in ("clipped_loss", "shaped_advantages"):
+            adapter += f"_{f} = {f}\ndef {f}(*arguments):\n    value = _{f}(*arguments)\n    return {FORMS[form]}\n"
+    report = grade_here(submit(name, tmp_path / "s", adapter=adapter), name, monkeypatch)
+    assert report.score == ASSIGNMENTS[name].total, text(report)
 
 
 @pytest.mark.parametrize("file, what, old, new, fails", STUDIES, ids=[s[1] for s in STUDIES])
@@ -373,6 +399,26 @@ HOSTILE = {
         "",
     ),
     "input": (with_pass_at_k("return float(input())"), PASS_AT_K, "EOFError"),
+    "len redefined": (
+        with_pass_at_k(
+            "import builtins, os\nreal, builtins.len = len, lambda x: 0\ntry: os.system('touch ' + MARK)\nfinally: builtins.len = real"
+        ),
+        PASS_AT_K,
+        "PermissionError",
+    ),
+    "type redefined": (
+        with_pass_at_k("import builtins\nbuiltins.type = lambda *a: int\nreturn len(open('/etc/passwd').read())"),
+        PASS_AT_K,
+        "may not read",
+    ),
+    "flags redefined": (
+        with_pass_at_k(
+            "import os, sys\nwanted = os.O_WRONLY | os.O_CREAT\nfor flag in ('WRONLY', 'RDWR', 'CREAT', 'TRUNC', 'APPEND'): setattr(os, 'O_' + flag, 0)\n"
+            "os.open(sys.prefix + '/by_a_student', wanted)"
+        ),
+        PASS_AT_K,
+        "PermissionError",
+    ),
     "replies without end": (with_pass_at_k(FLOOD), PASS_AT_K, ""),
     "a list of the grader's folder": (with_pass_at_k(f"import os\nreturn os.listdir({str(HERE)!r})"), PASS_AT_K, "PermissionError"),
     "a link to a file outside": (with_pass_at_k("import os\nos.symlink(MARK, 'x')\nopen('x', 'w')"), PASS_AT_K, "PermissionError"),
@@ -454,6 +500,17 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
     assert "there is no results.csv" in text(grade_here(folder, "a5", monkeypatch))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs rm")
+def test_a_thousand_folders_inside_of_each_other_are_removed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1500):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(tmp_path)
+    grader.remove(tmp_path / "d")
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_is_printed_is_cut_and_says_so(tmp_path, monkeypatch):
     student = grader.Student(tmp_path, [], 1.0)
     student._printed = b"x" * 3000
@@ -480,6 +537,12 @@ def test_links_caches_and_what_is_too_big_are_not_copied(tmp_path, monkeypatch):
     (folder / ".git" / "config").write_text("x")
     grader.copy_submission(folder, to)
     assert sorted(p.name for p in to.rglob("*")) == ["adapter.py", "solution.py"]
+    deep = tmp_path / "deep"
+    for _ in range(30):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    with pytest.raises(SettingError, match="more than 20 deep"):
+        grader.copy_submission(tmp_path / "deep", tmp_path / "copy3")
     monkeypatch.setattr(grader, "MAX_BYTES", 100)
     with pytest.raises(SettingError, match="no models or runs"):
         grader.copy_submission(folder, tmp_path / "copy2")
@@ -535,12 +598,13 @@ def test_a_submission_that_cannot_be_read_does_not_end_a_class(tmp_path, monkeyp
     def grade_one(folder, c):
         calls.append(folder)
         assert len(calls) == 1 or Path("grades/grades.csv").is_file()  # the rows so far are safe
-        raise OSError(5, "Input/output error", str(folder))
+        raise OSError(5, "Input/output error", str(folder)) if len(calls) == 1 else RecursionError("too deep")
 
     monkeypatch.setattr(grader, "_grade_one", grade_one)
-    main(GradeConfig(submissions=["x", "y"]))
-    assert len(calls) == 2 and capsys.readouterr().out.count("Input/output error") == 2
-    assert Path("grades/grades.csv").read_text().count("Input/output error") == 2
+    main(GradeConfig(submissions=["x", "M\udcfcller"]))  # a name as an old Windows writes it into a zip
+    out, table = capsys.readouterr().out, Path("grades/grades.csv").read_text(encoding="utf-8")
+    for text in (out, table):
+        assert "Input/output error" in text and "RecursionError: too deep" in text and r"M\udcfcller" in text
 
 
 def test_hidden_checks_are_added_and_not_explained(tmp_path, capsys, monkeypatch):

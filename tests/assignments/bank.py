@@ -101,6 +101,18 @@ BANK = [
         {"k out of range raises"},
     ),
     ("a1", "no box votes", [("Counter(key for key in keys if key is not None)", "Counter(keys)")], {"no box is no vote"}),
+    ("a1", "an empty box is no vote", [("key is not None", "key")], {"no box is no vote"}),
+    (
+        "a1",
+        "a box that never closes ends the search",
+        [
+            (
+                "            i += 1\n        if depth == 0:",
+                "            i += 1\n        if depth:\n            break\n        if depth == 0:",
+            )
+        ],
+        {"a box that never closes"},
+    ),
     ("a1", "the answer instead of its index", [("return keys.index(winner)", "return winner")], MAJORITY),
     (
         "a1",
@@ -226,7 +238,7 @@ BANK = [
         [("return per_token.sum()", "return -per_token.sum()")],
         {
             "at ratio one it is the policy gradient",
-            "the ratio scales the gradient",
+            "the loss is minus ratio times advantage",
             "every token weighs the same",
             "parts of a batch add up",
             "a step of gradient descent",
@@ -238,7 +250,6 @@ BANK = [
         "the sign of the clip: min for max",
         [(MAX, MAX.replace("maximum", "minimum"))],
         {
-            "the ratio scales the gradient",
             "beyond the clip the gradient is zero",
             "on the wrong side the gradient stays",
             "the two bounds differ",
@@ -248,7 +259,7 @@ BANK = [
         "a3",
         "only the clipped term",
         [(MAX, "-clipped * advantages")],
-        {"the ratio scales the gradient", "on the wrong side the gradient stays"},
+        {"on the wrong side the gradient stays"},
     ),
     ("a3", "no clip", [(MAX, "-ratio * advantages")], {"beyond the clip the gradient is zero", "the two bounds differ"}),
     ("a3", "one bound for both sides", [("1 + clip_high", "1 + clip_low")], {"the two bounds differ"}),
@@ -257,7 +268,7 @@ BANK = [
         "a3",
         "ratio without exp",
         [("ratio = log_ratio.exp()", "ratio = 1 + log_ratio")],
-        {"the ratio scales the gradient", "parts of a batch add up", "a step of gradient descent"},
+        {"the loss is minus ratio times advantage", "parts of a batch add up", "a step of gradient descent"},
     ),
     (
         "a3",
@@ -342,6 +353,13 @@ BANK = [
         [("advantages, mask, 0.2, 0.28, None)", "advantages, torch.ones_like(mask), 0.2, 0.28, None)")],
         {"a step of gradient descent", "padding moves no weight"},
     ),
+    (
+        "a3",
+        "the bounds of the update swapped",
+        [("advantages, mask, 0.2, 0.28, None)", "advantages, mask, 0.28, 0.2, None)")],
+        {"a step of gradient descent"},
+    ),
+    ("a3", "an update without a clip", [("mask, 0.2, 0.28, None)", "mask, 9.0, 9.0, None)")], {"a step of gradient descent"}),
     (
         "a3",
         "old log-probs ignored",
@@ -429,6 +447,9 @@ BANK = [
         {"the step of the rule", "the future does not matter"},
     ),
     ("a4", "no fall needed", [("fallen = smooth[-1] <= 0.75 * max(smooth)", "fallen = True")], {"a flat beginning is no plateau"}),
+    ("a4", "fallen by half, not a quarter", [("0.75 * max(smooth)", "0.5 * max(smooth)")], {"a flat beginning is no plateau"}),
+    ("a4", "fallen by a tenth", [("0.75 * max(smooth)", "0.9 * max(smooth)")], {"a flat beginning is no plateau"}),
+    ("a4", "fallen below the first value", [("0.75 * max(smooth)", "0.75 * smooth[0]")], {"a flat beginning is no plateau"}),
     ("a4", "a fixed threshold", [("slope < 0.1 * steepest", "slope < 0.02")], {"the step of the rule", "no plateau while it falls"}),
     (
         "a4",
@@ -460,6 +481,30 @@ BANK = [
         "outliers kept",
         [("kept = x[(x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1))]", "kept = x")],
         {"an outlier moves neither mean nor std"},
+    ),
+    ("a5", "only outliers above left out", [("(x >= q1 - 1.5 * (q3 - q1)) & ", "")], {"an outlier moves neither mean nor std"}),
+    (
+        "a5",
+        "three quartile ranges",
+        [("(x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1))", "(x >= q1 - 3 * (q3 - q1)) & (x <= q3 + 3 * (q3 - q1))")],
+        {"an outlier moves neither mean nor std"},
+    ),
+    (
+        "a5",
+        "quartiles picked, not interpolated",
+        [("torch.quantile(x, 0.25), torch.quantile(x, 0.75)", "x.sort().values[len(x) // 4], x.sort().values[3 * len(x) // 4]")],
+        {"an outlier moves neither mean nor std"},
+    ),
+    (
+        "a5",
+        "outliers thrown away",
+        [
+            (
+                "        w[rows] = (x - kept.mean())",
+                "        x = torch.where((x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1)), x, kept.mean())\n        w[rows] = (x - kept.mean())",
+            )
+        ],
+        {"an outlier moves neither mean nor std", "equal perplexities weigh the same"},
     ),
     ("a5", "no clamp", [("return factor.clamp(0.8, 1.2)", "return factor")], {"the factor stays between 0 8 and 1 2"}),
     ("a5", "clamp on one side", [("factor.clamp(0.8, 1.2)", "factor.clamp(min=0.8)")], {"the factor stays between 0 8 and 1 2"}),

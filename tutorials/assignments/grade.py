@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import tyro
 
 from rlvr.config import SettingError, parse_command, run_program
@@ -41,7 +42,7 @@ START_SECONDS = 120.0  # to import torch, on a slow machine
 TOTAL_SECONDS = 180.0  # for all checks of a submission; the rest fails
 MAX_LINE = 2**25  # bytes of one reply
 MAX_REPLIES = 4  # that wait to be read. One is asked for at a time, so more are forged
-MAX_FILES, MAX_BYTES = 500, 2**25  # of a submission
+MAX_FILES, MAX_BYTES, MAX_DEPTH = 500, 2**25, 20  # of a submission
 PRINTED = 2000  # characters of what the student's code prints that are shown
 
 
@@ -67,7 +68,7 @@ class GradeConfig:
     hidden: str = ""
     """Folder with your hidden_checks.py, which adds checks that students do not see. See instructor.md."""
     solutions: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Grade the reference solutions of all assignments instead, in the same process, without limits."""
+    """Grade the reference solutions of all assignments instead, without fences."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -87,8 +88,9 @@ class Child:
         )  # fmt: skip
         self.replies: queue.Queue = queue.Queue(MAX_REPLIES)
         self.printed = b""
-        for work in (self._read_replies, self._read_printed):
-            threading.Thread(target=work, daemon=True).start()
+        self.reader = threading.Thread(target=self._read_printed, daemon=True)
+        self.reader.start()
+        threading.Thread(target=self._read_replies, daemon=True).start()
 
     def _read_replies(self) -> None:
         with self.process.stdout as pipe:
@@ -143,6 +145,7 @@ class Child:
         except OSError:
             pass
         self.process.wait()
+        self.reader.join(1.0)  # what it has printed is all there
 
 
 class Student:
@@ -156,7 +159,7 @@ class Student:
         self._ends = time.monotonic() + TOTAL_SECONDS
         self._child: Child | None = None
         self._broken: StudentError | None = None  # why the adapter cannot be imported
-        self._kept_by_kernel: bool | None = None  # what the process says of its fences; None: it has none
+        self._landlock: int | None = None  # its version in the process; 0: there is none; None: the process has no fences
         self._asked, self._printed = 0, b""
         # Read before the student's code runs, which could put something else in their place.
         self._texts = {path.name: _read(path) for path in folder.iterdir() if path.suffix in (".csv", ".md")}
@@ -195,18 +198,25 @@ class Student:
         }  # fmt: skip
         reply = self._child.ask(question, min(self._seconds, left))
         self._raise_error(reply)
-        return {name: unpack(reply.get(name)) for name in ("value", "gradient")}
+        return {name: _as_tensor(unpack(reply.get(name))) for name in ("value", "gradient")}
 
     def _start(self) -> None:
+        again = self._child is not None
         self.close()
         self._child = Child(self._folder, self._trusted)
         try:
             self._child.reply(START_SECONDS)
+        except StudentError:  # nothing of the student's has run yet
+            why = self.close().strip().splitlines()[-1:] or ["it says nothing"]
+            what = f"The process for the submission's code could not be started ({printable(why[0])[:200]})."
+            raise SettingError(f"{what} Install the requirements into a virtual environment and grade with its Python.") from None
+        try:
             reply = self._child.reply(3 * self._seconds)
             self._raise_error(reply, " at its import")
-            self._kept_by_kernel = reply.get("kept_by_kernel")
+            self._landlock = reply.get("landlock")
         except StudentError as error:
-            self._broken = error
+            if not again:
+                self._broken = error
             raise
 
     @staticmethod
@@ -216,7 +226,8 @@ class Student:
                 printable(str(error.get(k, ""))) if isinstance(error, dict) else "" for k in ("type", "message", "where")
             )
             kind = {"SystemExit": "SystemExit, from exit()"}.get(kind, kind)
-            raise StudentError(kind + after, message, where)
+            bases = error.get("bases", []) if isinstance(error, dict) else []
+            raise StudentError(kind + after, message, where, [str(base) for base in bases][:20] if isinstance(bases, list) else [])
 
     def close(self) -> str:
         """End the process; what the student's code has printed so far, its beginning."""
@@ -226,6 +237,16 @@ class Student:
             self._child = None
         printed = self._printed.decode("utf-8", "replace")
         return printed if len(printed) <= PRINTED else printed[:PRINTED] + "\n... (the rest is not shown)"
+
+
+def _as_tensor(value):
+    """A list of numbers of equal lengths counts as a tensor; anything else stays."""
+    if isinstance(value, list) and value:
+        try:
+            return torch.tensor(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            pass
+    return value
 
 
 def _read(path: Path) -> str | None:
@@ -257,7 +278,7 @@ class Report:
     broken: str = ""  # why the adapter cannot be imported, if so; no check has run then
     printed: str = ""
     seconds: float = 0.0
-    kept_by_kernel: bool | None = None  # whether compiled code was kept inside too; None: nothing was run, or without fences
+    landlock: int | None = None  # how far the kernel kept compiled code inside (see FENCES); None: nothing was run, or without fences
 
     @property
     def score(self) -> float:
@@ -273,24 +294,44 @@ class Report:
 
 def copy_submission(folder: Path, to: Path) -> None:
     """Copy its plain files, so that the student's code works on a copy. Links, big files and caches stay behind. Raises SettingError."""
-    files, size = 0, 0
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        linked = any((folder / part).is_symlink() for part in [inside, *inside.parents][:-1])
-        if linked or not path.is_file() or any(p.startswith(".") or p == "__pycache__" for p in inside.parts):
-            continue
-        files, size = files + 1, size + path.stat().st_size
-        if files > MAX_FILES or size > MAX_BYTES:
-            limits = f"{MAX_FILES} files or {MAX_BYTES // 2**20} MiB"
-            raise SettingError(f"The submission {folder} has more than {limits}. Hand in code and results alone, no models or runs.")
-        (to / inside).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, to / inside)
+    files, size, left = 0, 0, [folder]
+    while left:
+        here = left.pop()
+        for path in sorted(here.iterdir()):
+            if path.is_symlink() or path.name.startswith(".") or path.name == "__pycache__":
+                continue
+            inside = path.relative_to(folder)
+            if path.is_dir():
+                if len(inside.parts) > MAX_DEPTH:
+                    raise SettingError(f"The submission {folder} has folders more than {MAX_DEPTH} deep. Hand in code and results alone.")
+                left.append(path)
+            elif path.is_file():
+                files, size = files + 1, size + path.stat().st_size
+                if files > MAX_FILES or size > MAX_BYTES:
+                    limits = f"{MAX_FILES} files or {MAX_BYTES // 2**20} MiB"
+                    raise SettingError(
+                        f"The submission {folder} has more than {limits}. Hand in code and results alone, no models or runs."
+                    )
+                (to / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, to / inside)
+
+
+def remove(folder: Path) -> None:
+    """Delete what the student's code may have left: a thousand folders inside of each other are too much for Python's own functions."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:
+        pass
+    if folder.exists() and os.name == "posix":
+        subprocess.run(["rm", "-rf", str(folder)], stderr=subprocess.DEVNULL)
 
 
 def run_check(check: Check, student: Student) -> Result:
     try:
         check.function(student)
         return Result(check, True)
+    except SettingError:
+        raise
     except StudentError as error:
         if student._broken:  # said once, for all
             return Result(check, False, "not run")
@@ -299,7 +340,9 @@ def run_check(check: Check, student: Student) -> Result:
     except Wrong as error:
         return Result(check, False, printable(str(error))[:1000], check.hint)
     except Exception as error:  # an answer of a form that the check did not expect: a text where a number should be
-        return Result(check, False, printable(f"the answer has an unexpected form ({type(error).__name__}: {error})")[:500], check.hint)
+        return Result(
+            check, False, printable(f"the answer has not the form that adapter.py promises ({type(error).__name__}: {error})")[:500]
+        )
 
 
 def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | None = None) -> Report:
@@ -310,15 +353,18 @@ def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | N
     if not folder.is_dir():
         raise SettingError(f"There is no folder {folder}. Name the folder that holds your adapter.py.")
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        copy_submission(folder, Path(temporary))
-        student = Student(Path(temporary).resolve(), trusted or [], seconds)
+    temporary = Path(tempfile.mkdtemp()).resolve()
+    try:
+        copy_submission(folder, temporary)
+        student = Student(temporary, trusted or [], seconds)
         try:
             results = [run_check(check, student) for check in ASSIGNMENTS[name].checks]
         finally:
             printed = student.close()
+    finally:
+        remove(temporary)
     broken = printable(str(student._broken))[:1000] if student._broken else ""
-    return Report(name, results, broken, printed, time.monotonic() - started, student._kept_by_kernel)
+    return Report(name, results, broken, printed, time.monotonic() - started, student._landlock)
 
 
 def assignment_of(folder: Path) -> str | None:
@@ -441,7 +487,7 @@ def main(c: GradeConfig) -> None:
     if len(c.submissions) == 1:
         try:
             report = _grade_one(Path(c.submissions[0]), c)
-        except SettingError as error:  # Gradescope wants its file, and the student the reason
+        except Exception as error:  # Gradescope wants its file, and the student the reason
             if c.out:
                 write_atomically(Path(c.out), json.dumps({"score": 0, "output": str(error)}) + "\n")
             raise
@@ -450,6 +496,7 @@ def main(c: GradeConfig) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(gradescope(report), indent=1) + "\n")
         say(f"\nwritten to {out} (in the format of Gradescope)")
+        _say_fences(report.landlock)
         return
     _grade_many([Path(s) for s in c.submissions], c)
 
@@ -458,8 +505,9 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
     """A file for each submission and a table of all. One that cannot be graded is a line of the table, not the end."""
     out, rows, lost = Path(c.out or "grades"), [], {}
     out.mkdir(parents=True, exist_ok=True)
-    unfenced = False
+    landlock = None
     for name, folder in zip(unique_names(folders), folders):
+        name = printable(name)  # a zip from an old Windows can make a name that is no text
         try:
             report = _grade_one(folder, c)
             write_atomically(out / f"{name.replace('/', '-')}.json", json.dumps(gradescope(report), indent=1) + "\n")
@@ -467,12 +515,13 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
             by_hand = {f"{task} (by hand)": "" for task in ASSIGNMENTS[report.name].by_hand}
             rows.append({"submission": name, "assignment": report.name, "points": report.score} | tasks | by_hand)
             say(f"{name}: {number(report.score)} of {number(ASSIGNMENTS[report.name].total)}")
-            unfenced = unfenced or report.kept_by_kernel is False
+            landlock = report.landlock if landlock is None else landlock
             for r in report.results:
                 lost.setdefault((report.name, r.check.task, r.check.name), []).append(not r.passed)
-        except (SettingError, OSError) as error:
-            rows.append({"submission": name, "error": str(error)})
-            say(f"{name}: {error}")
+        except Exception as error:  # whatever it is, the others are graded
+            why = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
+            rows.append({"submission": name, "error": printable(why)})
+            say(f"{name}: {printable(why)}")
         write_atomically(out / "grades.csv", _as_csv(rows))  # after each, so that an end in the middle loses nothing
     graded = [row["points"] for row in rows if "points" in row]
     if graded:
@@ -486,9 +535,15 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
         say("\nfailed most often:")
         often = sorted(((sum(failed), key) for key, failed in lost.items() if any(failed)), reverse=True)[:5]
         say("\n".join(f"  {n:>3} of {len(lost[key])}  {' '.join(key)}" for n, key in often) or "  nothing")
-    if unfenced:
-        say("\nThis system has no Landlock (Linux 5.13 or later), so compiled code was not kept inside: see instructor.md.")
     say(f"\nwritten to {out}/grades.csv")
+    _say_fences(landlock)
+
+
+def _say_fences(landlock: int | None) -> None:
+    """Where the kernel does not keep everything inside, say so; the guide says what it means."""
+    if landlock is not None and landlock < 6:
+        kept = "nothing" if landlock < 1 else "files" if landlock < 4 else "files and TCP"
+        say(f"(What compiled code does, this system fences in for {kept}, not for files, TCP and signals: see instructor.md.)")
 
 
 def _as_csv(rows: list[dict]) -> str:

@@ -4,14 +4,15 @@ It knows neither the tests nor the answers. It imports the `adapter` of FOLDER, 
 of the adapter and its arguments, for the value that it returns. What the student's code prints goes to stderr; stdout is for answers.
 
 The fences: no network, no other programs, reading in FOLDER and in Python's own folders only, writing in FOLDER only, limits of memory,
-processor time and file size. An audit hook refuses with a sentence what Python asks for; compiled code (torch.save, say) does not feel the
-hook, and the kernel refuses it (Landlock, Linux 5.13 or later). With TRUSTED_PATH (the reference solutions) there are no fences, and the
-path is one to import from.
+processor time and file size. An audit hook refuses with a sentence what Python asks for. It is a courtesy: who wants to get around it can,
+and compiled code (torch.save, say) does not feel it. What stops those is the kernel (Landlock: files from Linux 5.13 on, TCP from 6.7,
+signals from 6.12). With TRUSTED_PATH (the reference solutions) there are no fences, and the path is one to import from.
 """
 
 import ctypes
 import json
 import math
+import numbers
 import os
 import pathlib
 import signal
@@ -22,13 +23,13 @@ import traceback
 MEMORY_BYTES = 2 * 2**30  # beyond what Python and torch take
 CPU_SECONDS = 600
 FILE_BYTES = 2**25
-MAX_NUMBERS = 10**6  # of one returned value
+MAX_NUMBERS = 2000  # of one returned value: two of them, combined by broadcasting, must not fill the grader's memory
 MAX_CHARS = 10**5
 MAX_DEPTH = 20
 
 
 def pack(value, depth: int = 0):
-    """A returned value as JSON: None, bool, int, float, str, list, tuple, dict, tensor, numpy array. Raises TypeError for others."""
+    """A returned value as JSON: None, bool, any number, str, list, tuple, dict, tensor, numpy array. Raises TypeError for others."""
     import torch
 
     if depth > MAX_DEPTH:
@@ -53,7 +54,11 @@ def pack(value, depth: int = 0):
     if isinstance(value, dict):
         return {"dict": [[pack(k, depth + 1), pack(v, depth + 1)] for k, v in value.items()]}
     if type(value).__module__ == "numpy":
+        if getattr(value, "ndim", None) == 0:
+            return pack(value.item(), depth + 1)
         value = torch.as_tensor(value)
+    if isinstance(value, numbers.Real) or kind.__name__ == "Decimal":  # a Fraction, say
+        return float(value)
     if isinstance(value, torch.Tensor):
         if value.is_complex():
             raise TypeError("the returned tensor is complex; return real numbers")
@@ -75,6 +80,8 @@ def unpack(value):
     if value.keys() == {"dict"}:
         return {k if isinstance(k, (str, int, float, bool)) else None: unpack(v) for k, v in value["dict"]}
     try:
+        if len(value["tensor"]) > MAX_NUMBERS:
+            raise ValueError
         kind = {name: getattr(torch, name) for name in ("float32", "float64", "int64", "int32", "bool", "float16", "bfloat16")}
         return torch.tensor(value["tensor"], dtype=kind.get(value["dtype"], torch.float64)).reshape(value["shape"])
     except Exception:
@@ -83,8 +90,9 @@ def unpack(value):
 
 def explain(error: BaseException, folder: str) -> dict:
     """What went wrong in the student's code, and where. Nothing of it may fail, whatever the exception is."""
-    out = {"type": type(error).__name__[:100], "message": "", "where": ""}
+    out = {"type": type(error).__name__[:100], "message": "", "where": "", "bases": []}
     try:
+        out["bases"] = [kind.__name__[:100] for kind in type(error).__mro__[:20]]
         out["message"] = str(error)[:400]
         if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rlvr":
             out["message"] += ". A submission may not import rlvr: write it yourself"
@@ -118,22 +126,22 @@ def landlock_version() -> int:
     return ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) if sys.platform == "linux" else 0
 
 
-def restrict(folder: str, readable: tuple[str, ...]) -> bool:
+def restrict(folder: str, readable: tuple[str, ...]) -> int:
     """Let the kernel forbid this thread and those it starts all files but these, all programs, TCP, and signals to others (landlock(7)).
 
-    It cannot be undone, and holds for compiled code. Returns False where the system does not have it.
+    It cannot be undone, and holds for compiled code. Returns the version of Landlock: TCP from 4 on, signals from 6 on; 0: there is none.
     """
     create, add, enforce = 444, 445, 446  # the same numbers on every machine
     version = landlock_version()
     if version < 1:
-        return False
+        return 0
     libc = ctypes.CDLL(None)
     rights = {name: 1 << bit for bit, (name, since) in enumerate(FILE_RIGHTS.items()) if since <= version}
     tcp, scoped = 3 if version >= 4 else 0, 3 if version >= 6 else 0  # bind and connect; abstract sockets and signals
     attributes = (ctypes.c_uint64 * 3)(sum(rights.values()), tcp, scoped)
     rules = libc.syscall(create, attributes, ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24), 0)
     if rules < 0:
-        return False
+        return 0
     grants = [(folder, WRITE), *((path, READ) for path in (*readable, *SYSTEM)), *((path, ("read_file", "write_file")) for path in DEVICES)]
     for path, names in grants:
         if not os.path.exists(path):
@@ -146,16 +154,23 @@ def restrict(folder: str, readable: tuple[str, ...]) -> bool:
     done = libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS, which the next call demands
     done = done and libc.syscall(enforce, rules, 0) == 0
     os.close(rules)
-    return done
+    return version if done else 0
 
 
-def build_fences(folder: str) -> bool:
-    """No network, no other programs, no files outside. Returns whether the kernel keeps compiled code inside too."""
-    if sys.platform == "linux":  # a namespace without any network, where the system lets us; the hook below refuses sockets anyway
+def leave_network() -> None:
+    """Into a namespace without a network, where the system lets us: as root, or as our own user in it. Before any thread is made."""
+    if sys.platform == "linux":
+        new_network, new_user = 0x40000000, 0x10000000
         try:
-            ctypes.CDLL(None).unshare(0x40000000)
+            libc = ctypes.CDLL(None)
+            if libc.unshare(new_network) != 0:
+                libc.unshare(new_user | new_network)
         except (OSError, AttributeError):
             pass
+
+
+def build_fences(folder: str) -> int:
+    """No network, no other programs, no files outside. Returns the version of Landlock that holds, 0 for none."""
     try:
         import resource
 
@@ -170,9 +185,12 @@ def build_fences(folder: str) -> bool:
         for name in ("pidfd_open", "pidfd_send_signal"):
             vars(module).pop(name, None) if module else None
 
-    real, absolute, string, path_types = os.path.realpath, os.path.isabs, str, (type(pathlib.Path("x")), type(pathlib.PurePath("x")))
+    # Names of its own for all that the hook uses: the student's code may give len another meaning.
+    real, kind, length, whole, string, octets, refusal = os.path.realpath, type, len, int, str, bytes, PermissionError
+    path_types = (type(pathlib.Path("x")), type(pathlib.PurePath("x")))
+    write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     mine = real(folder)
-    readable = tuple({real(p) for p in (folder, sys.prefix, sys.base_prefix, sys.exec_prefix, *[p for p in sys.path if absolute(p)])})
+    readable = tuple({real(p) for p in (folder, sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(os.path.isabs, sys.path))})
     devices = (*DEVICES, "/proc/cpuinfo", "/proc/self/statm", "/proc/self/status", "/proc/meminfo")
     separator = os.sep
     writes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.chmod", "os.chown", "os.utime")
@@ -184,42 +202,42 @@ def build_fences(folder: str) -> bool:
     )  # fmt: skip
 
     def inside(path, folders) -> bool:
-        if type(path) is bytes:
+        if kind(path) is octets:
             path = path.decode("utf-8", "replace")
-        elif type(path) in path_types:
+        elif kind(path) in path_types:
             path = string(path)
-        if type(path) is not string:
+        if kind(path) is not string:
             return False
         path = real(path)
         for folder in folders:
-            if path == folder or path[: len(folder) + 1] == folder + separator:
+            if path == folder or path[: length(folder) + 1] == folder + separator:
                 return True
         return False
 
     def hook(event: str, arguments: tuple) -> None:
         if event == "open":
             path, mode, flags = arguments
-            if type(path) is int:
+            if kind(path) is whole:
                 return
-            writing = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)) if type(flags) is int else True
+            writing = kind(flags) is not whole or flags & write_flags != 0
             if inside(path, (mine,)) or path in devices or not writing and inside(path, readable):
                 return
-            raise PermissionError(f"your code may not {'write' if writing else 'read'} files outside its own folder")
+            raise refusal(f"your code may not {'write' if writing else 'read'} files outside its own folder")
         if event == "os.listdir" or event == "os.scandir":
-            if not (arguments[0] is None or type(arguments[0]) is int or inside(arguments[0] or ".", readable)):
-                raise PermissionError("your code may not read folders outside its own")
+            if not (arguments[0] is None or kind(arguments[0]) is whole or inside(arguments[0] or ".", readable)):
+                raise refusal("your code may not read folders outside its own")
         for name in writes:
             if event == name:
                 for path in arguments[: 2 if name in ("os.rename", "os.link") else 1]:
                     if not inside(path, (mine,)):
-                        raise PermissionError("your code may not change files outside its own folder")
+                        raise refusal("your code may not change files outside its own folder")
         for name in forbidden:
-            if event[: len(name)] == name:
-                raise PermissionError(f"your code may not use the network, other programs or this process from outside ({event})")
+            if event[: length(name)] == name:
+                raise refusal(f"your code may not use the network, other programs or this process from outside ({event})")
 
-    kept_by_kernel = restrict(mine, readable)
+    landlock = restrict(mine, readable)
     sys.addaudithook(hook)  # last: it would refuse ctypes above. It cannot be removed again (PEP 578)
-    return kept_by_kernel
+    return landlock
 
 
 def call(adapter, question: dict, folder: str) -> dict:
@@ -263,6 +281,8 @@ def main() -> None:
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
 
+    if not trusted:
+        leave_network()
     import torch
 
     torch.set_num_threads(1)
@@ -271,10 +291,10 @@ def main() -> None:
     try:
         os.chdir(folder)
         sys.path[:0] = [folder, *trusted]
-        kept = None if trusted else build_fences(folder)
+        landlock = None if trusted else build_fences(folder)
         import adapter
 
-        say({"ready": True, "kept_by_kernel": kept})
+        say({"ready": True, "landlock": landlock})
     except BaseException as error:
         say({"error": explain(error, folder)})
         os._exit(0)

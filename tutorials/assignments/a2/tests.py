@@ -3,7 +3,7 @@
 import torch
 
 from rlvr.advantage import grpo_advantages
-from tutorials.assignments.checks import Assignment, expect, need
+from tutorials.assignments.checks import Assignment, alike, expect, need
 
 tests = Assignment()
 check = tests.check
@@ -44,7 +44,7 @@ def a_group_of_equal_rewards_gets_zero(student):
     need(bool(got[0] != got[1]), "rewards 0 and 1e-6 are not equal, but have the same advantage")
     need(
         bool(got[1].abs() < 0.6 * got[3].abs()),
-        f"rewards 0 and 1e-6, then 0 and 1: {got.tolist()}; the 1e-6 in the divisor shall damp the first two",
+        f"rewards 0 and 1e-6, then 0 and 1: {got.tolist()}; the 1e-6 in the divisor must make the first two smaller",
     )
 
 
@@ -108,7 +108,7 @@ def the_temperature_counts(student):
     got = [student.token_logp(logits, ids, t) for t in (0.5, 2.0)]
     wanted = [(logits.double() / t).log_softmax(-1).gather(-1, ids[..., None])[..., 0] for t in (0.5, 2.0)]
     plain = student.token_logp(logits, ids, 1.0)
-    need(not torch.allclose(got[0].double(), plain.double()), "temperatures 0.5 and 1 give the same log-probs")
+    need(not alike(got[0], plain), "temperatures 0.5 and 1 give the same log-probs")
     # Relative to temperature 1, so that a slip of the task above is not counted twice.
     base = logits.double().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     for g, w, t in zip(got, wanted, (0.5, 2.0)):
@@ -141,9 +141,9 @@ def logits_predict_the_next_token(student):
     logp = logits.double().log_softmax(-1)
     got = student.completion_logp(logits, ids, torch.tensor([2]), torch.tensor([4]), 1.0)
     expect(got, torch.stack([logp[0, i - 1, ids[0, i]] for i in range(2, 6)])[None], "prompt of 2 tokens, completion of 4")
-    if not torch.equal(*(student.token_logp(logits, ids, t) for t in (1.0, 2.0))):  # or it would cost twice
+    if not alike(*(student.token_logp(logits, ids, t) for t in (1.0, 2.0))):  # or it would cost twice
         other = student.completion_logp(logits, ids, torch.tensor([2]), torch.tensor([4]), 2.0)
-        need(not torch.allclose(got, other), "temperatures 1 and 2 give the same log-probs")
+        need(not alike(got, other), "temperatures 1 and 2 give the same log-probs")
 
 
 @check(

@@ -4,7 +4,7 @@ import torch
 
 from rlvr.advantage import grpo_advantages
 from rlvr.loss import clipped_loss
-from tutorials.assignments.checks import Assignment, expect, need
+from tutorials.assignments.checks import Assignment, alike, expect, need
 
 tests = Assignment()
 check = tests.check
@@ -52,9 +52,9 @@ def the_loss_that_is_zero_still_learns(student):
 
 
 @check("3.1", 1, hint="The ratio is exp of a difference of log-probs, not the difference, and not the ratio of log-probs.")
-def the_ratio_scales_the_gradient(student):
+def the_loss_is_minus_ratio_times_advantage(student):
     for ratio, advantage in ((1.1, 1.0), (0.9, -1.0), (0.5, 2.0), (3.0, -2.0)):
-        value, _ = _ask(student, [[ratio]], [[advantage]])
+        value, _ = _ask(student, [[ratio]], [[advantage]], clip=(0.99, 99.0))  # a clip that does not act
         expect(value, -ratio * advantage, f"one token, ratio {ratio}, advantage {advantage}: the loss", 1e-4)
 
 
@@ -121,11 +121,11 @@ def garbage_outside_the_mask_changes_nothing(student):
     for place in ("logp", "old_logp", "advantages"):
         for garbage in (float("nan"), float("inf"), 1e30):
             value, gradient = ask(place, garbage)
-            expect(value, clean, f"{garbage} in {place} at a masked place, and 1 or -1 there: the loss")
+            expect(value, clean, f"the loss with {garbage} in {place} at a masked place, and with an ordinary number there")
             need(
                 gradient is not None and bool(gradient.isfinite().all()), f"{place} {garbage} at a masked place: the gradient is not finite"
             )
-            expect(gradient, clean_gradient, f"{garbage} in {place} at a masked place, and 1 or -1 there: the gradient")
+            expect(gradient, clean_gradient, f"the gradient with {garbage} in {place} at a masked place, and with an ordinary number there")
 
 
 @check("3.3", 1, hint="The denominator is that of the whole update, passed down; a part must not divide by its own number of tokens.")
@@ -173,6 +173,16 @@ def a_step_of_gradient_descent(student):
     for old_logp, name in ((old, "on policy"), (old + 0.1, "after the policy has moved")):
         wanted = _updated(weights, before, ids, mask, rewards, group, old_logp, 0.5)
         expect(student.update(weights, before, ids, mask, rewards, group, old_logp, 0.5), wanted, f"{name}: the new weights", 1e-4)
+    # Where the clip acts, beside the gradient of the student's own loss: a mistake in the loss has cost its points above.
+    old_logp = old + torch.tensor([-0.23, 0.1, 0.25, -0.1])  # of the four tokens of a row: ratios 1.26, 0.90, 0.78, 1.11
+    leaf = weights.clone().requires_grad_()
+    logp = _logp(leaf, before, ids)
+    advantages = grpo_advantages(rewards, group)[:, None].expand(mask.shape)
+    _, gradient = student.gradient("clipped_loss", 0, logp.detach(), old_logp, advantages, mask, *CLIP, None)
+    need(gradient is not None, "no gradient flows from your loss")
+    (logp * gradient).sum().backward()
+    got = student.update(weights, before, ids, mask, rewards, group, old_logp, 0.5)
+    expect(got, weights - 0.5 * leaf.grad, "ratios 1.26, 0.90, 0.78, 1.11: the new weights, by the gradient of your own clipped_loss", 1e-4)
 
 
 @check("3.4", 1, hint="Minimise the loss: right completions must become more probable, not less.")
@@ -193,7 +203,7 @@ def without_contrast_nothing_changes(student):
     got = student.update(weights, before, ids, mask, torch.ones(8), group, old, 0.5)
     expect(got, weights, "all rewards 1: the weights", 1e-6)
     got = student.update(weights, before, ids, mask, rewards, group, old, 0.5)
-    need(not torch.allclose(got, weights), "rewards 1 and -1: the weights have not changed")
+    need(not alike(got, weights), "rewards 1 and -1: the weights have not changed")
 
 
 @check("3.4", 1, hint="What stands behind the stop token is no action of the policy: it must not move a weight.")
@@ -205,4 +215,4 @@ def padding_moves_no_weight(student):
     second = student.update(weights, other_before, other_ids, mask, rewards, group, old, 0.5)
     expect(second, first, "other tokens behind the stop token: the new weights", 1e-6)
     other = student.update(weights, before, ids, mask, -rewards, group, old, 0.5)
-    need(not torch.allclose(first, other), "right and wrong exchanged: the new weights are the same")
+    need(not alike(first, other), "right and wrong exchanged: the new weights are the same")

@@ -5,7 +5,7 @@ import math
 import torch
 
 from rlvr.entropy import branching_factor, plateau_step
-from tutorials.assignments.checks import Assignment, expect, need
+from tutorials.assignments.checks import Assignment, alike, expect, need
 
 tests = Assignment()
 check = tests.check
@@ -86,7 +86,7 @@ def garbage_outside_the_mask_changes_nothing(student):
         got = student.perplexity(torch.tensor([[-1.0, garbage]]), mask)
         expect(got, clean, f"{garbage} outside the mask, and 0 there")
     other = student.perplexity(torch.tensor([[-2.0, 0.0]]), mask)
-    need(not torch.allclose(clean, other), "a token of log-prob -1, and one of -2: the perplexity is the same")
+    need(not alike(clean, other), "a token of log-prob -1, and one of -2: the perplexity is the same")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -140,7 +140,10 @@ def _falling(steps: int = 60, speed: float = 8.0, floor: float = 0.2) -> list[fl
 
 def _finds_a_plateau(student) -> None:
     step = student.plateau_step(_falling())
-    need(type(step) is int, f"an entropy that falls from 1 to 0.2 and stays there: {step} instead of a step")
+    need(
+        isinstance(step, int) and not isinstance(step, bool),
+        f"an entropy that falls from 1 to 0.2 and stays there: {step} instead of a step",
+    )
 
 
 @check("4.5", 2, hint="Smooth, slope over 8 steps, compare with a tenth of the steepest fall so far; steps count from 1.")
@@ -156,12 +159,21 @@ def no_plateau_while_it_falls(student):
     _finds_a_plateau(student)
 
 
-@check("4.5", 1, hint="At the very start the entropy is flat too. A plateau needs a fall of a quarter before it.")
+@check(
+    "4.5", 1, hint="At the very start the entropy is flat too. A plateau needs a fall of a quarter before it, from the largest s so far."
+)
 def a_flat_beginning_is_no_plateau(student):
     values = [1.0 + 0.01 * (-1) ** i for i in range(25)]
     expect(student.plateau_step(values), None, "25 steps around 1")
     got = student.plateau_step(values + [0.97 - 0.001 * i for i in range(30)])
     need(got is None, f"a fall of less than a tenth: step {got} instead of None")
+    got = student.plateau_step(_falling(80, 5.0, 0.8))
+    need(got is None, f"a fall by a fifth, then flat: step {got} instead of None")
+    values = [1.0, 1.2, 1.35, 1.45, 1.5, 1.5] + [1 + 0.5 * math.exp(-i / 4) for i in range(50)]
+    got = student.plateau_step(values)
+    need(
+        isinstance(got, int) and 20 <= got <= 45, f"an entropy that rises from 1 to 1.5 and falls to 1, a third below: {got}, not about 30"
+    )
     _finds_a_plateau(student)
 
 

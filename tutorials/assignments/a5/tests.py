@@ -8,7 +8,7 @@ import torch
 
 from rlvr.advantage import position_bonus, ppl_weights
 from rlvr.experiment import differences, mean_interval
-from tutorials.assignments.checks import Assignment, Wrong, expect, need
+from tutorials.assignments.checks import Assignment, Wrong, alike, expect, need
 
 tests = Assignment()
 check = tests.check
@@ -45,6 +45,7 @@ def low_perplexity_weighs_more(student):
     old_logp, mask = _completions(PLAIN[:4])
     group = torch.zeros(4, dtype=torch.long)
     low, high = (student.ppl_weights(old_logp, mask, group, 0.05, d) for d in ("low", "high"))
+    need(low.shape == high.shape == (4,), f"the factors have the shapes {tuple(low.shape)} and {tuple(high.shape)} instead of (4,)")
     need(bool(low[0] > 1) and bool(low[2] < 1), f"log-perplexities {PLAIN[:4]}, direction low: {low.tolist()}")
     expect(low + high, torch.full((4,), 2.0), "the factors of 'low' and 'high' together")
 
@@ -63,6 +64,11 @@ def an_outlier_moves_neither_mean_nor_std(student):
     # Relative to the first, so that the divisor of the standard deviation is not asked for again.
     expect((got / got[0])[:7], (right / right[0])[:7], f"log-perplexities {log_ppl}: (factor - 1) over that of the first", 1e-3)
     need(bool(got[7] < got[6]), f"log-perplexities {log_ppl}: the factor of the outlier is {1 + got[7].item():.4f}, not below the others")
+    log_ppl = [0.50, 0.15, 0.54, 0.58, 0.60, 0.64, 0.70, 0.90]  # quartiles 0.53 and 0.655: beyond 0.3425 and 0.8425
+    old_logp, mask = _completions(log_ppl)
+    got, right = (f(old_logp, mask, group, 0.05, "low") - 1 for f in (student.ppl_weights, ppl_weights))
+    inside = [0, 2, 3, 4, 5, 6]
+    expect((got / got[0])[inside], (right / right[0])[inside], f"log-perplexities {log_ppl}: (factor - 1) over that of the first", 1e-3)
 
 
 @check("5.1", 1, hint="clamp(1 - alpha * w, 0.8, 1.2): no completion is silenced or doubled.")
@@ -118,8 +124,12 @@ def it_is_at_most_half_the_advantage(student):
 @check("5.2", 1, hint="'early' turns the slope round: sigmoid(-15 * (r - 1/2)).")
 def early_is_the_mirror_image(student):
     late, early = (student.position_bonus(torch.tensor([1.6]), TEN, 0.1, d) for d in ("late", "early"))
+    need(
+        late.shape == early.shape == TEN.shape,
+        f"the bonuses have the shapes {tuple(late.shape)} and {tuple(early.shape)} instead of (1, 10)",
+    )
     expect(late + early, torch.full((1, 10), late.sign()[0, -1].item() * 0.1), "late and early bonus together")
-    need(not torch.allclose(late[:, [0, -1]], early[:, [0, -1]]), "late and early bonus are the same")
+    need(not alike(late[:, [0, -1]], early[:, [0, -1]]), "late and early bonus are the same")
 
 
 @check("5.2", 1, hint="L is the length of the row itself, not the width of the batch; outside the mask the bonus is 0.")
@@ -128,7 +138,7 @@ def each_row_has_its_own_length(student):
     got = student.position_bonus(torch.tensor([1.6, 1.6]), mask, 0.1, "late")
     alone = student.position_bonus(torch.tensor([1.6]), torch.ones(1, 4).bool(), 0.1, "late")
     expect(got[0], torch.cat([alone[0], torch.zeros(6)]), "a row of 4 tokens beside one of 10, and alone")
-    need(not torch.allclose(alone[0, 0], alone[0, 3]), "a row of 4 tokens: the bonus of the first and of the last are the same")
+    need(not alike(alone[0, 0], alone[0, 3]), "a row of 4 tokens: the bonus of the first and of the last are the same")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -145,7 +155,7 @@ def the_factor_is_applied(student):
     advantages, old_logp, mask, group = _batch()
     weights = student.ppl_weights(old_logp, mask, group, 0.2, "low")
     got = student.shaped_advantages("ppl", advantages, old_logp, mask, group, 0.2)
-    need(not torch.allclose(weights, torch.ones(8)), "your factors are all 1")
+    need(not alike(weights, torch.ones(8)), "your factors are all 1")
     expect(got, advantages[:, None] * weights[:, None] * mask, "method ppl: A * your own factor, on the tokens of each row")
 
 
@@ -174,7 +184,8 @@ def no_gradient_passes_through_the_factor(student):
     advantages, old_logp, mask, group = _batch()
     value, gradient = student.gradient("shaped_advantages", 2, "ppl", advantages, old_logp, mask, group, 0.2)
     need(isinstance(value, torch.Tensor) and value.shape == mask.shape, "method ppl: the result has the wrong shape")
-    need(bool(value.abs().max() > 0.1), "method ppl: all shaped advantages are about 0")
+    other = student.shaped_advantages("ppl", -advantages, old_logp, mask, group, 0.2)
+    need(not alike(value, other), "method ppl: the shaped advantages do not depend on the advantages")
     need(gradient is None or bool((gradient == 0).all()), "a gradient flows from the shaped advantages into old_logp")
 
 
