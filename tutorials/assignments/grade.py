@@ -278,7 +278,7 @@ class Report:
     broken: str = ""  # why the adapter cannot be imported, if so; no check has run then
     printed: str = ""
     seconds: float = 0.0
-    landlock: int | None = None  # how far the kernel kept compiled code inside (see FENCES); None: nothing was run, or without fences
+    landlock: int | None = None  # how far the kernel kept compiled code inside (`_say_fences`); None: nothing was run, or without fences
 
     @property
     def score(self) -> float:
