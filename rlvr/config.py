@@ -64,7 +64,7 @@ class TrainConfig:
     answer_column: str = ""
     """Where --data has the answer, as in answer, or reward_model.ground_truth for what is nested; empty: the usual names are tried."""
     level: Literal[1, 2] = 1
-    """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, more than the built-in model has ever seen, so that learning takes longer."""
+    """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, where the built-in model has seen 2 to 5, so that learning takes longer."""
     eval_data: str = ""
     """Held-out problems to measure progress on, like --data; empty: the test split of --data if it has one, else no evaluation."""
     method: str = "pos"
@@ -241,7 +241,7 @@ class EvalConfig:
     answer_column: str = ""
     """Where --data has the answer; empty: the usual names are tried."""
     level: Literal[1, 2] = 1
-    """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, more than the built-in model has ever seen."""
+    """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, where the built-in model has seen 2 to 5."""
     problems: int = 0
     """At most so many problems, the first ones; 0: 400 of the built-in ones, all of any other set."""
     completions: int = 8

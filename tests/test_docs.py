@@ -134,6 +134,14 @@ def test_every_number_of_a_probe_has_an_entry(run_folder):
     assert names_of("exploration.json") == set(json.loads((folder / "exploration.json").read_text(encoding="utf-8"))["last"])
 
 
+def test_every_column_of_the_shipped_tables_has_an_entry():
+    """Of the report, the probe and the runs with a collapsing entropy."""
+    known = {name for names in glossary().values() for cell in names for name in cell.replace("`", "").split(", ")}
+    for path in [*(ROOT / "tutorials").rglob("*.csv")]:
+        if "assignments" not in path.parts:
+            assert set(path.read_text(encoding="utf-8").splitlines()[0].split(",")) <= known, path
+
+
 def test_every_number_of_an_experiment_has_an_entry():
     from rlvr.experiment import METRICS
 

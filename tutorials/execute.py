@@ -4,7 +4,8 @@
     python -m tutorials.execute 3 5        two of them
     python -m tutorials.execute --check    run, but write nothing
 
-Needs nbclient and ipykernel (they come with: pip install notebook). Prints the seconds of each. Ends with 1 if a cell of one raises.
+Needs nbclient and ipykernel (they come with: pip install notebook). Prints the seconds of each. Ends with 1 if a cell
+of one raises, or one takes over four minutes.
 """
 
 import sys
@@ -62,6 +63,8 @@ def main(arguments: list[str]) -> int:
         try:
             seconds = execute(path, check)
             print(f"{seconds:5.0f} s{'   over ' + str(MINUTES) + ' minutes' if seconds > 60 * MINUTES else ''}", flush=True)
+            if seconds > 60 * MINUTES:
+                failed.append(path.name)
         except CellExecutionError as error:
             failed.append(path.name)
             print(f"failed\n{error}", flush=True)

@@ -462,7 +462,10 @@ def _grade_one(folder: Path, c: GradeConfig) -> Report:
         raise SettingError(f"The adapter.py in {folder} is one of {said}, not of {c.assignment}. Name the right folder or --assignment.")
     if not (said or c.assignment):
         raise SettingError(f'{folder}/adapter.py does not say ASSIGNMENT = "a1" (or a2 to a5). Add the line, or --assignment a1.')
-    return grade(folder, said or c.assignment, c.seconds)
+    try:
+        return grade(folder, said or c.assignment, c.seconds)
+    except OSError as error:
+        raise SettingError(f"The submission {folder} cannot be graded ({error}). Look at its permissions, and at the disk.") from None
 
 
 def main(c: GradeConfig) -> None:
