@@ -66,7 +66,7 @@ def test_the_text_says_what_the_numbers_say(stories):
 
 
 def test_the_answer_is_what_the_steps_give_and_values_stay_in_range(stories):
-    for story in sum(stories.values(), []):
+    for story in sum(stories.values(), ()):
         value = story.start
         for op, n in story.ops:
             value = apply_op(value, op, n)

@@ -16,6 +16,7 @@ That is what reinforcement learning then has to sort out.
 import hashlib
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 LEVELS = {  # how many steps a story has, drawn from these
     1: [2, 3, 3, 4, 4, 5],  # what the base model grew up on
@@ -115,7 +116,8 @@ def sample_story(rng: random.Random, split: str, level: int = 1) -> Story:
     return Story(" ".join(sentences), value, name, start, ops)
 
 
-def sample_stories(split: str, n: int, seed: int, level: int = 1) -> list[Story]:
+@lru_cache(maxsize=8)  # an experiment or a notebook asks for the same ones for every run, and they take a second to make
+def sample_stories(split: str, n: int, seed: int, level: int = 1) -> tuple[Story, ...]:
     """`n` stories of a split and level, with pairwise different number skeletons, the same for the same seed."""
     rng, stories, seen = random.Random(f"{split}-{seed}"), [], set()
     while len(stories) < n:
@@ -123,7 +125,7 @@ def sample_stories(split: str, n: int, seed: int, level: int = 1) -> list[Story]
         if (story.start, story.ops) not in seen:
             seen.add((story.start, story.ops))
             stories.append(story)
-    return stories
+    return tuple(stories)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------

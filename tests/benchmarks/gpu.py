@@ -134,12 +134,14 @@ def sampling_rows(folder: str, card_of, rows: int, length: int, device: str, pro
 
     yield line("sampling, transformers' generate", generate)
 
+    cache = {} if device == "cuda" else {"num_blocks": 64}  # else it takes and clears most of the machine's memory, for a minute
+
     def continuous():
         """With what each step of training would pay for: a new manager (the old one's prefix cache is of old weights) and its warm-up."""
         settings = GenerationConfig(max_new_tokens=length, min_new_tokens=length, do_sample=True, top_k=0, eos_token_id=-1)
         out = stock.model.generate_batch(
             inputs=[p for p in ids for _ in range(rows // prompts)], generation_config=settings,
-            continuous_batching_config=ContinuousBatchingConfig(), progress_bar=False,
+            continuous_batching_config=ContinuousBatchingConfig(**cache), progress_bar=False,
         )  # fmt: skip
         assert len(out) == rows and not any(o.error for o in out.values())
 
