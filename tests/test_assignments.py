@@ -325,7 +325,7 @@ HOSTILE = {
     "os._exit at import": ("import os\nos._exit(0)\n", ALL, "ended its process"),
     "an endless loop at import": ("while True: pass\n", ALL, "took longer"),
     "an endless loop": (with_pass_at_k("while True: pass"), PASS_AT_K, "took longer than 1 s"),
-    "sleep": (with_pass_at_k("import time\ntime.sleep(1e6)"), PASS_AT_K, "took longer"),
+    "sleep": (with_pass_at_k("import time\ntime.sleep(1e6)"), PASS_AT_K, "pass_at_k(8, 2, 4): took longer"),
     "exit": (with_pass_at_k("exit(0)"), PASS_AT_K, "exit()"),
     "os._exit": (with_pass_at_k("import os\nos._exit(0)"), PASS_AT_K, "ended its process"),
     "a stopped process": (with_pass_at_k("import signal\nsignal.raise_signal(signal.SIGSTOP)"), PASS_AT_K, "took longer"),
@@ -398,7 +398,8 @@ HOSTILE = {
         None,
         "",
     ),
-    "input": (with_pass_at_k("return float(input())"), PASS_AT_K, "EOFError"),
+    "input": (with_pass_at_k("return float(input())"), PASS_AT_K, "nobody is at the keyboard"),
+    "a function that is gone": (GOOD + "\ndel pass_at_k\n", PASS_AT_K, "solution.py has no function pass_at_k (renamed?)"),
     "len redefined": (
         with_pass_at_k(
             "import builtins, os\nreal, builtins.len = len, lambda x: 0\ntry: os.system('touch ' + MARK)\nfinally: builtins.len = real"
@@ -513,8 +514,10 @@ def test_a_thousand_folders_inside_of_each_other_are_removed(tmp_path, monkeypat
 
 def test_what_is_printed_is_cut_and_says_so(tmp_path, monkeypatch):
     student = grader.Student(tmp_path, [], 1.0)
-    student._printed = b"x" * 3000
-    assert student.close() == "x" * 2000 + "\n... (the rest is not shown)"
+    student._printed = b"x" * 5000
+    assert student.close() == "x" * 4000 + "\n... (the rest is not shown)"
+    student._printed = b"x\n" * 50
+    assert student.close() == "x\n" * 40 + "... (the rest is not shown)"
 
 
 @pytest.mark.slow
@@ -578,17 +581,57 @@ def test_a_class_of_submissions(tmp_path, capsys, monkeypatch):
     assert "failed most often:\n  nothing\n" in out and ("no Landlock" in out) == (landlock_version() < 1)
     assert "x/a1: 20 of 20" in out and "no adapter.py in nothing" in out and "no folder missing" in out
     assert sorted(os.listdir("grades")) == ["grades.csv", "x-a1.json", "y-a1.json"]
-    assert Path("grades/grades.csv").read_text().splitlines()[0] == "submission,assignment,points,1.1,1.2,1.3,1.4,1.5,error"
+    lines = Path("grades/grades.csv").read_text().splitlines()
+    assert lines[0] == "submission,assignment,points,1.1,1.2,1.3,1.4,1.5,error" and lines[1].endswith(",4,5,3,4,4,")
 
 
 def test_one_folder_too_deep_is_found(tmp_path):
-    submit("a1", tmp_path / "my_a1")
-    (tmp_path / "__MACOSX").mkdir()
-    (tmp_path / "__MACOSX" / "adapter.py").write_text("")
-    assert grader.find_adapter(tmp_path) == grader.find_adapter(tmp_path / "my_a1") == tmp_path / "my_a1"
-    submit("a1", tmp_path / "other")
+    outer = tmp_path / "x" / "y"
+    outer.mkdir(parents=True)
+    submit("a1", outer / "my_a1")
+    (outer / "__MACOSX").mkdir()
+    (outer / "__MACOSX" / "adapter.py").write_text("")
+    assert grader.find_adapter(outer) == grader.find_adapter(outer / "my_a1") == grader.find_adapter(tmp_path) == outer / "my_a1"
+    submit("a1", outer / "other")
     with pytest.raises(SettingError, match="There are 2 folders with an adapter.py"):
-        grader.find_adapter(tmp_path)
+        grader.find_adapter(outer)
+
+
+@pytest.mark.parametrize(
+    "name, says", [("x.zip", "unzip it first"), ("s/solution.py", "name its folder, "), ("s", "There are solution.py: rename one?")]
+)
+def test_what_is_no_submission_is_told_apart(name, says, tmp_path):
+    submit("a1", tmp_path / "s")
+    (tmp_path / "s" / "adapter.py").unlink()
+    (tmp_path / "x.zip").write_bytes(b"PK")
+    with pytest.raises(SettingError, match=re.escape(says)):
+        grader.find_adapter(tmp_path / name)
+
+
+def test_a_function_that_hangs_twice_is_not_asked_again(tmp_path, monkeypatch):
+    student = grader.Student(tmp_path, [], 1.0)
+    student._child, asked = Here.__new__(Here), []
+    student._child.process = types.SimpleNamespace(poll=lambda: None)
+
+    def ask(question, seconds):
+        asked.append(question["function"])
+        raise grader.StudentError("Timeout", "took longer than 1 s")
+
+    student._child.ask = ask
+    for says in ("f(1): took", "f(1): took", "not run: f took longer than 1 s 2 times"):
+        with pytest.raises(grader.StudentError, match="took longer") as raised:
+            student.f(1)
+        assert says in (f"{raised.value.asked}: {raised.value}" if raised.value.asked else str(raised.value))
+    assert asked == ["f", "f"]
+
+
+def test_types_that_differ_are_named():
+    with pytest.raises(Wrong, match=r"1 \(int\) instead of True \(bool\)"):
+        expect(1, True)
+    with pytest.raises(Wrong, match=r"'0' \(str\) instead of 0.0|'0' instead of 0.0"):
+        expect("0", 0.0)
+    with pytest.raises(Wrong, match=r"None \(is a return missing\?\) instead of 3"):
+        expect(None, 3)
 
 
 def test_a_submission_that_cannot_be_read_does_not_end_a_class(tmp_path, monkeypatch, capsys):
@@ -614,10 +657,14 @@ def test_hidden_checks_are_added_and_not_explained(tmp_path, capsys, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     guide = (HERE / "instructor.md").read_text(encoding="utf-8")
     Path("hidden_checks.py").write_text(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1], encoding="utf-8")
-    submit("a1", tmp_path / "s", with_pass_at_k("return 0.25") + "\n\ndef overlong_penalty(*arguments):\n    return -0.5\n")
+    submit(
+        "a1",
+        tmp_path / "s",
+        with_pass_at_k("return 0.25") + "\n\ndef overlong_penalty(*arguments):\n    print('secret', arguments)\n    return -0.5\n",
+    )
     main(GradeConfig(submissions=["s"], hidden="."))
     out, test = capsys.readouterr().out, json.loads(Path("results.json").read_text())["tests"][0]
-    assert "a1: 0 of 4" in out and "a hidden check" in out and "0.25" not in out
+    assert "a1: 0 of 4" in out and "a hidden check" in out and "0.25" not in out and "secret" not in out
     assert test["visibility"] == "after_published" and "0.25 instead of 0.68" in test["output"]
     submit("a1", tmp_path / "s")
     report = grade(tmp_path / "s", "a1")

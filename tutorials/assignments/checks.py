@@ -27,8 +27,11 @@ class StudentError(Exception):
 
     def __init__(self, kind: str, message: str, where: str = "", bases: list[str] | tuple = ()):
         self.kind, self.bases = kind, (kind, *bases)
-        self.unanswered = kind in ("NotImplementedError", "Missing", "Timeout", "Died") or kind.endswith(" at its import")
-        what = {"NotImplementedError": "not written yet", "Timeout": message, "Died": message, "Missing": message}.get(kind)
+        self.asked = ""  # the call, for the message
+        self.unanswered = kind in ("NotImplementedError", "Missing", "Timeout", "Died", "Keyboard") or kind.endswith(" at its import")
+        what = {"NotImplementedError": "not written yet", "Timeout": message, "Died": message, "Missing": message, "Keyboard": message}.get(
+            kind
+        )
         what = what or f"raised {kind}: {message}".removesuffix(": ")
         super().__init__(f"{what} ({where})" if where else what)
 
@@ -140,7 +143,12 @@ def expect(got, wanted, asked: str = "", tolerance: float = 1e-5) -> None:
             raise Wrong(f"{asked + ': ' if asked else ''}the result has shape {tuple(got.shape)} instead of {tuple(wanted.shape)}")
         if isinstance(wanted, Tensor) and isinstance(got, Tensor) and wanted.numel() > 6:
             raise Wrong(f"{asked + ': ' if asked else ''}{_first_difference(got, wanted, tolerance)}")
-        raise Wrong(f"{asked + ': ' if asked else ''}{show(got)} instead of {show(wanted)}")
+        said, right = show(got), show(wanted)
+        if got is None:
+            said += " (is a return missing?)"
+        elif type(got) is not type(wanted) and (said.strip("'") == right.strip("'") or got == wanted):
+            said, right = f"{said} ({type(got).__name__})", f"{right} ({type(wanted).__name__})"
+        raise Wrong(f"{asked + ': ' if asked else ''}{said} instead of {right}")
 
 
 def alike(a: Tensor, b: Tensor) -> bool:

@@ -5,6 +5,11 @@ of their own (runner.py), which knows neither tests nor answers and has limits o
 the grader nor changes a point of theirs; instructor.md says how, and where that ends.
 """
 
+import sys
+
+if not __package__:
+    sys.exit("Run it as a module, from the top folder of the repository: python -m tutorials.assignments.grade my_a1")
+
 import csv
 import io
 import json
@@ -14,16 +19,17 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import tyro
+from tqdm import tqdm
 
 from rlvr.config import SettingError, parse_command, run_program
 from rlvr.files import printable, say, table, unique_names, write_atomically
@@ -32,7 +38,7 @@ from tutorials.assignments.a2.tests import tests as a2
 from tutorials.assignments.a3.tests import tests as a3
 from tutorials.assignments.a4.tests import tests as a4
 from tutorials.assignments.a5.tests import tests as a5
-from tutorials.assignments.checks import Assignment, Check, StudentError, Wrong
+from tutorials.assignments.checks import Assignment, Check, StudentError, Wrong, show
 from tutorials.assignments.runner import pack, unpack
 
 HERE = Path(__file__).parent
@@ -43,7 +49,9 @@ TOTAL_SECONDS = 180.0  # for all checks of a submission; the rest fails
 MAX_LINE = 2**25  # bytes of one reply
 MAX_REPLIES = 4  # that wait to be read. One is asked for at a time, so more are forged
 MAX_FILES, MAX_BYTES, MAX_DEPTH = 500, 2**25, 20  # of a submission
-PRINTED = 2000  # characters of what the student's code prints that are shown
+PRINTED, PRINTED_LINES = 4000, 40  # characters and lines of what the student's code prints that are shown
+NOT_RUN = "not run"  # what a check says if the code cannot be imported; the reason is said once
+PATIENCE = 2  # a function that took too long so often is not asked again
 
 
 @dataclass
@@ -160,7 +168,7 @@ class Student:
         self._child: Child | None = None
         self._broken: StudentError | None = None  # why the adapter cannot be imported
         self._landlock: int | None = None  # its version in the process; 0: there is none; None: the process has no fences
-        self._asked, self._printed = 0, b""
+        self._asked, self._printed, self._slow = 0, b"", Counter()
         # Read before the student's code runs, which could put something else in their place.
         self._texts = {path.name: _read(path) for path in folder.iterdir() if path.suffix in (".csv", ".md")}
 
@@ -189,6 +197,8 @@ class Student:
         left = self._ends - time.monotonic()
         if left <= 0:
             raise StudentError("Timeout", f"not run: the submission has used up its {TOTAL_SECONDS:.0f} s")
+        if self._slow[function] >= PATIENCE:
+            raise StudentError("Timeout", f"not run: {function} took longer than {self._seconds:.0f} s {PATIENCE} times")
         if self._child is None or self._child.process.poll() is not None:
             self._start()
         self._asked += 1
@@ -196,8 +206,13 @@ class Student:
             "id": self._asked, "function": function, "arguments": [pack(x) for x in arguments],
             "named": {k: pack(v) for k, v in named.items()}, "gradient_of": gradient_of,
         }  # fmt: skip
-        reply = self._child.ask(question, min(self._seconds, left))
-        self._raise_error(reply)
+        try:
+            reply = self._child.ask(question, min(self._seconds, left))
+            self._raise_error(reply)
+        except StudentError as error:
+            self._slow[function] += error.kind == "Timeout"
+            error.asked = show_call(function, arguments)
+            raise
         return {name: _as_tensor(unpack(reply.get(name))) for name in ("value", "gradient")}
 
     def _start(self) -> None:
@@ -226,6 +241,8 @@ class Student:
                 printable(str(error.get(k, ""))) if isinstance(error, dict) else "" for k in ("type", "message", "where")
             )
             kind = {"SystemExit": "SystemExit, from exit()"}.get(kind, kind)
+            if kind in ("EOFError", "BdbQuit") and not after:
+                kind, message = "Keyboard", "input() and breakpoint() cannot work here, nobody is at the keyboard: use print()"
             bases = error.get("bases", []) if isinstance(error, dict) else []
             raise StudentError(kind + after, message, where, [str(base) for base in bases][:20] if isinstance(bases, list) else [])
 
@@ -236,7 +253,15 @@ class Student:
             self._printed += self._child.printed
             self._child = None
         printed = self._printed.decode("utf-8", "replace")
-        return printed if len(printed) <= PRINTED else printed[:PRINTED] + "\n... (the rest is not shown)"
+        lines = printed[:PRINTED].splitlines()
+        if len(printed) > PRINTED or len(lines) > PRINTED_LINES:
+            lines = [*lines[:PRINTED_LINES], "... (the rest is not shown)"]
+        return "\n".join(lines)
+
+
+def show_call(function: str, arguments: tuple) -> str:
+    """A call in one short line: pass_at_k(8, 2, 9)."""
+    return f"{function}({', '.join(show(a, 60) for a in arguments)})"[:160]
 
 
 def _as_tensor(value):
@@ -334,9 +359,10 @@ def run_check(check: Check, student: Student) -> Result:
         raise
     except StudentError as error:
         if student._broken:  # said once, for all
-            return Result(check, False, "not run")
-        unwritten = error.kind in ("NotImplementedError", "Missing")  # a hint about content would not help yet
-        return Result(check, False, printable(str(error))[:1000], "" if unwritten else check.hint)
+            return Result(check, False, NOT_RUN)
+        if error.kind in ("NotImplementedError", "Missing", "Keyboard"):  # a hint about content would not help yet
+            return Result(check, False, printable(str(error))[:1000])
+        return Result(check, False, printable(f"{error.asked}: {error}" if error.asked else str(error))[:1000], check.hint)
     except Wrong as error:
         return Result(check, False, printable(str(error))[:1000], check.hint)
     except Exception as error:  # an answer of a form that the check did not expect: a text where a number should be
@@ -358,9 +384,17 @@ def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | N
         copy_submission(folder, temporary)
         student = Student(temporary, trusted or [], seconds)
         try:
-            results = [run_check(check, student) for check in ASSIGNMENTS[name].checks]
+            checks = ASSIGNMENTS[name].checks
+            found = {}
+            for check in tqdm([c for c in checks if not c.hidden], desc=name, leave=False, disable=None):
+                found[id(check)] = run_check(check, student)
+            printed = student.close()  # what is printed during hidden checks would tell their numbers
+            for check in checks:
+                if check.hidden:
+                    found[id(check)] = run_check(check, student)
+            results = [found[id(check)] for check in checks]
         finally:
-            printed = student.close()
+            student.close()
     finally:
         remove(temporary)
     broken = printable(str(student._broken))[:1000] if student._broken else ""
@@ -386,17 +420,20 @@ def text(report: Report) -> str:
     assignment = ASSIGNMENTS[report.name]
     lines = [f"{report.name}: {number(report.score)} of {number(assignment.total)} points"]
     if report.broken:
-        lines.append(f"\nYour adapter.py cannot be imported, so no test was run:\n  {report.broken}")
+        lines.append(f"\nYour code cannot be imported, so no function was tested:\n  {report.broken}")
+    shown = [r for r in report.results if r.message != NOT_RUN]
+    if not shown:
+        return "\n".join(lines)
     for task, title in assignment.tasks.items():
         if task in assignment.by_hand:
             lines.append(f"\n{task} {title}: {number(assignment.by_hand[task])} points, graded by a person")
             continue
         lines.append(f"\n{task} {title}: {number(report.of_task(task))} of {number(assignment.points(task))}")
-        for r in report.results:
+        for r in shown:
             if r.check.task == task and not (r.passed and r.check.hidden):
                 lines.append(f"  {'+' if r.passed else '-'} {number(r.check.points)}  {r.check.name}{_why(r)}")
     if report.printed.strip():
-        lines.append("\nYour code printed:\n  " + "\n  ".join(printable(line) for line in report.printed.strip().splitlines()[:12]))
+        lines.append("\nYour code printed:\n  " + "\n  ".join(printable(line) for line in report.printed.strip().splitlines()))
     return "\n".join(lines)
 
 
@@ -432,7 +469,7 @@ def gradescope(report: Report) -> dict:
         "output": "\n".join(
             [
                 f"{number(report.score)} of {number(assignment.total)} points",
-                *([f"Your adapter.py cannot be imported, so no test was run: {report.broken}"] if report.broken else []),
+                *([f"Your code cannot be imported, so no function was tested: {report.broken}"] if report.broken else []),
                 *by_hand,
             ]
         ),
@@ -443,15 +480,21 @@ def gradescope(report: Report) -> dict:
 
 def find_adapter(folder: Path) -> Path:
     """The folder with the adapter.py: this one, or the only one inside (zips often hold one folder more). Raises SettingError."""
+    if folder.is_file():
+        what = "unzip it first, and name the folder" if folder.suffix == ".zip" else f"name its folder, {folder.parent}"
+        raise SettingError(f"{folder} is a file: {what}.")
     if not folder.is_dir():
         raise SettingError(f"There is no folder {folder}. Name the folder that holds your adapter.py.")
     if (folder / "adapter.py").is_file():
         return folder
-    inside = [path.parent for path in sorted(folder.glob("*/adapter.py")) if path.parent.name[0] not in "._"]
+    found = [path.parent for depth in ("*/", "*/*/", "*/*/*/") for path in sorted(folder.glob(depth + "adapter.py"))]
+    inside = [path for path in found if not any(part[0] in "._" for part in path.relative_to(folder).parts)]
     if len(inside) > 1:
         raise SettingError(f"There are {len(inside)} folders with an adapter.py in {folder}. Name one, as in {inside[0]}")
     if not inside:
-        raise SettingError(f"There is no adapter.py in {folder}. Start from a copy of tutorials/assignments/a1 (or a2 to a5).")
+        files = ", ".join(sorted(path.name for path in folder.glob("*.py"))[:5])
+        remedy = f"There are {files}: rename one?" if files else "Start from a copy of tutorials/assignments/a1 (or a2 to a5)."
+        raise SettingError(f"There is no adapter.py in {folder}. {remedy}")
     return inside[0]
 
 
@@ -470,11 +513,13 @@ def _grade_one(folder: Path, c: GradeConfig) -> Report:
 
 def main(c: GradeConfig) -> None:
     """Grade what the settings name, print, and write. Raises SettingError."""
+    c.assignment = c.assignment.lower()
     if c.assignment and c.assignment not in ASSIGNMENTS:
         raise SettingError(f"There is no assignment {c.assignment!r}. Choose one of {', '.join(ASSIGNMENTS)}.")
     if not c.seconds > 0:
         raise SettingError(f"--seconds is {c.seconds}. Choose a number above 0.")
     if c.hidden:
+        c.hidden = c.hidden.removesuffix("hidden_checks.py") or "."
         if not Path(c.hidden, "hidden_checks.py").is_file():
             raise SettingError(f"There is no hidden_checks.py in {c.hidden}. See tutorials/assignments/instructor.md.")
         sys.path.insert(0, str(Path(c.hidden).resolve()))
@@ -516,10 +561,13 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
             write_atomically(out / f"{name.replace('/', '-')}.json", json.dumps(gradescope(report), indent=1) + "\n")
             tasks = {task: report.of_task(task) for task in ASSIGNMENTS[report.name].tasks if task not in ASSIGNMENTS[report.name].by_hand}
             by_hand = {f"{task} (by hand)": "" for task in ASSIGNMENTS[report.name].by_hand}
-            rows.append({"submission": name, "assignment": report.name, "points": report.score} | tasks | by_hand)
-            say(f"{name}: {number(report.score)} of {number(ASSIGNMENTS[report.name].total)}")
+            rows.append(
+                {"submission": name, "assignment": report.name, "points": report.score} | tasks | by_hand | {"error": report.broken}
+            )
+            why = f"  (cannot be imported: {report.broken})" if report.broken else ""
+            say(f"{name}: {number(report.score)} of {number(ASSIGNMENTS[report.name].total)}{why}")
             landlock = report.landlock if landlock is None else landlock
-            for r in report.results:
+            for r in [] if report.broken else report.results:
                 lost.setdefault((report.name, r.check.task, r.check.name), []).append(not r.passed)
         except Exception as error:  # whatever it is, the others are graded
             why = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
@@ -536,8 +584,8 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
             )
         )
         say("\nfailed most often:")
-        often = sorted(((sum(failed), key) for key, failed in lost.items() if any(failed)), reverse=True)[:5]
-        say("\n".join(f"  {n:>3} of {len(lost[key])}  {' '.join(key)}" for n, key in often) or "  nothing")
+        often = sorted((key for key, failed in lost.items() if any(failed)), key=lambda key: -sum(lost[key]))[:5]
+        say("\n".join(f"  {sum(lost[key]):>3} of {len(lost[key])}  {' '.join(key)}" for key in often) or "  nothing")
     say(f"\nwritten to {out}/grades.csv")
     _say_fences(landlock)
 
@@ -550,7 +598,7 @@ def _say_fences(landlock: int | None) -> None:
 
 
 def _as_csv(rows: list[dict]) -> str:
-    header = list(dict.fromkeys(name for row in rows for name in row))
+    header = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "error"] + ["error"]
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, header, lineterminator="\n")
     writer.writeheader()

@@ -98,8 +98,10 @@ def explain(error: BaseException, folder: str) -> dict:
         if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == "rlvr":
             out["message"] += ". A submission may not import rlvr: write it yourself"
         places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folder)]
+        if isinstance(error, AttributeError) and str(getattr(error.obj, "__file__", None)).startswith(folder):  # one of its own modules
+            out |= {"type": "Missing", "message": f"{error.obj.__name__[:50]}.py has no function {str(error.name)[:50]} (renamed?)"}
         if isinstance(error, SyntaxError) and error.filename:
-            out["message"] = str(error.msg)[:200]
+            out["message"] = str(error.msg)[:200] + (f", at: {error.text.strip()[:80]}" if error.text else "")
             out["where"] = f"{os.path.basename(error.filename)}, line {error.lineno}"
         elif places:
             out["where"] = f"{os.path.basename(places[-1].filename)}, line {places[-1].lineno}"
