@@ -10,7 +10,6 @@ random draws, so arms are compared seed by seed: the mean of the differences to 
 
 import csv
 import dataclasses
-import io
 import json
 import os
 import shlex
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from rlvr.config import MAY_CHANGE, SettingError, check_can_write, parse_command, parse_train, read_config, run_program
 from rlvr.figures import COLOURS, GREY, read_metrics
-from rlvr.files import say, table, write_atomically
+from rlvr.files import csv_text, say, table, write_atomically
 
 BASELINE = "grpo"
 # Strong enough to matter: at 0.2 the factor reaches its clamp at one standard deviation, 0.4 is nearly half of a usual advantage.
@@ -325,14 +324,6 @@ def contrasts(results: Sequence[dict]) -> list[list[str]]:
     return rows
 
 
-def _csv(rows: Sequence[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def read_results(path: Path) -> list[dict]:
     """results.csv or curves.csv back as rows of numbers."""
     kinds = {"arm": str, "seed": int, "step": int}
@@ -424,8 +415,8 @@ def collect(runs: Sequence[Run], out: Path, baseline: str) -> list[dict]:
         return []
     results = [{"arm": r.arm, "seed": r.seed, **measure(r.folder)} for r in runs]
     points = [point for r in runs for point in curves(r.arm, r.seed, r.folder)]
-    write_atomically(out / "results.csv", _csv(results))
-    write_atomically(out / "curves.csv", _csv(points))
+    write_atomically(out / "results.csv", csv_text(results))
+    write_atomically(out / "curves.csv", csv_text(points))
     write_atomically(out / "table.md", markdown(results, baseline))
     draw_differences(results, out / "differences.png", baseline)
     draw_curves(points, out / "curves.png")

@@ -1,5 +1,7 @@
 """Small helpers for what a run prints and writes. What is written is written whole or not at all; what cannot be printed stops nothing."""
 
+import csv
+import io
 import os
 import shutil
 import sys
@@ -126,6 +128,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in cells]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def csv_text(rows: Sequence[dict], columns: Sequence[str] = ()) -> str:
+    """Rows as CSV with a header: the columns named, or those of the first row. What a row lacks stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def say(text: str) -> None:

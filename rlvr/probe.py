@@ -133,12 +133,13 @@ def update_gradient(model, rollouts: Rollouts, advantages: Tensor, method: str, 
     own gradients are empty afterwards.
     """
     shaped = shape(method, advantages, rollouts.old_logp, rollouts.mask, rollouts.group, **strengths)  # [N, T]
+    denominator = int(rollouts.mask.sum())  # of the whole update, whatever the micro-batches
     model.zero_grad()
     for rows in micro_batches(rollouts, advantages.nonzero()[:, 0], micro_batch_tokens, is_ours(model)):
         part = rollouts.select(rows)
         logp, _ = logp_and_entropy(model, part.prompt_ids, part.completion_ids, part.mask)  # [n, T]
         old_logp, mask, weights = (x.to(logp.device) for x in (part.old_logp, part.mask, shaped[rows][:, : part.mask.shape[1]]))
-        loss, _ = clipped_loss(logp, old_logp, weights, mask, denominator=int(rollouts.mask.sum()))
+        loss, _ = clipped_loss(logp, old_logp, weights, mask, denominator=denominator)
         loss.backward()
     gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters() if p.requires_grad])
     model.zero_grad()

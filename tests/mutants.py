@@ -409,7 +409,7 @@ MUTANTS = [
      "sum(column) / len(column) for column in zip(*cells)", "column[-1] for column in zip(*cells)"),
     ("trust: a run folder's reward function is imported", "trust", "config", 'resume=folder, reward="")', "resume=folder)"),
     ("probe: the gradient of a method over its own micro-batches", "probe", "probe",
-     "denominator=int(rollouts.mask.sum()))", "denominator=int(mask.sum()))"),
+     "clipped_loss(logp, old_logp, weights, mask, denominator=denominator)", "clipped_loss(logp, old_logp, weights, mask)"),
     ("report: intervals of the largest changes resample tokens", "report", "report/run",
      'order = np.argsort(problem, kind="stable")', "problem = np.arange(len(problem)); order = problem"),
     ("trust: the probe imports a run folder's reward function", "trust", "probe", "    if config.reward:", "    if False:"),

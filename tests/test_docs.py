@@ -61,6 +61,11 @@ def glossary() -> dict[str, set[str]]:
     return {s.splitlines()[0]: {m.strip("`* ") for m in re.findall(r"^\| (.+?) \|", s, re.MULTILINE)} - {"name", "word"} for s in sections}
 
 
+def single(cells: set[str]) -> set[str]:
+    """Cells that name several, as in `a`, `b`, one by one."""
+    return {name for cell in cells for name in cell.replace("`", "").split(", ")}
+
+
 def names_of(file: str) -> set[str]:
     """The names in all tables whose heading says that they are about this file."""
     return set().union(*(names for heading, names in glossary().items() if f"`{file}`" in heading))
@@ -127,8 +132,9 @@ def test_every_number_of_a_probe_has_an_entry(run_folder):
 
     folder = probe(run_folder, ProbeConfig(runs=[], steps=1, shown=1, fixed=1, completions=2, continuations=1, problems=1, samples=2))
     lines = [json.loads((folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[0]) for name in ("completions", "fixed")]
-    names = {name for cell in names_of("changes.safetensors") for name in cell.replace("`", "").split(", ")}
-    assert names == set(load_file(folder / "changes.safetensors")) | {name for line in lines for name in line}
+    assert single(names_of("changes.safetensors")) == set(load_file(folder / "changes.safetensors")) | {
+        name for line in lines for name in line
+    }
     replacement = json.loads((folder / "replacements.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert names_of("replacements.jsonl") == set(replacement)
     assert names_of("exploration.json") == set(json.loads((folder / "exploration.json").read_text(encoding="utf-8"))["last"])
@@ -136,8 +142,8 @@ def test_every_number_of_a_probe_has_an_entry(run_folder):
 
 def test_every_column_of_the_shipped_tables_has_an_entry():
     """Of the report, the probe and the runs with a collapsing entropy."""
-    known = {name for names in glossary().values() for cell in names for name in cell.replace("`", "").split(", ")}
-    for path in [*(ROOT / "tutorials").rglob("*.csv")]:
+    known = single(set().union(*glossary().values()))
+    for path in (ROOT / "tutorials").rglob("*.csv"):
         if "assignments" not in path.parts:
             assert set(path.read_text(encoding="utf-8").splitlines()[0].split(",")) <= known, path
 
@@ -205,7 +211,9 @@ def test_every_flag_exists():
     known |= {"--no-" + name.replace("_", "-") for name, f in fields.items() if f.type in (bool, "bool")}
     for path in [ROOT / "README.md", *(ROOT / "tutorials").rglob("*.md")]:
         for line in path.read_text(encoding="utf-8").splitlines():
-            if not re.search(r"\b(pip|git|pytest|jupyter|torchrun|accelerate|python3? -m|benchmarks)\b", line):  # they have flags of their own
+            if not re.search(
+                r"\b(pip|git|pytest|jupyter|torchrun|accelerate|python3? -m|benchmarks)\b", line
+            ):  # they have flags of their own
                 for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", line):
                     assert flag in known, f"{path.name}: {flag}"
 
@@ -213,7 +221,16 @@ def test_every_flag_exists():
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Files and links
 
-WRITTEN_BY_A_RUN = {"config.json", "metrics.csv", "rollouts.jsonl", "summary.json", "curves.png", "model.safetensors", "results.json", "hidden_checks.py"}
+WRITTEN_BY_A_RUN = {
+    "config.json",
+    "metrics.csv",
+    "rollouts.jsonl",
+    "summary.json",
+    "curves.png",
+    "model.safetensors",
+    "results.json",
+    "hidden_checks.py",
+}
 FILE_NAME = re.compile(r"[\w.-]*(?:/[\w.-]+)*/?")
 KNOWN_SUFFIXES = {".py", ".md", ".ipynb", ".txt", ".toml", ".ini", ".json", ".jsonl", ".csv", ".png", ".safetensors", ".yml", ".sh"}
 

@@ -62,9 +62,9 @@ def main(arguments: list[str]) -> int:
         print(f"{path.name:<34}", end="", flush=True)
         try:
             seconds = execute(path, check)
-            print(f"{seconds:5.0f} s{'   over ' + str(MINUTES) + ' minutes' if seconds > 60 * MINUTES else ''}", flush=True)
-            if seconds > 60 * MINUTES:
-                failed.append(path.name)
+            late = seconds > 60 * MINUTES
+            print(f"{seconds:5.0f} s{f'   over {MINUTES} minutes' if late else ''}", flush=True)
+            failed += [path.name] * late
         except CellExecutionError as error:
             failed.append(path.name)
             print(f"failed\n{error}", flush=True)

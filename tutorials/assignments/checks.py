@@ -19,19 +19,20 @@ from torch import Tensor
 
 
 class StudentError(Exception):
-    """The student's code raised something; `kind` is the name of its class, or Timeout, or Died for a process that ended.
+    """The student's code raised something; `kind` is the name of its class, or one of our own, whose message is the whole sentence.
 
-    bases: the names of its class and of those above it. unanswered: the function is not there, not written yet, or did not come back, so it
-    has not raised anything of its own.
+    bases: the names of its class and of those above it. unwritten: there is nothing to test yet. unanswered: the function is not there, not
+    written yet, or did not come back, so it has not raised anything of its own.
     """
+
+    OWN = ("Missing", "Keyboard", "Timeout", "Died")  # no such function; asked for input; took too long; its process ended
 
     def __init__(self, kind: str, message: str, where: str = "", bases: list[str] | tuple = ()):
         self.kind, self.bases = kind, (kind, *bases)
         self.asked = ""  # the call, for the message
-        self.unanswered = kind in ("NotImplementedError", "Missing", "Timeout", "Died", "Keyboard") or kind.endswith(" at its import")
-        what = {"NotImplementedError": "not written yet", "Timeout": message, "Died": message, "Missing": message, "Keyboard": message}.get(
-            kind
-        )
+        self.unwritten = kind in ("NotImplementedError", "Missing", "Keyboard")
+        self.unanswered = self.unwritten or kind in self.OWN or kind.endswith(" at its import")
+        what = "not written yet" if kind == "NotImplementedError" else message if kind in self.OWN else ""
         what = what or f"raised {kind}: {message}".removesuffix(": ")
         super().__init__(f"{what} ({where})" if where else what)
 
@@ -100,6 +101,11 @@ def show(value, most: int = 300) -> str:
     return text if len(text) <= most else text[:most] + " ..."
 
 
+def show_call(function: str, arguments: tuple) -> str:
+    """A call in one short line: pass_at_k(8, 2, 9)."""
+    return f"{function}({', '.join(show(a, 60) for a in arguments)})"[:160]
+
+
 def same(got, wanted, tolerance: float) -> bool:
     """Whether an answer is the right one. Numbers: within the tolerance; tensors: shape too; NaN equals NaN; True is not 1."""
     if isinstance(wanted, Tensor):
@@ -164,7 +170,7 @@ def need(condition: bool, message: str) -> None:
 
 def expect_error(kind: str, function: Callable, *arguments) -> None:
     """Raise Wrong unless the student's function raises an error of this kind."""
-    asked = f"{function.__name__}({', '.join(show(a) for a in arguments)})"
+    asked = show_call(function.__name__, arguments)
     try:
         got = function(*arguments)
     except StudentError as error:

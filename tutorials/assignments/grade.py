@@ -10,8 +10,6 @@ import sys
 if not __package__:
     sys.exit("Run it as a module, from the top folder of the repository: python -m tutorials.assignments.grade my_a1")
 
-import csv
-import io
 import json
 import os
 import queue
@@ -32,13 +30,13 @@ import tyro
 from tqdm import tqdm
 
 from rlvr.config import SettingError, parse_command, run_program
-from rlvr.files import printable, say, table, unique_names, write_atomically
+from rlvr.files import csv_text, printable, say, table, unique_names, write_atomically
 from tutorials.assignments.a1.tests import tests as a1
 from tutorials.assignments.a2.tests import tests as a2
 from tutorials.assignments.a3.tests import tests as a3
 from tutorials.assignments.a4.tests import tests as a4
 from tutorials.assignments.a5.tests import tests as a5
-from tutorials.assignments.checks import Assignment, Check, StudentError, Wrong, show
+from tutorials.assignments.checks import Assignment, Check, StudentError, Wrong, show_call
 from tutorials.assignments.runner import pack, unpack
 
 HERE = Path(__file__).parent
@@ -50,6 +48,7 @@ MAX_LINE = 2**25  # bytes of one reply
 MAX_REPLIES = 4  # that wait to be read. One is asked for at a time, so more are forged
 MAX_FILES, MAX_BYTES, MAX_DEPTH = 500, 2**25, 20  # of a submission
 PRINTED, PRINTED_LINES = 4000, 40  # characters and lines of what the student's code prints that are shown
+NOT_IMPORTED = "Your code cannot be imported, so no function was tested"
 NOT_RUN = "not run"  # what a check says if the code cannot be imported; the reason is said once
 PATIENCE = 2  # a function that took too long so often is not asked again
 
@@ -167,6 +166,7 @@ class Student:
         self._ends = time.monotonic() + TOTAL_SECONDS
         self._child: Child | None = None
         self._broken: StudentError | None = None  # why the adapter cannot be imported
+        self._imported = False  # whether it could be, once: then what fails later is no fault of the adapter
         self._landlock: int | None = None  # its version in the process; 0: there is none; None: the process has no fences
         self._asked, self._printed, self._slow = 0, b"", Counter()
         # Read before the student's code runs, which could put something else in their place.
@@ -216,7 +216,6 @@ class Student:
         return {name: _as_tensor(unpack(reply.get(name))) for name in ("value", "gradient")}
 
     def _start(self) -> None:
-        again = self._child is not None
         self.close()
         self._child = Child(self._folder, self._trusted)
         try:
@@ -228,9 +227,9 @@ class Student:
         try:
             reply = self._child.reply(3 * self._seconds)
             self._raise_error(reply, " at its import")
-            self._landlock = reply.get("landlock")
+            self._imported, self._landlock = True, reply.get("landlock")
         except StudentError as error:
-            if not again:
+            if not self._imported:
                 self._broken = error
             raise
 
@@ -257,11 +256,6 @@ class Student:
         if len(printed) > PRINTED or len(lines) > PRINTED_LINES:
             lines = [*lines[:PRINTED_LINES], "... (the rest is not shown)"]
         return "\n".join(lines)
-
-
-def show_call(function: str, arguments: tuple) -> str:
-    """A call in one short line: pass_at_k(8, 2, 9)."""
-    return f"{function}({', '.join(show(a, 60) for a in arguments)})"[:160]
 
 
 def _as_tensor(value):
@@ -359,16 +353,16 @@ def run_check(check: Check, student: Student) -> Result:
         raise
     except StudentError as error:
         if student._broken:  # said once, for all
-            return Result(check, False, NOT_RUN)
-        if error.kind in ("NotImplementedError", "Missing", "Keyboard"):  # a hint about content would not help yet
-            return Result(check, False, printable(str(error))[:1000])
-        return Result(check, False, printable(f"{error.asked}: {error}" if error.asked else str(error))[:1000], check.hint)
+            message, hint = NOT_RUN, ""
+        elif error.unwritten:  # a hint about content would not help yet
+            message, hint = str(error), ""
+        else:
+            message, hint = f"{error.asked}: {error}" if error.asked else str(error), check.hint
     except Wrong as error:
-        return Result(check, False, printable(str(error))[:1000], check.hint)
+        message, hint = str(error), check.hint
     except Exception as error:  # an answer of a form that the check did not expect: a text where a number should be
-        return Result(
-            check, False, printable(f"the answer has not the form that adapter.py promises ({type(error).__name__}: {error})")[:500]
-        )
+        message, hint = f"the answer has not the form that adapter.py promises ({type(error).__name__}: {error})"[:500], ""
+    return Result(check, False, printable(message)[:1000], hint)
 
 
 def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | None = None) -> Report:
@@ -385,14 +379,11 @@ def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | N
         student = Student(temporary, trusted or [], seconds)
         try:
             checks = ASSIGNMENTS[name].checks
-            found = {}
-            for check in tqdm([c for c in checks if not c.hidden], desc=name, leave=False, disable=None):
-                found[id(check)] = run_check(check, student)
+            visible = [check for check in checks if not check.hidden]
+            results = [run_check(check, student) for check in tqdm(visible, desc=name, leave=False, disable=None)]
             printed = student.close()  # what is printed during hidden checks would tell their numbers
-            for check in checks:
-                if check.hidden:
-                    found[id(check)] = run_check(check, student)
-            results = [found[id(check)] for check in checks]
+            results += [run_check(check, student) for check in checks if check.hidden]
+            results.sort(key=lambda r: checks.index(r.check))
         finally:
             student.close()
     finally:
@@ -420,13 +411,13 @@ def text(report: Report) -> str:
     assignment = ASSIGNMENTS[report.name]
     lines = [f"{report.name}: {number(report.score)} of {number(assignment.total)} points"]
     if report.broken:
-        lines.append(f"\nYour code cannot be imported, so no function was tested:\n  {report.broken}")
+        lines.append(f"\n{NOT_IMPORTED}:\n  {report.broken}")
     shown = [r for r in report.results if r.message != NOT_RUN]
     if not shown:
         return "\n".join(lines)
     for task, title in assignment.tasks.items():
         if task in assignment.by_hand:
-            lines.append(f"\n{task} {title}: {number(assignment.by_hand[task])} points, graded by a person")
+            lines.append("\n" + _by_hand(assignment, task))
             continue
         lines.append(f"\n{task} {title}: {number(report.of_task(task))} of {number(assignment.points(task))}")
         for r in shown:
@@ -435,6 +426,10 @@ def text(report: Report) -> str:
     if report.printed.strip():
         lines.append("\nYour code printed:\n  " + "\n  ".join(printable(line) for line in report.printed.strip().splitlines()))
     return "\n".join(lines)
+
+
+def _by_hand(assignment: Assignment, task: str) -> str:
+    return f"{task} {assignment.tasks[task]}: {number(assignment.by_hand[task])} points, graded by a person"
 
 
 def _why(r: Result) -> str:
@@ -460,17 +455,14 @@ def gradescope(report: Report) -> dict:
                 "visibility": "after_published" if r.check.hidden else "visible",
             }
         )
-    by_hand = [
-        f"{task} {assignment.tasks[task]}: {number(points)} points, graded by a person" for task, points in assignment.by_hand.items()
-    ]
     return {
         "score": report.score,
         "execution_time": round(report.seconds, 1),
         "output": "\n".join(
             [
                 f"{number(report.score)} of {number(assignment.total)} points",
-                *([f"Your code cannot be imported, so no function was tested: {report.broken}"] if report.broken else []),
-                *by_hand,
+                *([f"{NOT_IMPORTED}: {report.broken}"] if report.broken else []),
+                *(_by_hand(assignment, task) for task in assignment.by_hand),
             ]
         ),
         "stdout_visibility": "hidden",
@@ -573,7 +565,8 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
             why = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
             rows.append({"submission": name, "error": printable(why)})
             say(f"{name}: {printable(why)}")
-        write_atomically(out / "grades.csv", _as_csv(rows))  # after each, so that an end in the middle loses nothing
+        columns = [*dict.fromkeys(column for row in rows for column in row if column != "error"), "error"]
+        write_atomically(out / "grades.csv", csv_text(rows, columns))  # after each, so that an end in the middle loses nothing
     graded = [row["points"] for row in rows if "points" in row]
     if graded:
         say("")
@@ -595,15 +588,6 @@ def _say_fences(landlock: int | None) -> None:
     if landlock is not None and landlock < 6:
         kept = "nothing" if landlock < 1 else "files" if landlock < 4 else "files and TCP"
         say(f"(What compiled code does, this system fences in for {kept}, not for files, TCP and signals: see instructor.md.)")
-
-
-def _as_csv(rows: list[dict]) -> str:
-    header = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "error"] + ["error"]
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
 
 
 if __name__ == "__main__":

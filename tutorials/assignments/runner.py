@@ -122,11 +122,12 @@ SYSTEM = (
     "/proc/meminfo", "/sys/devices/system",
 )  # fmt: skip
 DEVICES = ("/dev/null", "/dev/urandom", "/dev/zero")
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_ENFORCE = 444, 445, 446  # system calls, the same numbers on every machine
 
 
 def landlock_version() -> int:
     """Of the kernel's interface, from 1; below 1 where there is none."""
-    return ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) if sys.platform == "linux" else 0
+    return ctypes.CDLL(None).syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1) if sys.platform == "linux" else 0
 
 
 def restrict(folder: str, readable: tuple[str, ...]) -> int:
@@ -134,7 +135,6 @@ def restrict(folder: str, readable: tuple[str, ...]) -> int:
 
     It cannot be undone, and holds for compiled code. Returns the version of Landlock: TCP from 4 on, signals from 6 on; 0: there is none.
     """
-    create, add, enforce = 444, 445, 446  # the same numbers on every machine
     version = landlock_version()
     if version < 1:
         return 0
@@ -142,7 +142,7 @@ def restrict(folder: str, readable: tuple[str, ...]) -> int:
     rights = {name: 1 << bit for bit, (name, since) in enumerate(FILE_RIGHTS.items()) if since <= version}
     tcp, scoped = 3 if version >= 4 else 0, 3 if version >= 6 else 0  # bind and connect; abstract sockets and signals
     attributes = (ctypes.c_uint64 * 3)(sum(rights.values()), tcp, scoped)
-    rules = libc.syscall(create, attributes, ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24), 0)
+    rules = libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24), 0)
     if rules < 0:
         return 0
     grants = [(folder, WRITE), *((path, READ) for path in (*readable, *SYSTEM)), *((path, ("read_file", "write_file")) for path in DEVICES)]
@@ -152,10 +152,10 @@ def restrict(folder: str, readable: tuple[str, ...]) -> int:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
         allowed = sum(rights.get(name, 0) for name in names if os.path.isdir(path) or name in ("read_file", "write_file", "truncate"))
         rule = ctypes.create_string_buffer(allowed.to_bytes(8, sys.byteorder) + opened.to_bytes(4, sys.byteorder), 12)
-        libc.syscall(add, rules, 1, rule, 0)
+        libc.syscall(LANDLOCK_ADD, rules, 1, rule, 0)
         os.close(opened)
     done = libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS, which the next call demands
-    done = done and libc.syscall(enforce, rules, 0) == 0
+    done = done and libc.syscall(LANDLOCK_ENFORCE, rules, 0) == 0
     os.close(rules)
     return version if done else 0
 
@@ -198,10 +198,9 @@ def build_fences(folder: str) -> int:
     separator = os.sep
     writes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.chmod", "os.chown", "os.utime")
     forbidden = (
-        "subprocess.", "sqlite3.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill", "pty.",
-        "socket.",
-        "urllib.", "http.", "ftplib.", "smtplib.", "ctypes.", "gc.get", "signal.pthread_kill", "resource.setrlimit", "resource.prlimit",
-        "os.symlink",
+        "subprocess.", "sqlite3.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill", "os.symlink",
+        "pty.", "socket.", "urllib.", "http.", "ftplib.", "smtplib.", "ctypes.", "gc.get", "signal.pthread_kill", "resource.setrlimit",
+        "resource.prlimit",
     )  # fmt: skip
 
     def inside(path, folders) -> bool:

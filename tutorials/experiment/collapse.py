@@ -5,7 +5,6 @@ completions each at temperature 1. Writes collapse.csv beside this file, a row f
 """
 
 import contextlib
-import csv
 import io
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from rlvr.config import parse_train, run_folder
 from rlvr.data import encode_prompts, load_problems
 from rlvr.evaluate import evaluate
-from rlvr.files import write_atomically
+from rlvr.files import csv_text, write_atomically
 from rlvr.policy import load_policy
 from rlvr.train import train
 
@@ -52,11 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         for seed, arm in tqdm([(seed, arm) for seed in range(SEEDS) for arm in ARMS], desc="runs"):
             rows.append({"arm": arm, "flags": ARMS[arm], "seed": seed} | measure(ARMS[arm], seed, out))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted(rows, key=lambda row: list(ARMS).index(row["arm"])))
-    write_atomically(Path(__file__).with_suffix(".csv"), text.getvalue())
+    rows.sort(key=lambda row: list(ARMS).index(row["arm"]))
+    write_atomically(Path(__file__).with_suffix(".csv"), csv_text(rows))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,8 @@ tests.task("1.4", "pass@k")
 @check("1.4", 2, hint="1 - C(n-c, k) / C(n, k): the chance that k of the n completions, drawn without putting back, are all wrong.")
 def the_unbiased_estimate(student):
     for n, c, k in ((8, 2, 4), (8, 1, 8), (16, 3, 2), (5, 2, 1), (1000, 3, 500)):
-        expect(student.pass_at_k(n, c, k), 1 - comb(n - c, k) / comb(n, k), f"n={n}, c={c}, k={k}")
+        right = 1 - comb(n - c, k) / comb(n, k)  # spelled out: to import rlvr.evaluate takes seconds, each time somebody grades
+        expect(student.pass_at_k(n, c, k), right, f"n={n}, c={c}, k={k}")
 
 
 @check("1.4", 1, hint="With fewer than k wrong completions, k of them cannot all be wrong.")

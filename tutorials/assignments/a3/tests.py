@@ -159,11 +159,19 @@ def _logp(weights, before, ids):
     return weights[before].log_softmax(-1).gather(-1, ids[..., None])[..., 0]
 
 
-def _updated(weights, before, ids, mask, rewards, group, old_logp, lr):
-    weights = weights.clone().requires_grad_()
+def _right_gradient(logp, old_logp, advantages, mask):
+    leaf = logp.requires_grad_()
+    loss, _ = clipped_loss(leaf, old_logp, advantages, mask, clip_low=CLIP[0], clip_high=CLIP[1])
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+def _updated(weights, before, ids, mask, rewards, group, old_logp, lr, gradient=_right_gradient):
+    """The new weights. gradient: that of the loss in logp [N, T], a function of logp, old_logp, advantages and mask."""
+    leaf = weights.clone().requires_grad_()
+    logp = _logp(leaf, before, ids)
     advantages = grpo_advantages(rewards, group)[:, None].expand(mask.shape)
-    loss, _ = clipped_loss(_logp(weights, before, ids), old_logp, advantages, mask, clip_low=CLIP[0], clip_high=CLIP[1])
-    return (weights - lr * torch.autograd.grad(loss, weights)[0]).detach()
+    logp.backward(gradient(logp.detach(), old_logp, advantages, mask))
+    return weights - lr * leaf.grad
 
 
 @check("3.4", 3, hint="advantages -> logp of the ids under the weights -> clipped loss -> weights - lr * gradient.")
@@ -175,14 +183,15 @@ def a_step_of_gradient_descent(student):
         expect(student.update(weights, before, ids, mask, rewards, group, old_logp, 0.5), wanted, f"{name}: the new weights", 1e-4)
     # Where the clip acts, beside the gradient of the student's own loss: a mistake in the loss has cost its points above.
     old_logp = old + torch.tensor([-0.23, 0.1, 0.25, -0.1])  # of the four tokens of a row: ratios 1.26, 0.90, 0.78, 1.11
-    leaf = weights.clone().requires_grad_()
-    logp = _logp(leaf, before, ids)
-    advantages = grpo_advantages(rewards, group)[:, None].expand(mask.shape)
-    _, gradient = student.gradient("clipped_loss", 0, logp.detach(), old_logp, advantages, mask, *CLIP, None)
-    need(gradient is not None, "no gradient flows from your loss")
-    (logp * gradient).sum().backward()
+
+    def own_gradient(*batch):
+        _, gradient = student.gradient("clipped_loss", 0, *batch, *CLIP, None)
+        need(gradient is not None, "no gradient flows from your loss")
+        return gradient.float()
+
+    wanted = _updated(weights, before, ids, mask, rewards, group, old_logp, 0.5, own_gradient)
     got = student.update(weights, before, ids, mask, rewards, group, old_logp, 0.5)
-    expect(got, weights - 0.5 * leaf.grad, "ratios 1.26, 0.90, 0.78, 1.11: the new weights, by the gradient of your own clipped_loss", 1e-4)
+    expect(got, wanted, "ratios 1.26, 0.90, 0.78, 1.11: the new weights, by the gradient of your own clipped_loss", 1e-4)
 
 
 @check("3.4", 1, hint="Minimise the loss: right completions must become more probable, not less.")
