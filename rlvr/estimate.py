@@ -45,11 +45,9 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
 
     device: cuda, mps or cpu; dtype: what --dtype comes to there.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    with torch.device("meta"):  # shapes without numbers
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+    model = _shapes(model_config)
     parameters = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings()
     trained = parameters
@@ -90,6 +88,19 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
     activations = layers * tokens * hidden * size + 2 * layer if c.gradient_checkpointing else layers * layer
     chunk = min(LOGITS_AT_ONCE, tokens * vocabulary) * (2 * size + 3 * 4)
     return Estimate(parameters, trained, weights, optimizer, sampling, gradients, activations + chunk)
+
+
+_SHAPES: dict[str, torch.nn.Module] = {}
+
+
+def _shapes(model_config) -> torch.nn.Module:
+    """The model without numbers. It is kept, because advice() asks about one model many times."""
+    from transformers import AutoModelForCausalLM
+
+    if (key := model_config.to_json_string()) not in _SHAPES:
+        with torch.device("meta"):
+            _SHAPES[key] = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+    return _SHAPES[key]
 
 
 def free_memory(device: str) -> float | None:

@@ -9,7 +9,7 @@ import signal
 import numpy
 import pytest
 import torch
-from conftest import RUN, check_equal
+from helpers import RUN, SMALL_DATA, check_equal
 from filelock import FileLock
 
 from rlvr import checkpoint, figures, runlog
@@ -88,23 +88,30 @@ def stop_and_resume(folder, stop_in, monkeypatch, n, times, **settings):
     return summary
 
 
-@pytest.mark.parametrize("n", [1, 3, 5])
-def test_stopped_after_a_step_and_resumed_it_is_the_run_that_was_never_stopped(n, tmp_path, stop_in, monkeypatch, reference, capsys):
+def test_stopped_after_each_step_and_resumed_it_is_the_run_that_was_never_stopped(tmp_path, stop_in, reference, capsys):
     folder = tmp_path / "run"
-    summary = stop_and_resume(folder, stop_in, monkeypatch, n, times=1)
-    done = (n + 1) // UPDATES
-    assert summary["steps"] == done and checkpoints(folder / "checkpoints")[0].name == f"step-{done:06}"
-    assert f"SIGTERM: stopped after step {done} of 4; all is saved." in capsys.readouterr().out
+    for done in (1, 2, 3):
+        stop_in(1)
+        summary = run(folder) if done == 1 else resume(folder)
+        assert summary["stopped_by"] == "SIGTERM"
+        assert summary["steps"] == done and checkpoints(folder / "checkpoints")[0].name == f"step-{done:06}"
+        said = capsys.readouterr().out
+        assert f"SIGTERM: stopped after step {done} of 4; all is saved." in said
+        assert done == 1 or f"resumed from step-{done - 1:06}: {done - 1} steps done" in said
+    stop_in(0)
     resume(folder)
-    assert f"resumed from step-{done:06}: {done} steps done" in capsys.readouterr().out
     check_equal(folder, reference())
 
 
-@pytest.mark.parametrize("n", [1, 3, 7])
-def test_stopped_between_two_updates_the_rest_of_the_batch_is_used(n, tmp_path, stop_in, monkeypatch, reference, capsys):
+def test_stopped_between_two_updates_the_rest_of_the_batch_is_used(tmp_path, stop_in, reference, capsys):
     folder = tmp_path / "run"
-    summary = stop_and_resume(folder, stop_in, monkeypatch, n, times=2)
-    assert summary["steps"] == n // UPDATES and checkpoints(folder / "checkpoints")[0].name == f"step-{n // UPDATES:06}+1"
+    for n, updates in ((1, 1), (2, 3), (4, 7)):  # the n-th update of this run, and of the whole
+        stop_in(n, times=2)
+        summary = run(folder) if updates == 1 else resume(folder)
+        assert summary["steps"] == updates // UPDATES
+        assert checkpoints(folder / "checkpoints")[0].name == f"step-{updates // UPDATES:06}+1"
+        assert updates == 1 or "and 1 updates of the next" in capsys.readouterr().out
+    stop_in(0)
     resume(folder)
     assert "and 1 updates of the next" in capsys.readouterr().out
     check_equal(folder, reference())
@@ -140,12 +147,19 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("times", [1, 2])
-def test_resume_is_exact_for_every_method(kind, times, tmp_path, stop_in, monkeypatch, reference):
+def test_resume_is_exact_for_every_method(kind, tmp_path, stop_in, reference):
+    """Stopped after the first step, then between the first two updates of the second."""
     settings = dict(steps=3, final_eval_problems=0, eval_data="") | KINDS[kind]
-    stop_and_resume(tmp_path / "run", stop_in, monkeypatch, 3, times, **settings)
-    resume(tmp_path / "run")
-    check_equal(tmp_path / "run", reference(**settings))
+    folder = tmp_path / "run"
+    stop_in(1)
+    run(folder, **settings)
+    assert checkpoints(folder / "checkpoints")[0].name == "step-000001"
+    stop_in(1, times=2)
+    resume(folder)
+    assert checkpoints(folder / "checkpoints")[0].name == "step-000001+1"
+    stop_in(0)
+    resume(folder)
+    check_equal(folder, reference(**settings))
 
 
 def test_the_stage_detector_remembers(tmp_path, stop_in, monkeypatch):
@@ -167,7 +181,7 @@ def test_the_stage_detector_remembers(tmp_path, stop_in, monkeypatch):
 
 def test_the_place_in_the_data_is_kept_over_several_passes(tmp_path, stop_in, monkeypatch, reference):
     (tmp_path / "six.jsonl").write_text(
-        "".join(json.dumps({"problem": p.problem, "answer": p.answer}) + "\n" for p in load_problems("tiny", "train", 6)), encoding="utf-8"
+        "".join(json.dumps({"problem": p.problem, "answer": p.answer}) + "\n" for p in load_problems(SMALL_DATA)[:6]), encoding="utf-8"
     )
     settings = dict(data=str(tmp_path / "six.jsonl"), instruction="", final_eval_problems=0, eval_data="")  # 4 of 6 in each step
     stop_and_resume(tmp_path / "run", stop_in, monkeypatch, 4, 1, **settings)
@@ -270,14 +284,14 @@ def test_another_model_is_refused(copy, monkeypatch):
         return policy
 
     monkeypatch.setattr(train_module, "load_policy", changed)
-    with pytest.raises(SettingError, match="The model tiny is not what .* began with"):
+    with pytest.raises(SettingError, match="The model .*words is not what .* began with"):
         resume(copy, "--steps", "6")
 
 
 def new_trainer(**settings) -> Trainer:
     config = TrainConfig(**(RUN | settings))
-    policy = load_policy("tiny")
-    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
+    policy = load_policy(config.model)
+    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems(config.data), "", 128)
     return Trainer(config, policy, problems, prompts)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import RUN, make_rollouts
+from helpers import RUN, make_rollouts
 
 from rlvr import figures, runlog
 from rlvr.config import EvalConfig, TrainConfig, parse_eval, parse_train

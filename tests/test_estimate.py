@@ -72,7 +72,7 @@ def test_lora_trains_rank_times_the_sides_of_each_linear_layer():
 
 @pytest.mark.slow
 def test_it_is_what_a_model_with_an_adapter_has():
-    from conftest import new_model
+    from helpers import new_model
 
     from rlvr.lora import add_lora
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_rollouts
+from helpers import make_rollouts
 
 import rlvr.evaluate
 from rlvr.config import EvalConfig

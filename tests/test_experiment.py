@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import STORIES
+from helpers import STORIES
 
 from rlvr import experiment
 from rlvr.config import SettingError, parse_train

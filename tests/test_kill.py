@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import RUN, check_equal
+from helpers import RUN, check_equal
 
 from rlvr.checkpoint import checkpoints, damage
 

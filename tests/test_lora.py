@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import RUN, check_equal, make_rollouts, new_model
+from helpers import RUN, check_equal, make_rollouts, new_model
 from safetensors.torch import load_file
 
 from rlvr import publish

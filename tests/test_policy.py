@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import V, make_rollouts, new_model, reference_logp_and_entropy, stock
+from helpers import V, exact, make_rollouts, new_model, plain_logp_and_entropy, reference_logp_and_entropy, stock
 
 from rlvr import policy
-from rlvr.attention import Packed
+from rlvr.attention import ATTENTION, Packed
 from rlvr.config import SettingError
 from rlvr.loss import clipped_loss
 from rlvr.policy import MasterWeights, check_length, load_policy, logp_and_entropy, micro_batches, score
@@ -95,6 +95,77 @@ def assert_same_gradient(a, b):
     assert ((a - b).norm() / b.norm()).item() < 1e-5
 
 
+def differences(f, x: torch.Tensor, directions: list[torch.Tensor], h: float) -> torch.Tensor:
+    """The derivative of f at x along each direction, by central differences: what holds whatever autograd does."""
+    return torch.stack([(f(x + h * d) - f(x - h * d)) / (2 * h) for d in directions])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_gradient_of_a_log_prob_is_that_of_its_formula(temperature):
+    """d log p_y / d z_v = ([v = y] - p_v) / temperature: by hand, by autograd in float64, and by differences."""
+    g = torch.Generator().manual_seed(0)
+    logits, targets = 3 * torch.randn(6, V, generator=g, dtype=torch.float64), torch.randint(0, V, (6,), generator=g)
+    weights = torch.randn(6, generator=g, dtype=torch.float64)
+
+    def total(z):
+        return (weights * (z.view(6, V) / temperature).log_softmax(-1)[range(6), targets]).sum()
+
+    ours = logits.float().requires_grad_()
+    logp, entropy = policy._TokenLogp.apply(ours, targets, temperature)
+    (logp * weights).sum().backward()
+    p = (logits / temperature).softmax(-1)
+    by_hand = weights[:, None] * (torch.nn.functional.one_hot(targets, V) - p) / temperature
+    by_autograd = torch.autograd.functional.jacobian(total, logits.flatten()).view(6, V)
+    by_differences = differences(total, logits.flatten(), list(torch.eye(6 * V, dtype=torch.float64)), 1e-5).view(6, V)
+    for expected in (by_hand, by_autograd, by_differences):
+        torch.testing.assert_close(ours.grad.double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logp.double(), p.log()[range(6), targets], rtol=0, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), -(p * p.log()).sum(-1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.05])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_gradient_of_the_whole_loss_is_that_of_its_formula(model, rollouts, temperature, entropy_coef):
+    """Clipped objective, KL and entropy bonus, token by token in float64: by autograd, and by differences along random directions."""
+    ours, plain = exact(model, ATTENTION), exact(model)
+    rows = [(i, rollouts.prompt_ids[i], rollouts.completion_ids[i, :n].tolist()) for i, n in enumerate(LENGTHS) if n]
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        now, _ = of(plain, rollouts, temperature)
+    # a policy that has moved: some ratios are outside the clip, on either side
+    rollouts.old_logp, ref_logp, advantages = (x + torch.randn(now.shape, generator=g) * s for x, s in ((now, 0.4), (now, 0.4), (0, 1.0)))
+
+    def loss_by_formula(weights):
+        total = 0.0
+        named = dict(zip(dict(plain.named_parameters()), torch.split(weights, [p.numel() for p in plain.parameters()])))
+        for i, prompt, completion in rows:
+            shaped = {name: named[name].view_as(p) for name, p in plain.named_parameters()}
+            logp, entropy = plain_logp_and_entropy(lambda **kw: torch.func.functional_call(plain, shaped, kwargs=kw), prompt, completion, temperature)
+            for t in range(len(completion)):
+                ratio, a = (logp[t] - rollouts.old_logp[i, t]).exp(), advantages[i, t]
+                gain = torch.minimum(ratio * a, ratio.clamp(0.8, 1.28) * a)
+                log_ref = ref_logp[i, t] - logp[t]
+                total = total + gain - 0.1 * (log_ref.exp() - log_ref - 1) + entropy_coef * entropy[t]
+        return -total / sum(LENGTHS)
+
+    logp, entropy = of(ours, rollouts, temperature, with_grad_entropy=entropy_coef > 0)
+    loss, stats = clipped_loss(
+        logp, rollouts.old_logp, advantages, rollouts.mask, ref_logp=ref_logp, kl_coef=0.1, entropy=entropy, entropy_coef=entropy_coef
+    )
+    loss.backward()
+    assert stats["clipped_low"] > 0 and stats["clipped_high"] > 0
+    gradient = torch.cat([p.grad.flatten() for p in ours.parameters()])
+    weights = torch.cat([p.detach().flatten() for p in plain.parameters()])
+    by_autograd = torch.autograd.functional.jacobian(loss_by_formula, weights)
+    assert gradient.norm() > 1e-3
+    assert loss.item() == pytest.approx(loss_by_formula(weights).item(), abs=1e-6)
+    assert (gradient - by_autograd).norm() < 5e-6 * gradient.norm()  # the softmax of ours is float32: 5e-7
+    directions = [gradient / gradient.norm(), *torch.nn.functional.normalize(torch.randn(3, len(weights), generator=g, dtype=torch.float64))]
+    with torch.no_grad():
+        slopes = differences(loss_by_formula, weights, directions, 1e-6)
+    torch.testing.assert_close(slopes, torch.stack([gradient @ d for d in directions]), rtol=0, atol=5e-6 * gradient.norm().item())
+
+
 @pytest.mark.parametrize("name", ["qwen", "llama", "gpt2"])
 def test_the_gradient_does_not_depend_on_the_micro_batches(name, rollouts):
     model = new_model(name)
@@ -120,9 +191,7 @@ def test_the_gradient_of_the_entropy_is_that_of_its_definition(rollouts):
     ours = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
     for prompt, completion, n in zip(rollouts.prompt_ids, rollouts.completion_ids.tolist(), LENGTHS):
-        logits = model(input_ids=torch.tensor([prompt + completion[:n]])).logits[0, len(prompt) - 1 : len(prompt) - 1 + n]
-        logp = (logits / 0.6).log_softmax(-1)
-        (-logp.exp() * logp).sum().backward()
+        plain_logp_and_entropy(model, prompt, completion[:n], 0.6)[1].sum().backward()
     assert_same_gradient(ours, torch.cat([p.grad.flatten() for p in model.parameters()]))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import RUN, WordTokenizer, make_rollouts, new_model, reference_logp_and_entropy, stock
+from helpers import RUN, WordTokenizer, make_rollouts, new_model, reference_logp_and_entropy, stock
 from safetensors.torch import load_file
 
 from rlvr import checkpoint, probe
@@ -131,7 +131,8 @@ def test_changes_hold_together(run):
 
 
 def test_a_step_without_updates_has_no_changes(tmp_path):
-    settings = RUN | dict(steps=1, out=str(tmp_path), name="run", filter_groups=True, max_new_tokens=2, overlong_buffer=0)
+    (tmp_path / "hard.jsonl").write_text('{"problem": "1 + 1 =", "answer": "77"}\n' * 4)  # no group has a right answer
+    settings = RUN | dict(steps=1, out=str(tmp_path), name="run", filter_groups=True, data=str(tmp_path / "hard.jsonl"))
     train(TrainConfig(**settings))
     probe.probe(tmp_path / "run", ProbeConfig(**(PROBE | dict(exploration=False, replacements=False))))
     assert load_file(tmp_path / "run" / "probe" / "changes.safetensors") == {}

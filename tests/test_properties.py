@@ -15,7 +15,7 @@ from pathlib import Path
 import hypothesis.configuration
 import pytest
 import torch
-from conftest import make_rollouts
+from helpers import make_rollouts
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import RUN
+from helpers import RUN
 
 from rlvr import publish
 from rlvr.config import PRESETS, SettingError, TrainConfig

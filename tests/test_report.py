@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import RUN
+from helpers import RUN
 
 from rlvr import probe
 from rlvr.config import SettingError, TrainConfig

@@ -88,11 +88,17 @@ def gone(pid, seconds):
 
 
 def test_verdict_table(children):
+    wrong = mismatches(row for row in TABLE if row["category"] != "heavy")
+    assert len(wrong) <= KNOWN_MISSES - 1, "\n".join(map(str, wrong))
+    assert len(children) < 4  # few answers should be bad enough to cost a process
+
+
+def test_verdict_table_of_answers_that_are_too_heavy_to_check(children, impatient):
     start = time.monotonic()
-    wrong = mismatches(TABLE)
-    assert len(wrong) <= KNOWN_MISSES, "\n".join(map(str, wrong))
+    wrong = mismatches(row for row in TABLE if row["category"] == "heavy")
+    assert len(wrong) <= 1, "\n".join(map(str, wrong))
     assert time.monotonic() - start < 60
-    assert len(children) < 12  # few answers should be bad enough to cost a process
+    assert len(children) < 12
 
 
 def test_verdict_table_in_a_thread(children):
@@ -512,7 +518,7 @@ def test_a_reward_function_that_cannot_work_is_named_before_the_run(name, code, 
 
 
 def test_a_run_with_a_reward_of_its_own_says_so_and_goes_on_only_with_it(tmp_path, monkeypatch):
-    from conftest import RUN
+    from helpers import RUN
 
     from rlvr.config import SettingError, TrainConfig, parse_train
     from rlvr.figures import read_metrics

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import V, make_rollouts, new_model, reference_logp_and_entropy, stock
+from helpers import V, make_rollouts, new_model, reference_logp_and_entropy, stock
 
 from rlvr import policy, rollout
 from rlvr.data import encode_prompts, load_problems
@@ -39,10 +39,10 @@ def hugging_face_greedy(model, prompt, max_new_tokens, stop_ids):
 
 
 def test_greedy_equals_hugging_face_token_for_token(model, tokenizer):
+    theirs = [hugging_face_greedy(model, p, 3 * GROW + 2, NEVER) for p in PROMPTS]
     for max_new_tokens in (1, GROW, GROW + 1, 3 * GROW + 2):  # before, at and beyond the places where the cache grows
         ours = completions(run(model, tokenizer, temperature=0, max_new_tokens=max_new_tokens, stop_ids=NEVER, completions_per_prompt=2))
-        theirs = [hugging_face_greedy(model, p, max_new_tokens, NEVER) for p in PROMPTS]
-        assert ours == [row for row in theirs for _ in range(2)]
+        assert ours == [row[:max_new_tokens] for row in theirs for _ in range(2)]
     assert len({tuple(row) for row in theirs}) == 4 and any(len(set(row)) > 3 for row in theirs), "too dull to test anything"
 
 
@@ -61,8 +61,8 @@ def test_rows_that_end_early_do_not_change_the_others(model, tokenizer):
     cut = cut_at(stop)
     ours = run(model, tokenizer, MORE_PROMPTS, temperature=0, max_new_tokens=3 * GROW, stop_ids=stop)
     assert completions(ours) == cut
-    for i, prompt in enumerate(MORE_PROMPTS):  # and each row alone, without neighbours
-        assert completions(run(model, tokenizer, [prompt], temperature=0, max_new_tokens=3 * GROW, stop_ids=stop)) == [cut[i]]
+    for i in range(0, len(MORE_PROMPTS), 4):  # and some rows alone, without neighbours
+        assert completions(run(model, tokenizer, [MORE_PROMPTS[i]], temperature=0, max_new_tokens=3 * GROW, stop_ids=stop)) == [cut[i]]
 
 
 def test_rows_that_leave_at_different_times_keep_their_own_keys(model, tokenizer):
@@ -141,17 +141,17 @@ def record_on_the_cpu(decoder):
 
 def test_a_recorded_step_gives_the_same_completions(model, tokenizer, monkeypatch):
     def completions_with(cuda_graphs):
-        prompts, repeats, steps = PROMPTS, 3, 2 * GROW + 5
+        prompts, repeats, steps = PROMPTS, 3, GROW + 4
         u = torch.rand(len(prompts) * repeats, steps, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             return rollout.sample_batch.__wrapped__(model, prompts, repeats, {2}, 1.0, 1.0, u, cuda_graphs=cuda_graphs)
 
     calls = []
-    monkeypatch.setattr(rollout, "GROW_CUDA_GRAPHS", 11)  # several recordings
+    monkeypatch.setattr(rollout, "GROW_CUDA_GRAPHS", 8)  # several recordings
     monkeypatch.setattr(rollout.Decoder, "_record", lambda decoder: calls.append(1) or record_on_the_cpu(decoder))
     plain, recorded = completions_with(False), completions_with(True)
     assert len(calls) >= 3
-    mask = torch.arange(2 * GROW + 5) < plain[1][:, None]
+    mask = torch.arange(GROW + 4) < plain[1][:, None]
     assert torch.equal(plain[1], recorded[1]) and torch.equal(plain[2], recorded[2]) and plain[1].unique().numel() > 1
     for a, b in zip((plain[0], plain[3], plain[4]), (recorded[0], recorded[3], recorded[4])):
         torch.testing.assert_close(a[mask], b[mask], rtol=0, atol=1e-5)

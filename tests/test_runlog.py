@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import STORIES, make_rollouts
+from helpers import STORIES, make_rollouts
 
 from rlvr import train as train_module
 from rlvr.config import TrainConfig

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RUN
+from helpers import RUN
 
 from rlvr import trackers
 from rlvr.config import SettingError, TrainConfig, parse_train

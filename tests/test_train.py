@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from conftest import STORIES
+from helpers import SMALL_DATA, SMALL_MODEL, STORIES
 
 from rlvr import train as train_module
 from rlvr.advantage import grpo_advantages
@@ -20,15 +20,15 @@ from rlvr.train import Trainer, train
 
 SMALL = dict(
     prompts_per_step=8, completions_per_prompt=4, mini_batch_prompts=4, steps=3, sampling_rounds=1, warmup_steps=0, final_eval_problems=0,
-    max_new_tokens=60,
+    max_new_tokens=20, overlong_buffer=10, model=SMALL_MODEL, data=SMALL_DATA, instruction="",
 )  # fmt: skip
-FILE = dict(data=STORIES)  # for whole runs: the 8192 built-in problems take seconds to make and encode
+BUILT_IN = dict(model="tiny", data=STORIES, max_new_tokens=60, overlong_buffer=TrainConfig.overlong_buffer)  # knows what it does, and takes longer
 
 
 def make_trainer(**settings) -> Trainer:
     config = TrainConfig(**(SMALL | settings))
     policy = load_policy(config.model, "cpu", config.dtype, config.sampler)
-    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
+    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems(config.data, "train", 64), "", 128)
     return Trainer(config, policy, problems, prompts)
 
 
@@ -80,7 +80,7 @@ def test_the_gradients_of_the_two_signs_add_up():
 
 
 def test_the_micro_batch_size_changes_nothing_but_rounding():
-    one, many = after(steps=1, micro_batch_tokens=100_000), after(steps=1, micro_batch_tokens=150)
+    one, many = after(steps=1, micro_batch_tokens=100_000), after(steps=1, micro_batch_tokens=60)
     assert not torch.equal(one, weights(make_trainer()))
     torch.testing.assert_close(one, many, rtol=0, atol=2e-5)  # AdamW's first step is lr * sign(gradient): it magnifies rounding
 
@@ -107,7 +107,7 @@ def test_groups_that_are_all_right_or_all_wrong_are_dropped_and_counted(monkeypa
 def test_the_filter_looks_at_correctness_and_not_at_the_reward(monkeypatch):
     # Every completion is right, but some are overlong: the rewards differ inside a group, and the group is dropped all the same.
     monkeypatch.setattr(train_module, "verify_all", lambda texts, golds: [True] * len(texts))
-    trainer = make_trainer(overlong_buffer=100, max_new_tokens=100)
+    trainer = make_trainer(overlong_buffer=20, max_new_tokens=20)
     before = weights(trainer)
     metrics, _, _, _ = trainer.step()
     assert metrics["reward_std"] > 0 and metrics["groups_kept"] == 0 and metrics["updates"] == 0
@@ -178,9 +178,9 @@ def test_a_right_answer_earns_1_and_a_wrong_one_minus_1(monkeypatch):
 
 def test_the_overlong_penalty_is_added_to_the_reward_and_scaled_by_its_factor(monkeypatch):
     monkeypatch.setattr(train_module, "verify_all", one_right_in_four)
-    trainer = make_trainer(method="grpo", max_new_tokens=60, overlong_buffer=40, overlong_factor=0.5)
+    trainer = make_trainer(method="grpo", max_new_tokens=20, overlong_buffer=15, overlong_factor=0.5)
     metrics, batch, correct, shaped = trainer.step()
-    penalties = [min(0.0, -0.5 * (length - 20) / 40) for length in batch.lengths.tolist()]  # from token 20 on, -0.5 at token 60
+    penalties = [min(0.0, -0.5 * (length - 5) / 15) for length in batch.lengths.tolist()]  # from token 5 on, -0.5 at token 20
     assert len(set(penalties)) > 2
     rewards = torch.tensor([(1.0 if right else -1.0) + penalty for right, penalty in zip(correct.tolist(), penalties)])
     assert metrics["reward"] == pytest.approx(rewards.mean().item(), abs=1e-6)
@@ -206,7 +206,7 @@ def test_the_shares_of_clipped_tokens_and_the_loss_are_means_over_the_tokens(mon
 
 
 def test_the_defects_of_a_row_are_counted_with_the_steps_of_its_own_problem():
-    trainer = make_trainer()
+    trainer = make_trainer(**BUILT_IN | dict(data="tiny"))
     metrics, batch, *_ = trainer.step()
     problems = [trainer.problems[trainer.prompts.index(prompt)] for prompt in batch.prompt_ids]
     rows = zip(batch.text, batch.finished.tolist(), problems)
@@ -427,8 +427,8 @@ def test_bfloat16_with_master_weights_trains():
 
 
 def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
-    watching = dict(eval_data=STORIES, final_eval_problems=6, eval_every=2, eval_problems=4, show_every=1)
-    config = TrainConfig(**(SMALL | FILE | watching | dict(out=str(tmp_path), name="r")))
+    watching = dict(eval_data=SMALL_DATA, final_eval_problems=6, eval_every=2, eval_problems=4, show_every=1)
+    config = TrainConfig(**(SMALL | watching | dict(out=str(tmp_path), name="r")))
     summary = train(config)
     folder = tmp_path / "r"
     assert {p.name for p in folder.iterdir()} == set(
@@ -460,7 +460,7 @@ def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
 def test_the_saved_model_is_the_trained_policy(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    config = TrainConfig(**(SMALL | FILE | dict(out=str(tmp_path), name="r", lr=5e-3)))
+    config = TrainConfig(**(SMALL | dict(out=str(tmp_path), name="r", lr=5e-3)))
     train(config)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "model")
     base = AutoModelForCausalLM.from_pretrained(load_policy("tiny").model.config._name_or_path)
@@ -477,15 +477,15 @@ def test_progress_is_measured_with_the_sampling_of_training(tmp_path, monkeypatc
         return real(policy, problems, prompts, **settings)
 
     monkeypatch.setattr(train_module, "evaluate", watched)
-    settings = dict(eval_data=STORIES, steps=2, temperature=0.9, max_new_tokens=50, eval_every=1, eval_problems=2, final_eval_problems=3)
-    train(TrainConfig(**(SMALL | FILE | settings | dict(out=str(tmp_path)))))
-    assert seen == [(3, 0.9, 1.0, 50), (2, 0.9, 1.0, 50), (3, 0.9, 1.0, 50)]
+    settings = dict(eval_data=SMALL_DATA, steps=2, temperature=0.9, max_new_tokens=12, eval_every=1, eval_problems=2, final_eval_problems=3)
+    train(TrainConfig(**(SMALL | settings | dict(out=str(tmp_path)))))
+    assert seen == [(3, 0.9, 1.0, 12), (2, 0.9, 1.0, 12), (3, 0.9, 1.0, 12)]
 
 
 def test_the_csv_reads_back_equal_for_equal_seeds(tmp_path):
     rows = []
     for name in "ab":
-        train(TrainConfig(**(SMALL | FILE | dict(out=str(tmp_path), name=name))))
+        train(TrainConfig(**(SMALL | dict(out=str(tmp_path), name=name))))
         with open(tmp_path / name / "metrics.csv", newline="") as file:
             rows.append([{k: v for k, v in row.items() if not k.startswith("seconds")} for row in csv.DictReader(file)])
     assert rows[0] == rows[1]
