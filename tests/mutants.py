@@ -1,7 +1,8 @@
-"""Break the library on purpose, one line at a time, and see whether the tests notice:  python tests/mutants.py [word in the name]
+"""Break the library on purpose, one line at a time, and see whether the tests notice:  python tests/mutants.py [word in a name | --tenth]
 
-Each mutant is a mistake that learners make or copy. The repository is copied to a temporary folder, one piece of text is replaced there,
-and the tests that should notice run until the first failure. Exit code 1 if a mutant survives or its text is not found exactly once.
+Each mutant is a mistake that learners make or copy. In a copy of the repository one piece of text is replaced, and the tests that should
+notice run until the first failure. A mutant is caught if a test fails that passes without it. With --tenth every tenth mutant is tried,
+others each day. Exit code 1 if a mutant is not caught, for whatever reason.
 """
 
 import multiprocessing
@@ -12,10 +13,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import pytest
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM  # noqa: F401 (imported once, before the mutants are tried)
+os.environ["OMP_NUM_THREADS"] = "1"  # mutants are tried side by side, one on each core
+import datasets  # noqa: E402, F401 (what tests import, once, before the mutants are tried; nothing of rlvr)
+import hypothesis  # noqa: E402, F401
+import matplotlib.pyplot  # noqa: E402, F401
+import pytest  # noqa: E402
+import tyro  # noqa: E402, F401
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM  # noqa: E402, F401
 
-ROOT = Path(__file__).parent.parent
+from conditions import copy_repository  # noqa: E402
+
 SECONDS = 300  # for the tests of one mutant; a mutant that hangs is caught
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 sys.dont_write_bytecode = True  # the bytecode of the last mutant must not run
@@ -320,7 +327,8 @@ MUTANTS = [
     ("train: weight decay ignored", "train -k reach_the_optimizer", "train", "weight_decay=config.weight_decay", "weight_decay=0.0"),
     ("train: every update sees the first groups", "train -k each_kept_group", "train",
      "torch.tensor(step.groups[: c.mini_batch_prompts])", "torch.tensor(step.groups[-c.mini_batch_prompts :])"),
-    ("train: rewards 0 and 1", "train -k minus_1", "reward", "return 1.0 if reward else -1.0", "return 1.0 if reward else 0.0"),
+    ("train: rewards 0 and 1", "train -k minus_1", "train", "[1.0 if right else -1.0", "[1.0 if right else 0.0"),
+    ("reward: True and False are 1 and 0", "faults -k reward", "reward", "return 1.0 if reward else -1.0", "return 1.0 if reward else 0.0"),
     ("train: overlong factor ignored", "train -k overlong", "train", "c.overlong_buffer, c.overlong_factor)", "c.overlong_buffer)"),
     ("train: clipped tokens counted, not their share", "train -k shares", "train",
      'totals[name] / tokens for name in ("loss",', 'totals[name] for name in ("loss",'),
@@ -355,7 +363,7 @@ MUTANTS = [
      "self.waiting = self.waiting[self.file.write(self.waiting) :]", 'self.file.write(self.waiting); self.waiting = b""'),
     ("files: a failed write leaves its half", "faults -k whole_or", "files", "beside.unlink(missing_ok=True)  #", "pass  #"),
     ("files: control characters reach the terminal", "faults -k cursor", "files", "unicodedata.category(c)[0] != \"C\"", "True"),
-    ("files: half a line stays", "checkpoint -k cut_from", "files", 'if line.endswith(b"\\n") and keep(line):', "if keep(line):"),
+    ("files: half a line stays", "faults -k half_a_line", "files", 'if line.endswith(b"\\n") and keep(line):', "if keep(line):"),
     # -- checkpoints
     ("checkpoint: weights not restored", "checkpoint -k stopped_after", "checkpoint", 'weight.copy_(tensors["weights"][name])', "pass"),
     ("checkpoint: master weights not written back", "checkpoint -k bfloat16", "checkpoint", "trainer.weights.write_back()", "pass"),
@@ -419,69 +427,95 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def copy_repository(to: Path) -> None:
-    skip = shutil.ignore_patterns("__pycache__", ".pytest_cache")
-    for folder in ("rlvr", "tests", "tutorials"):
-        shutil.copytree(ROOT / folder, to / folder, ignore=skip)
-    for file in (".pytest.ini", "README.md", "train.py", "eval.py"):
-        if (ROOT / file).exists():
-            shutil.copy(ROOT / file, to / file)
-
-
-def run_tests(folder: Path, names: str) -> int:
-    """0: all passed. 1: a test failed. Anything else: the tests did not run."""
-    names, _, selection = names.partition(" -k ")
-    files = [f"tests/test_{name}.py" for name in names.split()]
-    if not all((folder / file).exists() for file in files):
-        return -1
+def run_tests(folder: Path, files: list[str], selection: str = "") -> tuple[int, str]:
+    """pytest's exit code (0: all passed, 1: a test failed, 124: no end in sight) and the first test that failed."""
     process = CONTEXT.Process(target=_pytest, args=(folder, files, selection))
     process.start()
     process.join(SECONDS)
     if process.is_alive():
         process.kill()
-        return 1
-    return process.exitcode
+        process.join()
+        return 124, "no end in sight"
+    said = folder / "failed"
+    first = said.read_text(encoding="utf-8") if said.exists() else ""
+    said.unlink(missing_ok=True)
+    return process.exitcode, first
+
+
+class _FirstFailure:
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            Path("failed").write_text(report.nodeid, encoding="utf-8")
 
 
 def _pytest(folder: Path, files: list[str], selection: str) -> None:
     """In a process of its own, which has imported torch already where the system can fork: seconds saved on every mutant."""
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(silence, stream)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = str(folder)
     marks = "slow or not slow" if any(name in file for name in ALL_SLOW for file in files) else "not slow"
-    sys.exit(int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", marks, "-k", selection, *files])))
+    arguments = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", marks, "-k", selection, *files]
+    sys.exit(int(pytest.main(arguments, plugins=[_FirstFailure()])))
+
+
+def try_mutant(folder: Path, tests: str, file: str, old: str, new: str) -> str:
+    """The verdict on one mutant, in a copy of the repository: "caught" by which test, or why not."""
+    names, _, selection = tests.partition(" -k ")
+    path = folder / "rlvr" / f"{file}.py"
+    text = path.read_text(encoding="utf-8")
+    if text.count(old) != 1:
+        return f"NOT TRIED: its text is found {text.count(old)} times"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    try:
+        code, test = run_tests(folder, [f"tests/test_{name}.py" for name in names.split()], selection)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    if code == 0:
+        return "SURVIVED"
+    if code == 124 or (code == 1 and test and run_tests(folder, [test])[0] == 0):
+        return f"caught by {test.removeprefix('tests/')}"
+    return f"NOT TRIED: {test} fails without it too" if code == 1 else f"NOT TRIED: pytest ends with exit code {code}"
+
+
+def work(mutants: list[tuple], turn, verdicts) -> None:
+    """A worker: takes the next mutant until there is none."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "repository"
+        copy_repository(folder)
+        while True:
+            with turn.get_lock():
+                i, turn.value = turn.value, turn.value + 1
+            if i >= len(mutants):
+                break
+            try:
+                verdict = try_mutant(folder, *mutants[i][1:])
+            except Exception as error:
+                verdict = f"NOT TRIED: {error!r}"
+            verdicts.put((mutants[i][0], verdict))
 
 
 def main(word: str = "") -> int:
-    chosen = [m for m in MUTANTS if word in m[0]]
-    caught, started = 0, time.perf_counter()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        copy_repository(folder)
-        usable = {}  # a test file that fails already without a mutant proves nothing
-        for names in {m[1] for m in chosen}:
-            usable[names] = run_tests(folder, names) == 0
-            if not usable[names]:
-                print(f"The tests of {names} are missing or fail without any mutant: run  python -m pytest  first.")
-        for number, (name, tests, file, old, new) in enumerate(chosen, start=1):
-            path = folder / "rlvr" / f"{file}.py"
-            text = path.read_text(encoding="utf-8")
-            if text.count(old) != 1:
-                verdict = f"TEXT FOUND {text.count(old)} TIMES"
-            elif not usable[tests]:
-                verdict = "NOT TRIED"
-            else:
-                path.write_text(text.replace(old, new), encoding="utf-8")
-                code = run_tests(folder, tests)
-                path.write_text(text, encoding="utf-8")
-                verdict = {0: "SURVIVED", 1: "caught"}.get(code, f"BROKEN (pytest exit code {code})")
-            caught += verdict == "caught"
-            print(f"{number:3}/{len(chosen)} {time.perf_counter() - started:5.0f} s  {verdict:10} {name}", flush=True)
-    print(f"{caught} of {len(chosen)} mutants caught")
-    return int(caught < len(chosen))
+    assert "rlvr" not in sys.modules, "the tests would run on it, and not on the mutants"
+    day = int(time.time() // 86400)
+    chosen = MUTANTS[day % 10 :: 10] if word == "--tenth" else [m for m in MUTANTS if word in m[0]]
+    turn, verdicts, started, missed = CONTEXT.Value("i", 0), CONTEXT.Queue(), time.perf_counter(), []
+    workers = [CONTEXT.Process(target=work, args=(chosen, turn, verdicts)) for _ in range(min(os.cpu_count() or 1, len(chosen)))]
+    for worker in workers:
+        worker.start()
+    for number in range(1, len(chosen) + 1):
+        name, verdict = verdicts.get()
+        print(f"{number:3}/{len(chosen)} {time.perf_counter() - started:5.0f} s  {name}: {verdict}", flush=True)
+        if not verdict.startswith("caught"):
+            missed.append(f"{name}: {verdict}")
+    for worker in workers:
+        worker.join()
+    minutes = (time.perf_counter() - started) / 60
+    print(f"\n{len(chosen) - len(missed)} of {len(chosen)} mutants caught in {minutes:.1f} min" + ("" if missed else ": all caught"))
+    print("\n".join(missed))
+    return int(bool(missed) or not chosen)
 
 
 if __name__ == "__main__":

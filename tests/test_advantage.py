@@ -128,6 +128,12 @@ def test_an_outlier_is_left_out_of_mean_and_deviation_but_gets_a_weight():
     close(weights_of([1.0, 2, 3, 4, 7], 0.01)[-1], 1 - 0.01 * 3.6 / math.sqrt(4.24), 1e-12)
 
 
+def test_perplexities_that_are_equal_but_for_an_outlier_or_for_rounding_are_not_divided_by_their_deviation():
+    # what is kept has deviation 0: the distance of the outlier counts as it is, 1 - 0.01 * 3
+    close(weights_of([2.0] * 7 + [5.0], 0.01), [1.0] * 7 + [0.97], 1e-12)
+    close(weights_of([2.0, 2.0, 2.0 + 1e-9, 2.0 - 1e-9], 0.01), [1.0] * 4, 1e-10)  # not one deviation apart
+
+
 @pytest.mark.parametrize("distance, weight", [(19.0, 0.81), (20.0, 0.8), (21.0, 0.8), (-19.0, 1.19), (-21.0, 1.2)])
 def test_the_weight_is_clamped_from_twenty_deviations_on(distance, weight):
     # -1 1 -1 1 -1 1 and an outlier: what is kept has mean 0 and population deviation 1, so w of the outlier is its distance

@@ -166,8 +166,8 @@ def test_the_stage_detector_remembers(tmp_path, stop_in, monkeypatch):
     """The plateau is found before the stop, or needs the entropies from before it; either way shaping goes on from there."""
     settings = dict(method="pos", shape_start="plateau", steps=5, final_eval_problems=0, eval_data="")
 
-    def detector(entropies):  # the plateau begins at the third step
-        return 3 if len(entropies) >= 3 else None
+    def detector(entropies):  # the plateau begins at the third step, and is not found a second time
+        return 3 if len(entropies) == 3 else None
 
     monkeypatch.setattr(train_module, "plateau_step", detector)
     run(tmp_path / "whole", **settings)
@@ -364,8 +364,12 @@ def test_the_newest_is_loaded_and_only_as_many_as_asked_are_kept(folder):
     tensors = {"weights": {"w": torch.ones(4)}, "optimizer": {}}
     save(folder, tensors, {"step": 4}, steps_done=3, updates=2, keep=2)
     assert [p.name for p in checkpoints(folder)] == ["step-000003+2", "step-000003"]
-    save(folder, tensors, {"step": 5}, steps_done=1_000_000, updates=None, keep=1)
-    assert [p.name for p in checkpoints(folder)] == ["step-1000000"] == [p.name for p in folder.iterdir()]
+    save(folder, tensors, {"step": 5}, steps_done=999_999, updates=None, keep=1)
+    save(folder, tensors, {"step": 6}, steps_done=1_000_000, updates=2, keep=2)
+    save(folder, tensors, {"step": 7}, steps_done=1_000_000, updates=11, keep=3)  # by number: the letters would put 9 before 1, 2 before 11
+    assert [p.name for p in checkpoints(folder)] == ["step-1000000+11", "step-1000000+2", "step-999999"]
+    save(folder, tensors, {"step": 8}, steps_done=1_000_001, updates=None, keep=1)
+    assert [p.name for p in checkpoints(folder)] == ["step-1000001"] == [p.name for p in folder.iterdir()]
 
 
 def test_every_so_manyth_is_kept_besides(folder):

@@ -693,6 +693,12 @@ def test_a_terminal_that_is_gone_does_not_end_the_run(tmp_path, monkeypatch):
     assert run(tmp_path / "run", show_every=1)["steps"] == 4
 
 
+def test_half_a_line_is_cut_from_a_log_though_its_step_is_kept(tmp_path):
+    log = tmp_path / "metrics.csv"
+    log.write_bytes(b"step,loss\n1,0.5\n2,0.4\n3,0.")
+    assert files.cut_back(log, lambda line: True) == 3 and log.read_bytes() == b"step,loss\n1,0.5\n2,0.4\n"
+
+
 def test_a_stream_that_is_gone_swallows_what_it_is_told():
     read, write = os.pipe()
     os.close(read)

@@ -238,6 +238,16 @@ def test_i2(tmp_path, low, high, agrees):
     assert section.verdicts[0].agrees is agrees and drawn(section, tmp_path)
 
 
+def test_a_difference_that_chance_explains_leaves_i2_open():
+    """2 points between halves whose completions scatter by 10: the interval holds 0, whichever half happens to be ahead."""
+    for gap in (0.02, -0.02):
+        rows = replaced(low=0.3, high=0.3 + gap)
+        for i, row in enumerate(rows):
+            row["replaced"] += 0.1 * (-1) ** (i // 3)
+        verdict = instance.low_perplexity_is_robust([made_up(replacements=rows)]).verdicts[0]
+        assert verdict.agrees is None, verdict.text
+
+
 @pytest.mark.parametrize("early, late, agrees", [(0.5, 0.1, True), (0.1, 0.5, False), (0.2, 0.2, None)])
 def test_t2(tmp_path, early, late, agrees):
     section = position.early_tokens_decide([made_up(replacements=replaced(early=early, late=late))])

@@ -48,21 +48,20 @@ def in_thread(function, *args):
 
 @pytest.fixture
 def children(monkeypatch):
-    """All child processes that start during a test. The cache is empty, so that each answer is really checked."""
-    processes = []
+    """The child processes of a test: the one that is there already, if any, and all that start. The cache is empty, so that each answer
+    is really checked."""
+    processes = [reward._worker.process] if reward._worker.process else []
 
     class Recorded(subprocess.Popen):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             processes.append(self)
 
-    reward._worker.stop()
     reward._decide.cache_clear()
     reward._ask.cache_clear()
     monkeypatch.setattr(reward.subprocess, "Popen", Recorded)
     yield processes
-    reward._worker.stop()
-    assert all(process.returncode is not None for process in processes), "a child process is left over"
+    assert all(p.returncode is not None for p in processes if p is not reward._worker.process), "a child process is left over"
 
 
 @pytest.fixture
@@ -416,6 +415,7 @@ def test_a_batch_of_hostile_answers_ends_soon_after_its_time_is_up(impatient, mo
 
 
 def test_missing_math_verify_is_a_clear_error(children, monkeypatch):
+    reward._worker.stop()
     monkeypatch.setattr(reward.importlib.util, "find_spec", lambda name: None)
     assert verify(boxed("5"), "5")
     with pytest.raises(ImportError, match="pip install math-verify"):

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from helpers import V, make_rollouts, new_model, reference_logp_and_entropy, stock
+from helpers import V, exact, make_rollouts, new_model, reference_logp_and_entropy, stock
 
 from rlvr import policy, rollout
+from rlvr.attention import ATTENTION
 from rlvr.data import encode_prompts, load_problems
 from rlvr.rollout import GROW, Rollouts, sample
 
@@ -106,18 +107,33 @@ def test_greedy_reports_log_probs_at_temperature_one(qwen, tokenizer):
     torch.testing.assert_close(rollouts.old_logp, score(qwen, rollouts, 1.0)[0], rtol=0, atol=1e-4)
 
 
-def test_log_probs_of_the_built_in_model_are_exact_to_1e_5():
-    """Float32, a whole batch of its own stories: the sampler, and the packed forward, against plain padded rows in float64."""
+def test_log_probs_of_the_built_in_model_are_as_exact_as_those_of_plain_rows():
+    """A whole batch of its own stories. With weights in float64 only the softmax rounds; in float32 the sampler and the packed forward
+    round no worse than transformers' own forward. How far the worst of thousands is off depends on the processor, the mean does not."""
     built_in = policy.load_policy("tiny")
-    problems = load_problems("tiny", "train", 16)
-    _, prompts, _ = encode_prompts(built_in.tokenizer, problems, "", 128)
-    rollouts = run(built_in.model, built_in.tokenizer, prompts, completions_per_prompt=8, max_new_tokens=120, stop_ids=built_in.stop_ids)
-    exact, _ = score(built_in.model.double(), rollouts, 1.0)
-    built_in.model.float()
-    packed, _ = policy.score(built_in.model, rollouts, torch.arange(len(rollouts)), 1.0, 4096)
-    assert len(rollouts.lengths.unique()) > 20
-    torch.testing.assert_close(rollouts.old_logp, exact, rtol=0, atol=1e-5)
-    torch.testing.assert_close(packed, exact, rtol=0, atol=1e-5)
+    _, prompts, _ = encode_prompts(built_in.tokenizer, load_problems("tiny", "train", 16), "", 128)
+    settings = dict(completions_per_prompt=8, max_new_tokens=120, stop_ids=built_in.stop_ids)
+
+    def exact_logp(rollouts):
+        hidden, targets = policy.hidden_states(twin, rollouts.prompt_ids, rollouts.completion_ids, rollouts.mask)
+        return policy._logits(twin, hidden).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+    def packed_logp(model, rollouts):
+        return policy.score(model, rollouts, torch.arange(len(rollouts)), 1.0, 4096)[0][rollouts.mask]
+
+    twin, doubled = exact(built_in.model), exact(built_in.model, ATTENTION)
+    with torch.no_grad():
+        rollouts = run(doubled, built_in.tokenizer, prompts[:4], **settings)
+        for logp in (rollouts.old_logp[rollouts.mask], packed_logp(doubled, rollouts)):
+            torch.testing.assert_close(logp.double(), exact_logp(rollouts), rtol=0, atol=5e-6)  # a few roundings of numbers up to 30
+
+        rollouts = run(built_in.model, built_in.tokenizer, prompts, **settings)
+        assert len(rollouts.lengths.unique()) > 20
+        expected = exact_logp(rollouts)
+        plain = (packed_logp(stock(built_in.model), rollouts) - expected).square().mean().sqrt()
+        for logp in (rollouts.old_logp[rollouts.mask], packed_logp(built_in.model, rollouts)):
+            error = logp - expected
+            assert error.square().mean().sqrt() < 1.5 * plain < 3e-6 and error.abs().max() < 1e-4
 
 
 # -- a step that is recorded and played again -------------------------------------------------------------------------------------------
