@@ -1,7 +1,8 @@
-"""Run the quick tests under the conditions of other machines and print a table:  python tests/conditions.py [word in a name ...]
+"""Run the tests under the conditions of other machines and print a table:  python tests/conditions.py [word in a name ...] [-option ...]
 
 A test that passes here and fails elsewhere depends on something that it does not mean: rounding, a signal that is ignored, the number of
-threads, the locale, the working directory, speed. Exit code 1 if a test fails under any of the conditions.
+threads, the locale, the working directory, speed. Options go to pytest, as in `-m slow`; without any, the quick tests run. Exit code 1 if a
+test fails under any of the conditions.
 """
 
 import os
@@ -80,7 +81,7 @@ def oldest_python(folder: Path) -> str:
     return python
 
 
-def run(c: Condition) -> tuple[dict[str, int], float, list[str]]:
+def run(c: Condition, options: list[str]) -> tuple[dict[str, int], float, list[str]]:
     """Counts of passed, failed and so on, seconds, and the tests that failed."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, home = Path(temporary) / c.folder, Path(temporary) / "other"
@@ -96,7 +97,7 @@ def run(c: Condition) -> tuple[dict[str, int], float, list[str]]:
         extra = ["-c", str(folder / ".pytest.ini"), f"--rootdir={folder}", str(folder / "tests")] if c.elsewhere else []
         try:
             done = subprocess.run(
-                [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *c.arguments, *extra], cwd=home if c.elsewhere else folder, env=env,
+                [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *c.arguments, *extra], cwd=home if c.elsewhere else folder, env=env,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", user=c.user or None,
                 preexec_fn=ignore_signals if c.signals else None,
             )  # fmt: skip
@@ -110,15 +111,17 @@ def run(c: Condition) -> tuple[dict[str, int], float, list[str]]:
     return counts, time.monotonic() - started, failed
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     sys.path.insert(0, str(ROOT))
     from rlvr.files import table  # not above: mutants.py takes copy_repository from here, and must not have imported rlvr
 
+    first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    words, options = arguments[:first], arguments[first:]
     chosen = [name for name in CONDITIONS if not words or any(word in name for word in words)]
     rows, bad = [], 0
     for name in chosen:
         print(f"{name} ...", flush=True)
-        counts, seconds, failed = run(CONDITIONS[name])
+        counts, seconds, failed = run(CONDITIONS[name], options)
         bad += bool(failed)
         print("".join(f"    {line}\n" for line in failed), end="", flush=True)
         number_failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -228,15 +227,18 @@ def test_help_shows_every_setting_with_its_text(script, config):
         assert texts[field.name].replace("\n", "").replace(" ", "") in shown.replace(" ", ""), field.name
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_help_comes_at_once(script):
-    for _ in range(3):  # a busy machine gets a second and a third chance
-        start = time.perf_counter()
-        assert run_script(str(ROOT / script), "--help").returncode == 0
-        seconds = time.perf_counter() - start
-        if seconds < 2:
-            break
-    assert seconds < 2
+def processor_seconds(*arguments: str) -> float:
+    """What a program costs, whatever else the machine does meanwhile."""
+    before = os.times()
+    assert run_script(*arguments).returncode == 0
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_help_comes_at_once():
+    """In half of the time, at most, that an import of torch takes, on a fast machine and on a slow one."""
+    torch = processor_seconds("-c", "import torch")
+    assert max(processor_seconds(str(ROOT / script), "--help") for script in ("train.py", "eval.py")) < torch / 2
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])

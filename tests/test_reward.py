@@ -7,6 +7,7 @@ r"""Rewards: the answer in the box, exact comparison, hostile answers, the overl
 import doctest
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -225,12 +226,15 @@ def test_response_that_is_no_answer(response):
 
 
 def test_integers_cost_microseconds():
+    """Little more than finding the number in the text costs: five times as much, typically; through math-verify it would be thousands."""
     responses = [f"So the answer is \\boxed{{{i}}}." for i in range(10_000)]
     golds = [str(i - i % 2) for i in range(10_000)]
     verify_all(responses[:10], golds[:10])
     start = time.process_time()
     assert sum(verify_all(responses, golds)) == 5000
-    assert time.process_time() - start < 0.2
+    between = time.process_time()
+    assert sum(re.search(r"\\boxed{(.*)}", text)[1] == gold for text, gold in zip(responses, golds)) == 5000
+    assert between - start < 20 * (time.process_time() - between)
 
 
 def test_import_is_light():
@@ -292,13 +296,12 @@ def test_equal_pairs_are_checked_once(children):
 # --- hostile answers -----------------------------------------------------------------------------------------------
 
 
-def test_answer_that_hangs_is_killed_and_the_next_one_is_right(children, impatient):
+def test_answer_that_hangs_is_killed_and_the_next_one_is_right(children, impatient, monkeypatch):
     assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")  # the first child starts, which the clock does not count
     before = reward.stats.copy()
-    start = time.monotonic()
     assert reward._worker.ask(*NEVER_ENDS) is False
-    assert time.monotonic() - start < 2
     assert children[0].returncode is not None
+    monkeypatch.setattr(reward, "ANSWER_SECONDS", 20)  # that was to save time; what can be decided is decided on any machine
     assert verify(boxed(r"\sqrt{18}"), r"3\sqrt{2}")
     assert reward.stats - before == {"checks": 1, "slow": 2, "timeouts": 1, "restarts": 1}
     assert len(children) == 2
@@ -325,10 +328,11 @@ def test_child_that_dies_over_an_answer_is_counted(children, monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems limit memory differently or not")
-def test_memory_of_the_child_is_limited(children, impatient):
+def test_memory_of_the_child_is_limited(children, impatient, monkeypatch):
     import resource
 
     assert reward._worker.ask("2^{2^{35}}", "5") is False  # 4 GiB, if it were computed
+    monkeypatch.setattr(reward, "ANSWER_SECONDS", 20)
     assert reward._worker.ask("1+1", "2") is True
     limit = resource.prlimit(reward._worker.process.pid, resource.RLIMIT_AS)
     assert limit[0] == reward.MEMORY_BYTES

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from helpers import SMALL_DATA, SMALL_MODEL, STORIES
+from helpers import SMALL_DATA, SMALL_MODEL, STORIES, exact, plain_logp_and_entropy
 
 from rlvr import train as train_module
 from rlvr.advantage import grpo_advantages
@@ -77,6 +77,34 @@ def test_the_gradients_of_the_two_signs_add_up():
     for whole, positive, negative in zip(gradients["all"], gradients["positive"], gradients["negative"]):
         torch.testing.assert_close(whole, positive + negative, rtol=0, atol=2e-6)
         assert positive.any() and negative.any()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_gradient_of_each_update_is_that_of_the_formula_row_by_row(temperature, monkeypatch):
+    """Two updates of one batch, with KL and entropy bonus, in several micro-batches: in the second the policy has moved."""
+    settings = dict(kl_coef=0.3, entropy_coef=0.05, filter_groups=False, micro_batch_tokens=60, max_grad_norm=1e9, lr=5e-3, temperature=temperature)
+    trainer, rows_of, updates = make_trainer(**settings), [], []
+    first, real = exact(trainer.policy.model), trainer._backward
+    monkeypatch.setattr(trainer, "_backward", lambda step, rows, tokens: rows_of.append(rows) or real(step, rows, tokens))
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: updates.append((exact(trainer.policy.model), [p.grad.clone() for p in trainer.weights.parameters]))
+    )
+    _, batch, _, shaped = trainer.step()
+    assert len(updates) == 2
+    for rows, (model, gradient) in zip(rows_of, updates):
+        total = 0.0
+        for i in rows.tolist():
+            completion = batch.completion_ids[i, : batch.lengths[i]].tolist()
+            logp, entropy = plain_logp_and_entropy(model, batch.prompt_ids[i], completion, temperature)
+            with torch.no_grad():
+                ref_logp, _ = plain_logp_and_entropy(first, batch.prompt_ids[i], completion, temperature)
+            a, ratio, log_ref = shaped[i, : len(logp)], (logp - batch.old_logp[i, : len(logp)]).exp(), ref_logp - logp
+            gain = torch.minimum(ratio * a, ratio.clamp(0.8, 1.28) * a)
+            total = total + (gain - 0.3 * (log_ref.exp() - log_ref - 1) + 0.05 * entropy).sum()
+        (-total / int(batch.lengths[rows].sum())).backward()
+        ours, plain = (torch.cat([g.flatten() for g in grads]) for grads in (gradient, [p.grad for p in model.parameters()]))
+        assert (ours - plain).norm() < 1e-4 * plain.norm()
+    assert ratio.min() < 0.95 and ratio.max() > 1.05
 
 
 def test_the_micro_batch_size_changes_nothing_but_rounding():
