@@ -143,7 +143,7 @@ def make_small_model() -> None:
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
-                weight.mul_(8.0)
+                weight.mul_(16.0)
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = dict(unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<unk>")

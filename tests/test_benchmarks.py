@@ -43,7 +43,7 @@ def test_the_scaling_program_runs(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_of_an_update_does_not_grow_with_vocabulary_times_length():
     short, long, whole = (
-        float(run("memory.py", "152000", *more)) for more in (("1024", "chunked"), ("3072", "chunked"), ("3072", "whole"))
+        float(run("memory.py", "152000", *more)) for more in (("512", "chunked"), ("1536", "chunked"), ("1536", "whole"))
     )
     assert long < 1.25 * short and whole > 2.5 * long, (short, long, whole)
 

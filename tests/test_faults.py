@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import RUN, check_equal
+from helpers import RUN, STORIES, check_equal
 from safetensors import SafetensorError
 
 from rlvr import checkpoint, figures, files, reward, stop
@@ -129,7 +129,7 @@ def test_out_of_memory_with_bfloat16_masters_does_not_count_twice_either(monkeyp
         config = TrainConfig(**(RUN | dict(dtype="bfloat16", micro_batch_tokens=60, mini_batch_prompts=4)))
         policy = load_policy(config.model, dtype="bfloat16")
         problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems(config.data), "", 128)
-        trainer, norms = Trainer(config, policy, problems, prompts), []
+        trainer, norms = Trainer(config, policy, problems, prompts, plus), []
         real, calls = train_module.clipped_loss, []
 
         def clipped_loss(*args, **kwargs):
@@ -356,14 +356,15 @@ def test_a_text_file_is_whole_or_the_old_one(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")
 def test_a_real_disk_that_is_full(tmp_path):
     """A file system of 12 MB takes two checkpoints of 4.6 MB and no third: the run goes on, ends with one sentence, and can be resumed."""
+    built_in = dict(keep=3, model="tiny", data=STORIES, eval_data=STORIES)
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting a file system is not allowed here")
     try:
-        run(tmp_path / "whole", keep=3)
+        run(tmp_path / "whole", **built_in)
         with pytest.raises(SettingError, match="step 4 could not be written .*No space left .*step-000002. Make room"):
-            run(disk / "run", keep=3)
+            run(disk / "run", **built_in)
         assert [damage(p) for p in checkpoints(disk / "run" / "checkpoints")] == [None, None]
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         resume(disk / "run")
@@ -523,7 +524,7 @@ def test_it_stops_after_ten_with_a_diagnosis_and_the_weights_are_the_last_good_o
 
     monkeypatch.setattr(train_module, "clipped_loss", clipped_loss)
     with pytest.raises(SettingError) as caught:
-        run(tmp_path / "run", steps=30)
+        run(tmp_path / "run", plus, steps=30)  # every group teaches, so every update has a loss
     assert str(caught.value) == (
         "Loss or gradient was not finite in 10 updates in a row (the last: loss nan, gradient norm nan); the weights are those of the last "
         "good update. Start anew with a lower --lr, or with --dtype float32."

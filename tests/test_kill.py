@@ -26,7 +26,7 @@ PHASES = ["loading", "sampling", "update", "checkpoint", "log", "evaluation", "b
 @pytest.fixture(scope="module")
 def server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rlvr.train", "rlvr.figures", "matplotlib.figure"])
+    context.set_forkserver_preload(["helpers", "rlvr.train", "rlvr.figures", "matplotlib.figure"])
     return context
 
 
@@ -112,7 +112,7 @@ def test_killed_at_random_moments_the_run_ends_as_if_it_had_not_been(server, tmp
     folder, settings = tmp_path / "run", settings_for(tmp_path / "run", **more)
     moments, phases, newest, kills, ended = random.Random(0), Counter(), "", 0, 0
     while kills < KILLS:
-        code, phase = life(server, folder, settings, seconds=moments.uniform(0.3, 3.0))
+        code, phase = life(server, folder, settings, seconds=moments.uniform(0.2, 1.5))
         if code == 0:
             check_equal(folder, tmp_path / "whole")
             shutil.rmtree(folder)
@@ -133,7 +133,7 @@ def test_killed_at_random_moments_the_run_ends_as_if_it_had_not_been(server, tmp
 @pytest.mark.parametrize("part", [0, 1])  # two halves, for two workers
 def test_killed_before_each_file_operation_of_a_step(part, server, tmp_path):
     """Checkpoint writing, renaming, deleting the old one, CSV writing, the final model: a kill at each of them in turn loses nothing."""
-    more = dict(steps=2, final_eval_problems=0, eval_data="", keep=1, prompts_per_step=2, mini_batch_prompts=1, max_new_tokens=30)
+    more = dict(steps=2, final_eval_problems=0, eval_data="", keep=1, prompts_per_step=2, mini_batch_prompts=1, max_new_tokens=8, overlong_buffer=4)
     whole = tmp_path / "whole"
     assert life(server, whole, settings_for(whole, **more))[0] == 0
     phases = Counter()
@@ -157,7 +157,7 @@ def test_killed_before_each_file_operation_of_a_step(part, server, tmp_path):
 
 def test_killed_in_the_middle_of_a_row(server, tmp_path):
     """metrics.csv and rollouts.jsonl end in half a line, which the resumed run cuts off."""
-    more = dict(steps=3, keep=1, prompts_per_step=2, mini_batch_prompts=1, max_new_tokens=30)
+    more = dict(steps=3, keep=1, prompts_per_step=2, mini_batch_prompts=1, max_new_tokens=8, overlong_buffer=4)
     assert life(server, tmp_path / "whole", settings_for(tmp_path / "whole", **more))[0] == 0
     for row in range(1, 9):  # the header, the first evaluation, and two files in each of three steps
         folder = tmp_path / f"run{row}"

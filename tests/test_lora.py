@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from helpers import RUN, check_equal, make_rollouts, new_model
+from helpers import RUN, SMALL_MODEL, check_equal, make_rollouts, new_model
 from safetensors.torch import load_file
 
 from rlvr import publish
-from rlvr.config import TINY_MODEL, SettingError, TrainConfig, parse_train
+from rlvr.config import SettingError, TrainConfig, parse_train
 from rlvr.figures import read_metrics
 from rlvr.lora import add_lora, chain, has_lora, is_adapter, without_lora
 from rlvr.policy import check_model_name, load_policy, logp_and_entropy
@@ -97,15 +97,15 @@ def test_a_run_trains_the_adapter_and_saves_it_in_the_format_of_peft(run):
     from transformers import AutoModelForCausalLM
 
     folder = run / "model"
-    assert is_adapter(folder) and chain(str(folder), check_model_name) == [str(folder), str(TINY_MODEL)] and not (folder / "model.safetensors").exists()
+    assert is_adapter(folder) and chain(str(folder), check_model_name) == [str(folder), SMALL_MODEL] and not (folder / "model.safetensors").exists()
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
     weights = load_file(folder / "adapter_model.safetensors")
     assert max(w.abs().max() for n, w in weights.items() if "lora_B" in n) > 1e-3
     assert all(row["grad_norm"] > 0 and row["logp_drift"] < 1e-4 for row in read_metrics(run) if row["grad_norm"] is not None)
     # Anybody's peft reads it, and our loader gives the same model, merged.
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY_MODEL), folder)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(SMALL_MODEL), folder)
     ours, ids = load_policy(str(run)), torch.tensor([[5, 6, 7, 8]])
-    base = load_policy("tiny").model(input_ids=ids).logits
+    base = load_policy(SMALL_MODEL).model(input_ids=ids).logits
     assert torch.allclose(theirs(input_ids=ids).logits, ours.model(input_ids=ids).logits, atol=1e-3)
     assert not torch.allclose(base, ours.model(input_ids=ids).logits, atol=1e-2) and not has_lora(ours.model)
 
@@ -184,15 +184,15 @@ def test_an_adapter_without_a_tokenizer_has_that_of_its_base(tmp_path, run):
     folder.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(run / "model" / name, folder / name)
-    assert len(load_policy(str(folder)).tokenizer) == len(load_policy("tiny").tokenizer)
+    assert len(load_policy(str(folder)).tokenizer) == len(load_policy(SMALL_MODEL).tokenizer)
 
 
 def test_an_adapter_on_an_adapter_keeps_both(tmp_path, run):
     """A run that starts from a run with an adapter: its adapter belongs to the merged model, not to the first base."""
     train(TrainConfig(**(LORA | dict(out=str(tmp_path), name="second", model=str(run), steps=2, lora_rank=2))))
-    assert chain(str(tmp_path / "second" / "model"), check_model_name)[1:] == [str(run / "model"), str(TINY_MODEL)]
+    assert chain(str(tmp_path / "second" / "model"), check_model_name)[1:] == [str(run / "model"), SMALL_MODEL]
     ids = torch.tensor([[5, 6, 7, 8]])
-    second, first, base = (load_policy(str(path)).model(input_ids=ids).logits for path in (tmp_path / "second", run, "tiny"))
+    second, first, base = (load_policy(str(path)).model(input_ids=ids).logits for path in (tmp_path / "second", run, SMALL_MODEL))
     add = load_policy(str(run)).model
     for name, x in load_file(tmp_path / "second" / "model" / "adapter_model.safetensors").items():
         if "lora_B" in name:

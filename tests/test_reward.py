@@ -398,12 +398,12 @@ def test_child_does_not_outlive_its_parent(how):
 
 
 @pytest.mark.slow
-def test_thirty_hostile_answers_leave_nothing_behind(children, impatient):
+def test_ten_hostile_answers_leave_nothing_behind(children, impatient):
     threads = threading.active_count()
     before = reward.stats["timeouts"]
-    hostile = [boxed(rf"\binom{{10^8}}{{5\cdot10^7+{i}}}") for i in range(30)]
-    assert [verify(answer, "5") for answer in hostile] == [False] * 30  # one by one: a batch would stop asking
-    assert reward.stats["timeouts"] == before + 30
+    hostile = [boxed(rf"\binom{{10^8}}{{5\cdot10^7+{i}}}") for i in range(10)]
+    assert [verify(answer, "5") for answer in hostile] == [False] * 10  # one by one: a batch would stop asking
+    assert reward.stats["timeouts"] == before + 10
     assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
     assert sum(process.poll() is None for process in children) == 1
     time.sleep(0.5)

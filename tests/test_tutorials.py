@@ -76,6 +76,8 @@ SMALLER = {
     3: [FEWER_PROMPTS],
     4: [FEWER_PROMPTS, ("temperatures = (0.3, 0.6, 1.0, 1.4)", "temperatures = (0.6, 1.0)"), ('"test", 100)', '"test", 16)')],
     5: [FEWER_PROMPTS],
+    7: [FEWER_PROMPTS, ('"test", 64)', '"test", 24)')],
+    8: [("repeats=3", "repeats=1"), ("(1, 8, 64, 512)", "(1, 8, 64)")],
     10: [("prompts_per_step=12, mini_batch_prompts=6", "prompts_per_step=4, mini_batch_prompts=2"),
          ("eval_problems=48,\n                    final_eval_problems=48", "eval_problems=8,\n                    final_eval_problems=8")],
 }  # fmt: skip
