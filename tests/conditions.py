@@ -82,7 +82,7 @@ def oldest_python(folder: Path) -> str:
 
 
 def run(c: Condition, options: list[str]) -> tuple[dict[str, int], float, list[str]]:
-    """Counts of passed, failed and so on, seconds, and the tests that failed."""
+    """Counts of passed, failed and so on, seconds, and the tests that failed, with the reason in a line."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, home = Path(temporary) / c.folder, Path(temporary) / "other"
         copy_repository(folder)
@@ -93,7 +93,9 @@ def run(c: Condition, options: list[str]) -> tuple[dict[str, int], float, list[s
                 shutil.chown(path, c.user)
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(c.busy * (os.cpu_count() or 1))]
         started = time.monotonic()
-        env = os.environ | {"PYTHONPATH": str(folder / "tests")} | ({"HOME": "/nonexistent"} if c.user else {}) | c.env
+        env = os.environ | ({"HOME": "/nonexistent"} if c.user else {}) | c.env
+        if c.arguments == PLUGIN:
+            env["PYTHONPATH"] = str(folder / "tests")
         extra = ["-c", str(folder / ".pytest.ini"), f"--rootdir={folder}", str(folder / "tests")] if c.elsewhere else []
         try:
             done = subprocess.run(
@@ -105,7 +107,7 @@ def run(c: Condition, options: list[str]) -> tuple[dict[str, int], float, list[s
             for process in busy:
                 process.kill()
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout.splitlines()[-1])}
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S.*)$", done.stdout, re.MULTILINE)
     if done.returncode and not failed:
         failed = [done.stdout[-1000:]]
     return counts, time.monotonic() - started, failed
@@ -118,8 +120,14 @@ def main(arguments: list[str]) -> int:
     first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
     words, options = arguments[:first], arguments[first:]
     chosen = [name for name in CONDITIONS if not words or any(word in name for word in words)]
+    if not chosen:
+        print(f"There is no such condition. Choose from: {', '.join(CONDITIONS)}.")
+        return 2
     rows, bad = [], 0
     for name in chosen:
+        if CONDITIONS[name].user and os.geteuid():
+            print(f"{name}: left out, because only root can be another user")
+            continue
         print(f"{name} ...", flush=True)
         counts, seconds, failed = run(CONDITIONS[name], options)
         bad += bool(failed)

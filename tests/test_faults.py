@@ -172,7 +172,7 @@ def test_a_completion_does_not_depend_on_its_neighbours(temperature, top_p, mode
         return [ids[:n].tolist() for ids, n in zip(rollouts.completion_ids, rollouts.lengths)]
 
     whole = completions(512)
-    assert all(completions(rows) == whole for rows in (1, 2, 3, 7)) and len({tuple(c) for c in whole}) > 6
+    assert all(completions(rows) == whole for rows in (1, 3, 7)) and len({tuple(c) for c in whole}) > 6
 
 
 def test_old_log_probs_that_are_recomputed_survive_it_too(monkeypatch):
