@@ -69,46 +69,54 @@ def ignore_signals() -> None:
 
 
 def oldest_python(folder: Path) -> str:
-    """A virtual environment with the lower bounds of requirements.txt; torch as it is here, because its wheels are large."""
+    """A virtual environment with the lower bounds of requirements.txt, but for torch, which is fetched as it is here."""
     import torch
 
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
-    wanted = [re.sub(r">=([\d.]+).*", r"==\1", line) for line in lines]
-    wanted[lines.index(next(line for line in lines if line.startswith("torch")))] = f"torch=={torch.__version__.partition('+')[0]}"
+    wanted = [re.sub(r">=([\d.]+).*", r"==\1", line) for line in lines if not line.startswith("torch")]
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = str(folder / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", f"torch=={torch.__version__.partition('+')[0]}", *wanted], check=True)
     return python
 
 
+BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+
+
 def run(c: Condition, options: list[str]) -> tuple[dict[str, int], float, list[str]]:
-    """Counts of passed, failed and so on, seconds, and the tests that failed, with the reason in a line."""
+    """Counts of passed, failed and so on, seconds, and what is wrong: the tests that failed, with the reason in a line."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder, home = Path(temporary) / c.folder, Path(temporary) / "other"
+        folder, other = Path(temporary) / c.folder, Path(temporary) / "other"
         copy_repository(folder)
-        home.mkdir()
-        python = oldest_python(home / "venv") if c.oldest else sys.executable
-        if c.user:
-            for path in (temporary, folder, *folder.rglob("*")):
-                shutil.chown(path, c.user)
-        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(c.busy * (os.cpu_count() or 1))]
-        started = time.monotonic()
-        env = os.environ | ({"HOME": "/nonexistent"} if c.user else {}) | c.env
+        other.mkdir()
+        python = oldest_python(other / "venv") if c.oldest else sys.executable
+        env, extra, user = os.environ | c.env, [], {}
         if c.arguments == PLUGIN:
             env["PYTHONPATH"] = str(folder / "tests")
-        extra = ["-c", str(folder / ".pytest.ini"), f"--rootdir={folder}", str(folder / "tests")] if c.elsewhere else []
+        if c.elsewhere:
+            extra = ["-c", str(folder / ".pytest.ini"), f"--rootdir={folder}", str(folder / "tests")]
+        if c.user:
+            import pwd
+
+            user = dict(user=c.user, group=pwd.getpwnam(c.user).pw_gid, extra_groups=[])
+            env |= {"HOME": "/nonexistent", "USER": c.user, "LOGNAME": c.user}
+            for path in (temporary, folder, *folder.rglob("*")):
+                shutil.chown(path, c.user)
+        busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(c.busy * (os.cpu_count() or 1))]
+        started = time.monotonic()
         try:
             done = subprocess.run(
-                [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *c.arguments, *extra], cwd=home if c.elsewhere else folder, env=env,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", user=c.user or None,
-                preexec_fn=ignore_signals if c.signals else None,
+                [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *c.arguments, *extra], cwd=other if c.elsewhere else folder,
+                env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                preexec_fn=ignore_signals if c.signals else None, **user,
             )  # fmt: skip
         finally:
             for process in busy:
                 process.kill()
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout.splitlines()[-1])}
+    summary = next((line for line in reversed(done.stdout.splitlines()) if re.search(r"\d+ (passed|failed|error).* in [\d.]+s", line)), "")
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?|skipped)", summary)}
     failed = re.findall(r"^(?:FAILED|ERROR) (\S.*)$", done.stdout, re.MULTILINE)
-    if done.returncode and not failed:
+    if (done.returncode or not counts.get("passed")) and not failed:
         failed = [done.stdout[-1000:]]
     return counts, time.monotonic() - started, failed
 
@@ -128,8 +136,11 @@ def main(arguments: list[str]) -> int:
         if CONDITIONS[name].user and os.geteuid():
             print(f"{name}: left out, because only root can be another user")
             continue
-        print(f"{name} ...", flush=True)
-        counts, seconds, failed = run(CONDITIONS[name], options)
+        print(f"{name} {CONDITIONS[name].env or ''} ...", flush=True)
+        try:
+            counts, seconds, failed = run(CONDITIONS[name], options)
+        except (OSError, subprocess.SubprocessError) as error:  # no such user, no network, a Python that another user may not read
+            counts, seconds, failed = {}, 0.0, [f"could not be tried: {error}"]
         bad += bool(failed)
         print("".join(f"    {line}\n" for line in failed), end="", flush=True)
         number_failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -127,11 +128,15 @@ def make_rollouts(prompt_lengths, lengths, groups=None, seed=0, finished=None) -
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Whole runs, as small as they come: half a second
 
-# The built-in model takes a second for what these runs need, so they have a model of their own: random, two layers, and each token a word.
-# A quarter of its answers are right, as one word in ten is a box; some end, some are cut off. Nobody has to wait for it.
-WORDS = [*"<unk> <bos> <eos>".split(), *(rf"\boxed{{{n}}}" for n in (1, 2, 3)), *"1 2 3 4 5 6 7 8 9 + - * = so then the answer is we add take it .".split()]
-_SMALL = tempfile.TemporaryDirectory(prefix="rlvr-tests-")  # goes with the process
-SMALL_MODEL, SMALL_DATA = str(Path(_SMALL.name) / "words"), str(Path(_SMALL.name) / "sums.jsonl")
+# The built-in model takes seconds for what these runs need, so they have a model of their own: random, two layers, and each token a word.
+# A third of its answers are right, because three words of sixteen are a box. Some of them end, some are cut off.
+WORDS = [*"<unk> <bos> <eos>".split(), *(rf"\boxed{{{n}}}" for n in (1, 2, 3)), *"1 2 3 4 + - * = so is".split()]
+if "RLVR_SMALL" in os.environ:  # made by the process that started this one
+    _SMALL = os.environ["RLVR_SMALL"]
+else:
+    _FOLDER = tempfile.TemporaryDirectory(prefix="rlvr-tests-")  # goes with the process
+    _SMALL = _FOLDER.name
+SMALL_MODEL, SMALL_DATA = str(Path(_SMALL) / "words"), str(Path(_SMALL) / "sums.jsonl")
 
 
 def make_small_model() -> None:
@@ -149,11 +154,13 @@ def make_small_model() -> None:
     special = dict(unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<unk>")
     model.save_pretrained(SMALL_MODEL)
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(SMALL_MODEL)
-    rows = [{"problem": f"{i % 8 + 1} + {i // 8 + 1} =", "answer": str(i % 3 + 1)} for i in range(64)]
+    rows = [{"problem": f"{i % 4 + 1} {'+-*='[i // 16]} {i // 4 % 4 + 1}", "answer": str(i % 3 + 1)} for i in range(64)]
     Path(SMALL_DATA).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-make_small_model()
+if "RLVR_SMALL" not in os.environ:
+    make_small_model()
+    os.environ["RLVR_SMALL"] = _SMALL
 STORIES = str(Path(__file__).parent / "data" / "stories.jsonl")  # 64 of the built-in ones: all 8192 take seconds to make and encode
 RUN = dict(
     method="pos", steps=4, prompts_per_step=4, completions_per_prompt=4, mini_batch_prompts=2, filter_groups=False, sampling_rounds=1,

@@ -7,10 +7,10 @@ others each day. Exit code 1 if a mutant is not caught, for whatever reason.
 
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # mutants are tried side by side, one on each core
@@ -195,7 +195,7 @@ MUTANTS = [
     ("rollout: the last stop token counts, not the first", "rollout", "rollout",
      "stop.int().argmax(1) + 1, self.lengths",
      "stop.shape[1] - stop.flip(1).int().argmax(1), self.lengths"),
-    ("rollout: truncated counts as finished", "rollout", "rollout", "finished = torch.zeros(n,", "finished = torch.ones(n,"),
+    ("rollout: truncated counts as finished", "rollout", "rollout", "self.finished[self.rows] = stop.any(1)", "self.finished[self.rows] = True"),
     ("rollout: position ids count the left padding", "rollout", "rollout",
      "position = self.valid.cumsum(1) - 1",
      "position = torch.ones_like(self.valid).cumsum(1) - 1"),
@@ -435,7 +435,7 @@ def run_tests(folder: Path, files: list[str], selection: str = "") -> tuple[int,
     if process.is_alive():
         process.kill()
         process.join()
-        return 124, "no end in sight"
+        return 124, ""
     said = folder / "failed"
     first = said.read_text(encoding="utf-8") if said.exists() else ""
     said.unlink(missing_ok=True)
@@ -443,9 +443,12 @@ def run_tests(folder: Path, files: list[str], selection: str = "") -> tuple[int,
 
 
 class _FirstFailure:
+    def __init__(self, file: Path):
+        self.file = file
+
     def pytest_runtest_logreport(self, report):
         if report.failed:
-            Path("failed").write_text(report.nodeid, encoding="utf-8")
+            self.file.write_text(report.nodeid, encoding="utf-8")
 
 
 def _pytest(folder: Path, files: list[str], selection: str) -> None:
@@ -458,64 +461,67 @@ def _pytest(folder: Path, files: list[str], selection: str) -> None:
     os.environ["PYTHONPATH"] = str(folder)
     marks = "slow or not slow" if any(name in file for name in ALL_SLOW for file in files) else "not slow"
     arguments = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", marks, "-k", selection, *files]
-    sys.exit(int(pytest.main(arguments, plugins=[_FirstFailure()])))
+    sys.exit(int(pytest.main(arguments, plugins=[_FirstFailure(folder / "failed")])))
 
 
 def try_mutant(folder: Path, tests: str, file: str, old: str, new: str) -> str:
     """The verdict on one mutant, in a copy of the repository: "caught" by which test, or why not."""
     names, _, selection = tests.partition(" -k ")
+    files = [f"tests/test_{name}.py" for name in names.split()]
     path = folder / "rlvr" / f"{file}.py"
     text = path.read_text(encoding="utf-8")
     if text.count(old) != 1:
         return f"NOT TRIED: its text is found {text.count(old)} times"
     path.write_text(text.replace(old, new), encoding="utf-8")
     try:
-        code, test = run_tests(folder, [f"tests/test_{name}.py" for name in names.split()], selection)
+        code, test = run_tests(folder, files, selection)
     finally:
         path.write_text(text, encoding="utf-8")
     if code == 0:
         return "SURVIVED"
-    if code == 124 or (code == 1 and test and run_tests(folder, [test])[0] == 0):
-        return f"caught by {test.removeprefix('tests/')}"
-    return f"NOT TRIED: {test} fails without it too" if code == 1 else f"NOT TRIED: pytest ends with exit code {code}"
+    if code == 124:  # is it the mutant that hangs, or are the tests that slow?
+        return "caught: no end in sight" if run_tests(folder, files, selection)[0] == 0 else "NOT TRIED: its tests fail or hang without it too"
+    if code == 1:
+        return f"caught by {test.removeprefix('tests/')}" if run_tests(folder, [test])[0] == 0 else f"NOT TRIED: {test} fails without it too"
+    return f"NOT TRIED: pytest ends with exit code {code}"
 
 
-def work(mutants: list[tuple], turn, verdicts) -> None:
-    """A worker: takes the next mutant until there is none."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "repository"
-        copy_repository(folder)
-        while True:
-            with turn.get_lock():
-                i, turn.value = turn.value, turn.value + 1
-            if i >= len(mutants):
-                break
-            try:
-                verdict = try_mutant(folder, *mutants[i][1:])
-            except Exception as error:
-                verdict = f"NOT TRIED: {error!r}"
-            verdicts.put((mutants[i][0], verdict))
+def prepare(folder: Path) -> None:
+    """A worker's own copy of the repository, and a folder for what its tests leave behind."""
+    global own
+    own = folder / str(os.getpid())
+    copy_repository(own / "repository")
+    (own / "tmp").mkdir()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(own / "tmp")
+
+
+def work(mutant: tuple) -> str:
+    return try_mutant(own / "repository", *mutant[1:])
 
 
 def main(word: str = "") -> int:
     assert "rlvr" not in sys.modules, "the tests would run on it, and not on the mutants"
-    day = int(time.time() // 86400)
-    chosen = MUTANTS[day % 10 :: 10] if word == "--tenth" else [m for m in MUTANTS if word in m[0]]
-    turn, verdicts, started, missed = CONTEXT.Value("i", 0), CONTEXT.Queue(), time.perf_counter(), []
-    workers = [CONTEXT.Process(target=work, args=(chosen, turn, verdicts)) for _ in range(min(os.cpu_count() or 1, len(chosen)))]
-    for worker in workers:
-        worker.start()
-    for number in range(1, len(chosen) + 1):
-        name, verdict = verdicts.get()
-        print(f"{number:3}/{len(chosen)} {time.perf_counter() - started:5.0f} s  {name}: {verdict}", flush=True)
-        if not verdict.startswith("caught"):
-            missed.append(f"{name}: {verdict}")
-    for worker in workers:
-        worker.join()
+    day = int(time.time() // 86400) % 10
+    chosen = MUTANTS[day::10] if word == "--tenth" else [m for m in MUTANTS if word in m[0]]
+    if not chosen:
+        print(f"No mutant has {word!r} in its name.")
+        return 2
+    if word == "--tenth":
+        print(f"every tenth of {len(MUTANTS)} mutants, from number {day + 1} on")
+    started, missed = time.perf_counter(), []
+    workers = min(os.cpu_count() or 1, len(chosen), 4)
+    with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(workers, CONTEXT, prepare, (Path(temporary),)) as pool:
+        verdicts = {pool.submit(work, mutant): mutant[0] for mutant in chosen}
+        for number, done in enumerate(as_completed(verdicts), start=1):
+            name, verdict = verdicts[done], done.result()
+            print(f"{number:3}/{len(chosen)} {time.perf_counter() - started:5.0f} s  {name}: {verdict}", flush=True)
+            if not verdict.startswith("caught"):
+                missed.append(f"{name}: {verdict}")
     minutes = (time.perf_counter() - started) / 60
     print(f"\n{len(chosen) - len(missed)} of {len(chosen)} mutants caught in {minutes:.1f} min" + ("" if missed else ": all caught"))
-    print("\n".join(missed))
-    return int(bool(missed) or not chosen)
+    for line in missed:
+        print(line)
+    return int(bool(missed))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import signal
 import numpy
 import pytest
 import torch
-from helpers import RUN, SMALL_DATA, check_equal
 from filelock import FileLock
+from helpers import RUN, SMALL_DATA, check_equal
 
 from rlvr import checkpoint, figures, runlog
 from rlvr import train as train_module

@@ -559,7 +559,7 @@ def test_the_diagnosis_tells_a_broken_model_from_a_learning_rate():
 
 
 class Biased:
-    """The built-in model with the stop token made certain, or impossible."""
+    """The model with the stop token made certain, or impossible."""
 
     def __init__(self, monkeypatch, trainer, bias):
         head, stops = trainer.policy.model.get_output_embeddings(), sorted(trainer.policy.stop_ids)
@@ -725,7 +725,7 @@ def test_what_a_model_wrote_cannot_move_the_cursor():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_command_line(number, tmp_path):
     """As a person or a job scheduler sends it: one clear line, exit code 128 + number, everything saved; --resume ends the run."""
-    flags = [f"--{k.replace('_', '-')}={v}" for k, v in RUN.items() if k != "filter_groups"] + ["--no-filter-groups", "--steps=12"]
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in RUN.items() if k != "filter_groups"] + ["--no-filter-groups", "--steps=40"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(*arguments):
@@ -746,4 +746,4 @@ def test_a_signal_to_the_command_line(number, tmp_path):
     done = start("--resume", str(tmp_path / "run"))
     out, err = done.communicate(timeout=120)
     assert done.returncode == 0 and "resumed from step-" in out, err
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 12
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 40

@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -25,8 +26,10 @@ PHASES = ["loading", "sampling", "update", "checkpoint", "log", "evaluation", "b
 
 @pytest.fixture(scope="module")
 def server():
+    here = Path(__file__).parent
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here)])  # the server looks nowhere else
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers", "rlvr.train", "rlvr.figures", "matplotlib.figure"])
+    context.set_forkserver_preload(["pytest", "helpers", "rlvr.train", "rlvr.figures", "matplotlib.figure"])
     return context
 
 
@@ -108,11 +111,15 @@ def settings_for(folder: Path, **settings) -> dict:
 def test_killed_at_random_moments_the_run_ends_as_if_it_had_not_been(server, tmp_path):
     """36 kills; after each, the newest checkpoint is whole and not older than before. A run that ends is checked and begun anew."""
     more = dict(steps=25, method="ppl+pos", ppl_alpha=0.2, eval_every=5)
+    assert life(server, tmp_path / "whole", settings_for(tmp_path / "whole", **more))[0] == 0  # starts the server
+    shutil.rmtree(tmp_path / "whole")
+    started = time.monotonic()
     assert life(server, tmp_path / "whole", settings_for(tmp_path / "whole", **more))[0] == 0
+    whole = time.monotonic() - started
     folder, settings = tmp_path / "run", settings_for(tmp_path / "run", **more)
     moments, phases, newest, kills, ended = random.Random(0), Counter(), "", 0, 0
     while kills < KILLS:
-        code, phase = life(server, folder, settings, seconds=moments.uniform(0.2, 1.5))
+        code, phase = life(server, folder, settings, seconds=whole * moments.uniform(0.1, 1.0))
         if code == 0:
             check_equal(folder, tmp_path / "whole")
             shutil.rmtree(folder)

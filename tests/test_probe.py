@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import RUN, WordTokenizer, make_rollouts, new_model, reference_logp_and_entropy, stock
+from helpers import RUN, WORDS, WordTokenizer, make_rollouts, new_model, reference_logp_and_entropy, stock
 from safetensors.torch import load_file
 
 from rlvr import checkpoint, probe
@@ -250,6 +250,7 @@ def test_replacements_of_a_run(run):
         assert r["where"] in ("anywhere", "early", "late") and r["token"] != r["other"]
         assert r["kept"] * 2 == int(r["kept"] * 2) and 0 <= r["replaced"] <= 1
         assert (r["r"] < EARLY) if r["where"] == "early" else (r["r"] > LATE) if r["where"] == "late" else True
+    assert any(r["kept"] > 0 for r in rows) and any(r["kept"] != r["replaced"] for r in rows)
 
 
 def test_exploration_of_a_run(run):
@@ -257,7 +258,7 @@ def test_exploration_of_a_run(run):
     assert set(found) == {"first", "last"}
     for model in found.values():
         assert model["samples"] == 4 and len(model["correct"]) == 3 and all(0 <= c <= 4 for c in model["correct"])
-        assert 1 <= model["branching"] <= 768 and 1 <= model["different_answers"] <= 4 and 0 < model["entropy"] < math.log(768)
+        assert 1 <= model["branching"] <= len(WORDS) and 1 <= model["different_answers"] <= 4 and 0 < model["entropy"] < math.log(len(WORDS))
     assert found["first"] != found["last"]
 
 

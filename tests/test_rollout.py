@@ -118,20 +118,20 @@ def test_log_probs_of_the_built_in_model_are_as_exact_as_those_of_plain_rows():
         hidden, targets = policy.hidden_states(twin, rollouts.prompt_ids, rollouts.completion_ids, rollouts.mask)
         return policy._logits(twin, hidden).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
 
-    def packed_logp(model, rollouts):
+    def scored(model, rollouts):
         return policy.score(model, rollouts, torch.arange(len(rollouts)), 1.0, 4096)[0][rollouts.mask]
 
     twin, doubled = exact(built_in.model), exact(built_in.model, ATTENTION)
     with torch.no_grad():
         rollouts = run(doubled, built_in.tokenizer, prompts[:4], **settings)
-        for logp in (rollouts.old_logp[rollouts.mask], packed_logp(doubled, rollouts)):
+        for logp in (rollouts.old_logp[rollouts.mask], scored(doubled, rollouts)):
             torch.testing.assert_close(logp.double(), exact_logp(rollouts), rtol=0, atol=5e-6)  # a few roundings of numbers up to 30
 
         rollouts = run(built_in.model, built_in.tokenizer, prompts, **settings)
         assert len(rollouts.lengths.unique()) > 20
         expected = exact_logp(rollouts)
-        plain = (packed_logp(stock(built_in.model), rollouts) - expected).square().mean().sqrt()
-        for logp in (rollouts.old_logp[rollouts.mask], packed_logp(built_in.model, rollouts)):
+        plain = (scored(stock(built_in.model), rollouts) - expected).square().mean().sqrt()
+        for logp in (rollouts.old_logp[rollouts.mask], scored(built_in.model, rollouts)):
             error = logp - expected
             assert error.square().mean().sqrt() < 1.5 * plain < 3e-6 and error.abs().max() < 1e-4
 

@@ -438,13 +438,10 @@ def test_an_entropy_bonus_raises_the_entropy_at_the_sampled_positions():
 
 
 def test_bfloat16_with_master_weights_trains():
-    config = TrainConfig(**SMALL, dtype="bfloat16", filter_groups=False)  # so that there is a second update, to score for
-    policy = load_policy("tiny", dtype="bfloat16")
-    problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
-    trainer = Trainer(config, policy, problems, prompts)
+    trainer = make_trainer(dtype="bfloat16", filter_groups=False)  # so that there is a second update, to score for
     before = weights(trainer)
     metrics, *_ = trainer.step()
-    assert policy.model.dtype == torch.bfloat16 and trainer.weights.parameters[0].dtype == torch.float32
+    assert trainer.policy.model.dtype == torch.bfloat16 and trainer.weights.parameters[0].dtype == torch.float32
     assert not torch.equal(weights(trainer), before)
     assert metrics["seconds_scoring"] > 0  # bfloat16: old log-probs come from the training forward
     assert metrics["logp_drift"] > 1e-5
@@ -491,8 +488,8 @@ def test_the_saved_model_is_the_trained_policy(tmp_path):
     config = TrainConfig(**(SMALL | dict(out=str(tmp_path), name="r", lr=5e-3)))
     train(config)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "model")
-    base = AutoModelForCausalLM.from_pretrained(load_policy("tiny").model.config._name_or_path)
-    moved = [not torch.equal(a, b) for a, b in zip(saved.parameters(), base.parameters())]
+    base = AutoModelForCausalLM.from_pretrained(SMALL_MODEL)
+    moved = [not torch.equal(a, b) for a, b in zip(saved.parameters(), base.parameters(), strict=True)]
     assert all(moved)
     assert load_policy(str(tmp_path / "r")).model.config._name_or_path.endswith("model")  # a run folder is a model name
 
@@ -553,7 +550,7 @@ def test_a_step_on_a_gpu_if_there_is_one(device):
         pytest.skip(f"no {device} here")
 
     def first_batch(device):
-        config = TrainConfig(**SMALL, device=device, dtype="float32")
+        config = TrainConfig(**(SMALL | BUILT_IN | dict(device=device, dtype="float32")))
         policy = load_policy("tiny", device, "float32")
         problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "train", 64), "", 128)
         trainer = Trainer(config, policy, problems, prompts)
