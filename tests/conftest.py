@@ -27,6 +27,14 @@ def usual_signals():
 
 
 @pytest.fixture
+def no_figure(monkeypatch):
+    """Runs draw no picture at their end, which would take longer than all the rest of them."""
+    from rlvr import figures
+
+    monkeypatch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
+
+
+@pytest.fixture
 def qwen():
     """The random Qwen2 of the whole session. Only to be read; a test that trains takes new_model()."""
     from helpers import shared_model

@@ -24,9 +24,7 @@ from rlvr.train import Trainer, train
 UPDATES = 2  # in each step of RUN
 
 
-@pytest.fixture(autouse=True)
-def no_figure(monkeypatch):
-    monkeypatch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
+pytestmark = pytest.mark.usefixtures("no_figure")
 
 
 @pytest.fixture

@@ -30,9 +30,7 @@ from rlvr.train import Trainer, train
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def no_figure(monkeypatch):
-    monkeypatch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
+pytestmark = pytest.mark.usefixtures("no_figure")
 
 
 def run(folder, reward=None, **settings):

@@ -11,6 +11,8 @@ from rlvr.train import train
 
 RESULT = {"problems": 7, "metrics": {"acc@2": (0.25, 0.1, 0.4), "pass@1": (0.25, 0.1, 0.4), "pass@2": (0.5, 0.3, 0.7)}}
 
+pytestmark = pytest.mark.usefixtures("no_figure")
+
 
 def test_the_card_says_what_was_trained_how_and_with_what_result():
     c = TrainConfig(model="Qwen/Qwen2.5-0.5B", data="gsm8k", method="ppl", lr=1e-6, lora_rank=8, system="a | b")

@@ -521,6 +521,7 @@ def test_a_reward_function_that_cannot_work_is_named_before_the_run(name, code, 
     assert said in str(caught.value)
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_a_run_with_a_reward_of_its_own_says_so_and_goes_on_only_with_it(tmp_path, monkeypatch):
     from helpers import RUN
 

@@ -18,6 +18,8 @@ from rlvr.train import train
 
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.usefixtures("no_figure")
+
 
 def numbers_of(folder: Path) -> dict[tuple[int, str], float]:
     """(step, column) -> number, for all numbers of a metrics.csv."""

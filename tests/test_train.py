@@ -482,6 +482,7 @@ def test_a_run_folder_is_a_complete_record(tmp_path, capsys):
     assert "pass@1" in printed and str(folder / "curves.png") in printed and "a sample" in printed
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_the_saved_model_is_the_trained_policy(tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -494,6 +495,7 @@ def test_the_saved_model_is_the_trained_policy(tmp_path):
     assert load_policy(str(tmp_path / "r")).model.config._name_or_path.endswith("model")  # a run folder is a model name
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_progress_is_measured_with_the_sampling_of_training(tmp_path, monkeypatch):
     real, seen = train_module.evaluate, []
 
@@ -507,6 +509,7 @@ def test_progress_is_measured_with_the_sampling_of_training(tmp_path, monkeypatc
     assert seen == [(3, 0.9, 1.0, 12), (2, 0.9, 1.0, 12), (3, 0.9, 1.0, 12)]
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_the_csv_reads_back_equal_for_equal_seeds(tmp_path):
     rows = []
     for name in "ab":
