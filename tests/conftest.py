@@ -16,6 +16,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads 
     os.environ["OMP_NUM_THREADS"] = "1"  # for the programs that tests start
 
 
+def pytest_collection_modifyitems(items):
+    """The notebooks first, which take longest: begun last, the last of them would be run by one worker while the others wait."""
+    items.sort(key=lambda item: "test_every_notebook_runs" not in item.name)
+
+
 @pytest.fixture(autouse=True)
 def usual_signals():
     """The signals of a terminal, for the test and for the programs that it starts: nohup, or the background of a script, ignores some."""
