@@ -78,7 +78,7 @@ def test_smollm2_trains_on_word_problems(smollm2, tmp_path):
 
 @pytest.mark.slow
 def test_smollm2_is_evaluated_on_gsm8k(smollm2, tmp_path):
-    out = run("eval.py", smollm2, "--data", GSM8K, "--problems", "3", "--completions", "2", "--max-new-tokens", "128",
+    out = run("eval.py", smollm2, "--data", GSM8K, "--problems", "3", "--completions", "2", "--max-new-tokens", "48",
               "--out", tmp_path / "e.json")  # fmt: skip
     assert "acc@2" in out and "maj@2" in out and "pass@2" in out
     result = json.loads((tmp_path / "e.json").read_text())["results"][str(GSM8K)][str(smollm2)]

@@ -70,16 +70,20 @@ def test_a_notebook_redefines_nothing(path):
 
 
 # What the longest notebooks would spend minutes on: smaller batches, fewer problems. `python -m tutorials.execute` runs them as they are.
-FEWER_PROMPTS = ("prompts_per_step=16, mini_batch_prompts=8", "prompts_per_step=4, mini_batch_prompts=2")
+FEW = 'data="../tests/data/stories.jsonl", prompts_per_step=4, mini_batch_prompts=2'  # 64 problems: all 8192 take seconds to encode
+FEWER_PROMPTS = ("prompts_per_step=16, mini_batch_prompts=8", FEW)
+AND_HELD_OUT = ("prompts_per_step=16, mini_batch_prompts=8", f'eval_data="../tests/data/stories.jsonl", {FEW}')
 SMALLER = {
-    2: [FEWER_PROMPTS, ("steps=24", "steps=8")],
-    3: [FEWER_PROMPTS],
+    2: [AND_HELD_OUT, ("steps=24", "steps=8")],
+    3: [AND_HELD_OUT],
     4: [FEWER_PROMPTS, ("temperatures = (0.3, 0.6, 1.0, 1.4)", "temperatures = (0.6, 1.0)"), ('"test", 100)', '"test", 16)')],
     5: [FEWER_PROMPTS],
     7: [FEWER_PROMPTS, ('"test", 64)', '"test", 24)')],
     8: [("repeats=3", "repeats=1"), ("(1, 8, 64, 512)", "(1, 8, 64)")],
-    10: [("prompts_per_step=12, mini_batch_prompts=6", "prompts_per_step=4, mini_batch_prompts=2"),
-         ("eval_problems=48,\n                    final_eval_problems=48", "eval_problems=8,\n                    final_eval_problems=8")],
+    10: [("prompts_per_step=12, mini_batch_prompts=6", FEW),
+         ("eval_problems=48,\n                    final_eval_problems=48", "eval_problems=8,\n                    final_eval_problems=8"),
+         ("log_completions=4,", 'log_completions=4, eval_data="../tests/data/stories.jsonl",'),
+         ("eval_every=0, final_eval_problems=0)", 'eval_every=0, final_eval_problems=0, eval_data="")')],
 }  # fmt: skip
 
 
