@@ -74,12 +74,15 @@ FEW = 'data="../tests/data/stories.jsonl", prompts_per_step=4, mini_batch_prompt
 FEWER_PROMPTS = ("prompts_per_step=16, mini_batch_prompts=8", FEW)
 AND_HELD_OUT = ("prompts_per_step=16, mini_batch_prompts=8", f'eval_data="../tests/data/stories.jsonl", {FEW}')
 SMALLER = {
+    1: [("    for tau in (1.0, 0.6, 0.2):\n        e", "    for tau in (1.0,):\n        e")],
     2: [AND_HELD_OUT, ("steps=24", "steps=8")],
     3: [AND_HELD_OUT],
     4: [FEWER_PROMPTS, ("temperatures = (0.3, 0.6, 1.0, 1.4)", "temperatures = (0.6, 1.0)"), ('"test", 100)', '"test", 16)')],
     5: [FEWER_PROMPTS],
     7: [FEWER_PROMPTS, ('"test", 64)', '"test", 24)')],
     8: [("repeats=3", "repeats=1"), ("(1, 8, 64, 512)", "(1, 8, 64)")],
+    9: [("prompts_per_step=4, completions_per_prompt=4, mini_batch_prompts=4", "prompts_per_step=2, completions_per_prompt=4, mini_batch_prompts=2"),
+        ('complete("auto", 64)', 'complete("auto", 24)')],
     10: [("prompts_per_step=12, mini_batch_prompts=6", FEW),
          ("eval_problems=48,\n                    final_eval_problems=48", "eval_problems=8,\n                    final_eval_problems=8"),
          ("log_completions=4,", 'log_completions=4, eval_data="../tests/data/stories.jsonl",'),
