@@ -212,18 +212,22 @@ def _reason(error: Exception) -> str:
     return printable(" ".join(str(error).split())[:150])
 
 
+def _read_parquet(file, path: Path) -> list[dict]:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file).read().to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise SettingError(f"The file {path} cannot be read as parquet ({_reason(error)}). Use JSON lines.") from None
+
+
 def _read_file(path: Path) -> list[dict]:
     """Rows of a .jsonl, .json, .csv or .parquet file. Raises SettingError with the line at fault."""
     suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                return file.read().to_pylist()
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
-            raise SettingError(f"The file {path} cannot be read as parquet ({_reason(error)}). Use JSON lines.") from None
     try:
+        if suffix == ".parquet":
+            with open(path, "rb") as file:
+                return _read_parquet(file, path)
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
