@@ -224,7 +224,7 @@ def _put_under_our_attention(model, name: str) -> None:
         near = dict(rtol=0, atol=0.002) if model.dtype == torch.float32 else dict(rtol=0.02, atol=0.2)  # nats
         if not all(torch.allclose(x, alone, **near) for x in (sampled, packed)):
             raise ValueError("other log-probs")
-        if getattr(config, "attn_logit_softcapping", None):  # on scores that a few tokens may not reach; older versions of transformers say nothing
+        if getattr(config, "attn_logit_softcapping", None):  # a few tokens may not reach it, and older versions of transformers drop it
             raise ValueError("a cap on the scores")
         if not kinds <= {"full_attention", "sliding_attention"} or windowed and windows <= {None}:
             raise ValueError("layers that see less than all, and do not say so")

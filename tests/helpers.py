@@ -29,14 +29,14 @@ class WordTokenizer:
         return [" ".join(str(i) for i in row if not (skip_special_tokens and i == self.eos_token_id)) for row in rows]
 
 
-def new_model(name: str, seed: int = 0):
+def new_model(name: str, seed: int = 0, vocabulary: int = V, scale: float = 12.0):
     """A random float32 model. Its weights are scaled up, because a freshly made model gives every token nearly the same probability."""
     torch.manual_seed(seed)
     if name == "gpt2":  # learned positions: wrong position ids show at once
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2))
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2))
     else:
         shape = dict(
-            vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
+            vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
             bos_token_id=1, eos_token_id=2,
         )  # fmt: skip
         if name == "qwen":  # two query heads share a key head
@@ -49,7 +49,7 @@ def new_model(name: str, seed: int = 0):
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
-                weight.mul_(12.0)
+                weight.mul_(scale)
     model.eval()
     model.set_attn_implementation(ATTENTION)
     return model
@@ -131,36 +131,23 @@ def make_rollouts(prompt_lengths, lengths, groups=None, seed=0, finished=None) -
 # The built-in model takes seconds for what these runs need, so they have a model of their own: random, two layers, and each token a word.
 # A third of its answers are right, because three words of sixteen are a box. Some of them end, some are cut off.
 WORDS = [*"<unk> <bos> <eos>".split(), *(rf"\boxed{{{n}}}" for n in (1, 2, 3)), *"1 2 3 4 + - * = so is".split()]
-if "RLVR_SMALL" in os.environ:  # made by the process that started this one
-    _SMALL = os.environ["RLVR_SMALL"]
-else:
-    _FOLDER = tempfile.TemporaryDirectory(prefix="rlvr-tests-")  # goes with the process
-    _SMALL = _FOLDER.name
-SMALL_MODEL, SMALL_DATA = str(Path(_SMALL) / "words"), str(Path(_SMALL) / "sums.jsonl")
 
 
-def make_small_model() -> None:
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=128, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
-    ))  # fmt: skip
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.mul_(16.0)
+def make_small_model(folder: Path) -> None:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = dict(unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<unk>")
-    model.save_pretrained(SMALL_MODEL)
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(SMALL_MODEL)
+    new_model("qwen", vocabulary=len(WORDS), scale=16.0).save_pretrained(folder / "words")
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder / "words")
     rows = [{"problem": f"{i % 4 + 1} {'+-*='[i // 16]} {i // 4 % 4 + 1}", "answer": str(i % 3 + 1)} for i in range(64)]
-    Path(SMALL_DATA).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-if "RLVR_SMALL" not in os.environ:
-    make_small_model()
-    os.environ["RLVR_SMALL"] = _SMALL
+if "RLVR_SMALL" not in os.environ:  # else the process that started this one has made it
+    _FOLDER = tempfile.TemporaryDirectory(prefix="rlvr-tests-")  # goes with the process
+    os.environ["RLVR_SMALL"] = _FOLDER.name
+    make_small_model(Path(_FOLDER.name))
+SMALL_MODEL, SMALL_DATA = (str(Path(os.environ["RLVR_SMALL"]) / name) for name in ("words", "sums.jsonl"))
 STORIES = str(Path(__file__).parent / "data" / "stories.jsonl")  # 64 of the built-in ones: all 8192 take seconds to make and encode
 RUN = dict(
     method="pos", steps=4, prompts_per_step=4, completions_per_prompt=4, mini_batch_prompts=2, filter_groups=False, sampling_rounds=1,

@@ -10,7 +10,6 @@ import random
 
 def pytest_configure(config):
     if "RLVR_ROUNDING" in os.environ and (os.environ.get("PYTEST_XDIST_WORKER") or not config.getoption("numprocesses", None)):
-        import torch
         from torch.nn import functional
 
         stock = functional.linear
@@ -20,7 +19,7 @@ def pytest_configure(config):
             out = stock(x[..., half:], weight[:, half:]) + stock(x[..., :half], weight[:, :half])
             return out if bias is None else out + bias
 
-        functional.linear = torch.nn.functional.linear = linear
+        functional.linear = linear
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from helpers import RUN, SMALL_DATA, check_equal
 
-from rlvr import checkpoint, figures, runlog
+from rlvr import checkpoint, runlog
 from rlvr import train as train_module
 from rlvr.checkpoint import checkpoints, damage, load_newest, restore_trainer, save, trainer_state
 from rlvr.config import SettingError, TrainConfig, parse_train
@@ -22,7 +22,6 @@ from rlvr.policy import load_policy
 from rlvr.train import Trainer, train
 
 UPDATES = 2  # in each step of RUN
-
 
 pytestmark = pytest.mark.usefixtures("no_figure")
 
@@ -65,9 +64,7 @@ def reference(tmp_path_factory):
         key = str(settings)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("reference") / "run"
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
-                run(made[key], **settings)
+            run(made[key], **settings)
         return made[key]
 
     return get
@@ -77,13 +74,10 @@ def reference(tmp_path_factory):
 # Exact resume
 
 
-def stop_and_resume(folder, stop_in, monkeypatch, n, times, **settings):
-    stop_in(n, times)
-    summary = run(folder, **settings)
-    assert summary["stopped_by"] == "SIGTERM"
-    monkeypatch.undo()
-    monkeypatch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
-    return summary
+def run_and_stop(folder, stop_in, n, **settings):
+    stop_in(n)
+    assert run(folder, **settings)["stopped_by"] == "SIGTERM"
+    stop_in(0)
 
 
 def test_stopped_after_each_step_and_resumed_it_is_the_run_that_was_never_stopped(tmp_path, stop_in, reference, capsys):
@@ -177,12 +171,12 @@ def test_the_stage_detector_remembers(tmp_path, stop_in, monkeypatch):
         check_equal(tmp_path / f"run{n}", tmp_path / "whole")
 
 
-def test_the_place_in_the_data_is_kept_over_several_passes(tmp_path, stop_in, monkeypatch, reference):
+def test_the_place_in_the_data_is_kept_over_several_passes(tmp_path, stop_in, reference):
     (tmp_path / "six.jsonl").write_text(
         "".join(json.dumps({"problem": p.problem, "answer": p.answer}) + "\n" for p in load_problems(SMALL_DATA)[:6]), encoding="utf-8"
     )
     settings = dict(data=str(tmp_path / "six.jsonl"), instruction="", final_eval_problems=0, eval_data="")  # 4 of 6 in each step
-    stop_and_resume(tmp_path / "run", stop_in, monkeypatch, 4, 1, **settings)
+    run_and_stop(tmp_path / "run", stop_in, 4, **settings)
     resume(tmp_path / "run")
     check_equal(tmp_path / "run", reference(**settings))
 
@@ -210,8 +204,8 @@ def test_rows_after_the_checkpoint_are_cut_from_the_logs(tmp_path, monkeypatch, 
     check_equal(tmp_path / "run", reference())
 
 
-def test_a_log_that_was_spoiled_loses_no_row_that_is_sound(tmp_path, stop_in, monkeypatch, capsys):
-    stop_and_resume(tmp_path / "run", stop_in, monkeypatch, 5, 1)
+def test_a_log_that_was_spoiled_loses_no_row_that_is_sound(tmp_path, stop_in, capsys):
+    run_and_stop(tmp_path / "run", stop_in, 5)
     metrics = tmp_path / "run" / "metrics.csv"
     rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     metrics.write_text("".join([*rows[:2], "hello\n", *rows[3:]]), encoding="utf-8")
@@ -440,7 +434,7 @@ def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(folder, monkeypatch
 
 
 def test_resuming_over_a_damaged_checkpoint_is_exact(tmp_path, stop_in, monkeypatch, reference, capsys):
-    stop_and_resume(tmp_path / "run", stop_in, monkeypatch, 5, 1)
+    run_and_stop(tmp_path / "run", stop_in, 5)
     flip_a_bit(tmp_path / "run" / "checkpoints" / "step-000003" / "weights.safetensors")
     resume(tmp_path / "run", "--keep", "1")
     said = capsys.readouterr().out

@@ -29,7 +29,6 @@ from rlvr.train import Trainer, train
 
 ROOT = Path(__file__).parent.parent
 
-
 pytestmark = pytest.mark.usefixtures("no_figure")
 
 
