@@ -4,7 +4,7 @@ import signal
 import sys
 
 from rlvr.config import SettingError, parse_train
-from rlvr.files import Patient
+from rlvr.common.text import Patient
 
 
 def main() -> None:

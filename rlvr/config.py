@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from rlvr.files import first_free, printable
+from rlvr.common.files import first_free
+from rlvr.common.text import printable
 
 LOCK = ".lock"  # the file in a run folder that its process holds
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
@@ -191,7 +192,7 @@ class TrainConfig:
     keep: int = 2
     """Checkpoints to keep: the newest ones. Each holds the weights in float32 and the optimiser's two numbers for each."""
     keep_every: int = 20
-    """Also keep every checkpoint whose step is a multiple of this, for python -m rlvr.probe to go back to; 0: none."""
+    """Also keep every checkpoint whose step is a multiple of this, for python -m rlvr.analysis.probe to go back to; 0: none."""
 
     # Watching
     eval_every: int = 10
@@ -310,7 +311,7 @@ PRESETS = {
         sampling_rounds=10, max_new_tokens=8192, overlong_buffer=1024, sampling_rows=256,
     ),
 }  # fmt: skip
-PRESET_MEMORY = {  # GiB, from rlvr.estimate (a test compares): no torch here
+PRESET_MEMORY = {  # GiB, from rlvr.engine.estimate (a test compares): no torch here
     "smollm2-135m": 8, "qwen2.5-0.5b-gsm8k": 12, "qwen2.5-math-1.5b": 55, "qwen2.5-math-1.5b-lora": 17, "paper-7b": 218,
 }  # fmt: skip
 PRESET_HELP = {
@@ -388,7 +389,7 @@ def parse_eval(argv: list[str] | None = None) -> EvalConfig:
 
 
 def parse_command(kind: type, program: str, argv: list[str] | None = None):
-    """Command line -> a dataclass of another program, such as `python -m rlvr.report`. Raises SettingError."""
+    """Command line -> a dataclass of another program, such as `python -m rlvr.analysis.report`. Raises SettingError."""
     import tyro
 
     return _parse(kind, argv, program, config=(tyro.conf.PositionalRequiredArgs,))

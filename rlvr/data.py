@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlvr.config import SettingError
-from rlvr.files import printable, say
+from rlvr.common.text import printable, say
 from rlvr.reward import MAX_CHARS, last_boxed, verify
 
 MAX_PROBLEM_CHARS = 100_000  # a longer one is no prompt, and tokenizers take minutes over megabytes, or crash

@@ -15,8 +15,9 @@ import torch
 
 from rlvr.config import EvalConfig, SettingError, check_can_write, check_size, read_config
 from rlvr.data import Problem, encode_prompts, load_held_out
-from rlvr.files import first_free, table, write_atomically
-from rlvr.memory import Budget
+from rlvr.common.files import first_free, write_atomically
+from rlvr.common.text import table
+from rlvr.engine.memory import Budget
 from rlvr.policy import Policy, check_length, check_model_name, choose_device, load_policy, positions
 from rlvr.reward import answer_key, verify_all
 from rlvr.rollout import Rollouts, sample

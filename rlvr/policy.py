@@ -11,12 +11,12 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from rlvr.attention import ATTENTION, Packed, attention, is_ours
+from rlvr.engine.attention import ATTENTION, Packed, attention, is_ours
 from rlvr.config import TINY_MODEL, SettingError, json_object
 from rlvr.entropy import entropy_from_logp
-from rlvr.files import printable
-from rlvr.lora import chain, check_adapter, check_peft, is_adapter, merged
-from rlvr.memory import out_of_memory
+from rlvr.common.text import printable
+from rlvr.loaders.adapters import chain, check_adapter, check_peft, is_adapter, merged
+from rlvr.engine.memory import out_of_memory
 from rlvr.rollout import Rollouts, sample_batch
 
 LOGITS_AT_ONCE = 2**26  # numbers in a chunk of logits: 256 MiB in float32, whatever the vocabulary

@@ -23,7 +23,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlvr.attention import is_ours
+from rlvr.engine.attention import is_ours
 
 GROW = 16  # columns by which the cache grows, and steps between two looks at which rows have ended
 GROW_CUDA_GRAPHS = 128  # the same when steps are recorded: each growth means a new recording
@@ -123,7 +123,7 @@ class SharedLayer(DynamicLayer):
 
 
 class Growing:
-    """Who sees whom while sampling: the layout for `rlvr.attention`. Columns are those of the prompts, W, then those of the completions.
+    """Who sees whom while sampling: the layout for `rlvr.engine.attention`. Columns are those of the prompts, W, then those of the completions.
 
     prompt_mask [P, 1, 1 or W, W] and mask [1, 1, 1, C] are added to the scores: 0, or `hidden`. All rows of a prompt ask it together, in S
     slots, as many as any prompt still has rows. For every key head, `slots` says which row asks in each, and `places` where each row asks.

@@ -14,17 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlvr.advantage import grpo_advantages, keep_sign, method_parts, shape
-from rlvr.attention import is_ours
-from rlvr.checkpoint import fingerprint, random_states, restore_random_states
+from rlvr.engine.attention import is_ours
+from rlvr.run.checkpoint import fingerprint, random_states, restore_random_states
 from rlvr.config import SettingError, TrainConfig, check_train, resume_command, run_folder
 from rlvr.data import Problem, encode_prompts, has_test_split, load_held_out, load_problems, prompt_ids
 from rlvr.entropy import plateau_step
-from rlvr.estimate import Estimate, advice, estimate, free_memory
+from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
 from rlvr.evaluate import Evaluation, evaluate
-from rlvr.files import say
-from rlvr.lora import add_lora, chain, check_peft, without_lora
+from rlvr.common.text import say
+from rlvr.loaders.adapters import add_lora, chain, check_peft, without_lora
 from rlvr.loss import clipped_loss
-from rlvr.memory import Budget, out_of_memory
+from rlvr.engine.memory import Budget, out_of_memory
 from rlvr.policy import (
     MasterWeights,
     Policy,
@@ -38,13 +38,13 @@ from rlvr.policy import (
     resolve_model,
     score,
 )
-from rlvr.publish import check_hub
+from rlvr.run.publish import check_hub
 from rlvr.reward import load_reward, overlong_penalty, rewards_from, verify_all
 from rlvr.reward import stats as verifier_stats
 from rlvr.rollout import Rollouts, sample
-from rlvr.runlog import RunLog, batch_metrics
-from rlvr.stop import Stop
-from rlvr.trackers import check_tracker
+from rlvr.run.log import RunLog, batch_metrics
+from rlvr.run.stop import Stop
+from rlvr.run.trackers import check_tracker
 
 NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite loss or gradient before the run gives up
 

@@ -123,7 +123,7 @@ def run(c: Condition, options: list[str]) -> tuple[dict[str, int], float, list[s
 
 def main(arguments: list[str]) -> int:
     sys.path.insert(0, str(ROOT))
-    from rlvr.files import table  # not above: mutants.py takes copy_repository from here, and must not have imported rlvr
+    from rlvr.common.text import table  # not above: mutants.py takes copy_repository from here, and must not have imported rlvr
 
     first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
     words, options = arguments[:first], arguments[first:]

@@ -34,7 +34,7 @@ def usual_signals():
 @pytest.fixture
 def no_figure(monkeypatch):
     """Runs draw no picture at their end, which would take longer than all the rest of them."""
-    from rlvr import figures
+    from rlvr.run import figures
 
     monkeypatch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
 

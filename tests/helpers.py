@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from rlvr.attention import ATTENTION
+from rlvr.engine.attention import ATTENTION
 from rlvr.rollout import Rollouts
 
 V = 29  # vocabulary of the small models

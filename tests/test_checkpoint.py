@@ -12,12 +12,13 @@ import torch
 from filelock import FileLock
 from helpers import RUN, SMALL_DATA, check_equal
 
-from rlvr import checkpoint, runlog
+from rlvr.run import checkpoint
+from rlvr.run import log as runlog
 from rlvr import train as train_module
-from rlvr.checkpoint import checkpoints, damage, load_newest, restore_trainer, save, trainer_state
+from rlvr.run.checkpoint import checkpoints, damage, load_newest, restore_trainer, save, trainer_state
 from rlvr.config import SettingError, TrainConfig, parse_train
 from rlvr.data import encode_prompts, load_problems
-from rlvr.files import clear_leftovers
+from rlvr.common.files import clear_leftovers
 from rlvr.policy import load_policy
 from rlvr.train import Trainer, train
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlvr.defects import DEFECTS, defects
+from rlvr.run.defects import DEFECTS, defects
 from rlvr.reward import last_boxed
 from rlvr.tiny.task import AUTHORS, CLEAN, STOCK, Author, sample_story, write
 

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 from helpers import RUN, make_rollouts
 
-from rlvr import figures, runlog
+from rlvr.run import figures
+from rlvr.run import log as runlog
 from rlvr.config import EvalConfig, TrainConfig, parse_eval, parse_train
 from rlvr.data import Problem
 from rlvr.train import train
@@ -128,7 +129,7 @@ def test_every_number_of_an_evaluation_has_an_entry(tmp_path, monkeypatch):
 def test_every_number_of_a_probe_has_an_entry(run_folder):
     from safetensors.torch import load_file
 
-    from rlvr.probe import ProbeConfig, probe
+    from rlvr.analysis.probe import ProbeConfig, probe
 
     folder = probe(run_folder, ProbeConfig(runs=[], steps=1, shown=1, fixed=1, completions=2, continuations=1, problems=1, samples=2))
     lines = [json.loads((folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[0]) for name in ("completions", "fixed")]
@@ -149,7 +150,7 @@ def test_every_column_of_the_shipped_tables_has_an_entry():
 
 
 def test_every_number_of_an_experiment_has_an_entry():
-    from rlvr.experiment import METRICS
+    from rlvr.analysis.experiment import METRICS
 
     curves = {"arm", "seed", "step", "pass_at_1", "entropy"}
     assert names_of("results.csv") == {"arm", "seed", *METRICS} | curves

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from presets import SHAPES, shape_of
 
 from rlvr.config import PRESET_MEMORY, PRESETS, TrainConfig
-from rlvr.estimate import GIB, advice, estimate, free_memory
+from rlvr.engine.estimate import GIB, advice, estimate, free_memory
 
 PARAMETERS = {  # as the models' pages give them
     "smollm2-135m": 134_515_008,
@@ -74,7 +74,7 @@ def test_lora_trains_rank_times_the_sides_of_each_linear_layer():
 def test_it_is_what_a_model_with_an_adapter_has():
     from helpers import new_model
 
-    from rlvr.lora import add_lora
+    from rlvr.loaders.adapters import add_lora
 
     pytest.importorskip("peft")
     for name in ("qwen", "gpt2"):

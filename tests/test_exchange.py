@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlvr import exchange
-from rlvr.exchange import (
+from rlvr.analysis import exchange
+from rlvr.analysis.exchange import (
     CATEGORIES,
     by_quantile,
     category,

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from helpers import STORIES
 
-from rlvr import experiment
+from rlvr.analysis import experiment
 from rlvr.config import SettingError, parse_train
-from rlvr.experiment import (
+from rlvr.analysis.experiment import (
     ARMS,
     METRICS,
     SAYS,
@@ -97,7 +97,7 @@ def test_arms_against_each_other(tmp_path):
 
 
 def test_measure_of_a_run_by_hand(tmp_path):
-    from rlvr.runlog import COLUMNS
+    from rlvr.run.log import COLUMNS
 
     steps = [{"step": 0, "stage": "rising", "eval_pass_at_1": 0.2, "eval_pass_at_max": 0.8, "entropy": 9.0}]
     steps += [{"step": s, "stage": "rising", "accuracy": 0.5, "entropy": s / 10, "length": 10 + s} for s in range(1, 11)]
@@ -157,7 +157,7 @@ def test_bad_settings_are_refused_before_anything_runs(tmp_path, settings, said)
 
 
 def command(out: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "rlvr.experiment", "--arms", "grpo", "ppl-dropped", "--seeds", "1", "--steps", "2", "--out", str(out), "--jobs", "2",
+    return [sys.executable, "-m", "rlvr.analysis.experiment", "--arms", "grpo", "ppl-dropped", "--seeds", "1", "--steps", "2", "--out", str(out), "--jobs", "2",
             f"--train={SMALL}", *flags]  # fmt: skip
 
 

@@ -16,12 +16,16 @@ import torch
 from helpers import RUN, STORIES, check_equal
 from safetensors import SafetensorError
 
-from rlvr import checkpoint, figures, files, reward, stop
+from rlvr import reward
+from rlvr.run import checkpoint
+from rlvr.run import figures
+from rlvr.common import files, text
+from rlvr.run import stop
 from rlvr import train as train_module
-from rlvr.checkpoint import checkpoints, damage
+from rlvr.run.checkpoint import checkpoints, damage
 from rlvr.config import SettingError, TrainConfig, parse_train
 from rlvr.data import encode_prompts, load_problems
-from rlvr.memory import Budget
+from rlvr.engine.memory import Budget
 from rlvr.policy import load_policy
 from rlvr.reward import rewards_from
 from rlvr.rollout import sample
@@ -701,7 +705,7 @@ def test_a_stream_that_is_gone_swallows_what_it_is_told():
     read, write = os.pipe()
     os.close(read)
     with open(write, "w", buffering=1) as pipe:
-        stream = files.Patient(pipe)
+        stream = text.Patient(pipe)
         assert stream.write("x\n") == 2 and stream.encoding == pipe.encoding
         stream.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), write)  # so that closing it works
@@ -710,12 +714,12 @@ def test_a_stream_that_is_gone_swallows_what_it_is_told():
 def test_a_terminal_that_knows_few_letters_does_not_end_the_run(monkeypatch, tmp_path):
     with open(tmp_path / "out", "w", encoding="ascii") as out:
         monkeypatch.setattr(sys, "stdout", out)
-        files.say("\u221a2 \ud800")
+        text.say("\u221a2 \ud800")
     assert (tmp_path / "out").read_text() == "\\u221a2 \\ud800\n"
 
 
 def test_what_a_model_wrote_cannot_move_the_cursor():
-    assert files.printable("a\x1b[2J\r\b\x00\u202eb\n\tc\u221a") == "a\\x1b[2J\\r\\x08\\x00\\u202eb\n\tc\u221a"
+    assert text.printable("a\x1b[2J\r\b\x00\u202eb\n\tc\u221a") == "a\\x1b[2J\\r\\x08\\x00\\u202eb\n\tc\u221a"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from helpers import RUN, check_equal
 
-from rlvr.checkpoint import checkpoints, damage
+from rlvr.run.checkpoint import checkpoints, damage
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs a fork server")]
 KILLS = 36
@@ -29,7 +29,7 @@ def server():
     here = Path(__file__).parent
     os.environ["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here)])  # the server looks nowhere else
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "helpers", "rlvr.train", "rlvr.figures", "matplotlib.figure"])
+    context.set_forkserver_preload(["pytest", "helpers", "rlvr.train", "rlvr.run.figures", "matplotlib.figure"])
     return context
 
 
@@ -38,7 +38,10 @@ def live(folder: str, settings: dict, phase, kill_at: int, half_row: int) -> Non
     half_row: of which write to the logs only half is made before it is killed."""
     import torch
 
-    from rlvr import checkpoint, figures, files, runlog
+    from rlvr.run import checkpoint
+    from rlvr.run import figures
+    from rlvr.common import files
+    from rlvr.run import log as runlog
     from rlvr import train as train_module
     from rlvr.config import TrainConfig, parse_train
 

@@ -9,10 +9,10 @@ import torch
 from helpers import RUN, SMALL_MODEL, check_equal, make_rollouts, new_model
 from safetensors.torch import load_file
 
-from rlvr import publish
+from rlvr.run import publish
 from rlvr.config import SettingError, TrainConfig, parse_train
-from rlvr.figures import read_metrics
-from rlvr.lora import add_lora, chain, has_lora, is_adapter, without_lora
+from rlvr.run.figures import read_metrics
+from rlvr.loaders.adapters import add_lora, chain, has_lora, is_adapter, without_lora
 from rlvr.policy import check_model_name, load_policy, logp_and_entropy
 from rlvr.rollout import sample
 from rlvr.train import make_optimizer, train
@@ -204,7 +204,7 @@ def test_an_adapter_on_an_adapter_keeps_both(tmp_path, run):
 
 
 def test_a_run_with_an_adapter_can_be_probed(tmp_path):
-    from rlvr.probe import ProbeConfig, probe
+    from rlvr.analysis.probe import ProbeConfig, probe
 
     folder = tmp_path / "run"
     train(TrainConfig(**(LORA | dict(out=str(tmp_path), name="run", keep_every=1))))

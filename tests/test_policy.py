@@ -9,7 +9,7 @@ import torch
 from helpers import V, exact, make_rollouts, new_model, plain_logp_and_entropy, reference_logp_and_entropy, stock
 
 from rlvr import policy
-from rlvr.attention import ATTENTION, Packed
+from rlvr.engine.attention import ATTENTION, Packed
 from rlvr.config import SettingError
 from rlvr.loss import clipped_loss
 from rlvr.policy import MasterWeights, check_length, load_policy, logp_and_entropy, micro_batches, score

@@ -10,12 +10,13 @@ import torch
 from helpers import RUN, WORDS, WordTokenizer, make_rollouts, new_model, reference_logp_and_entropy, stock
 from safetensors.torch import load_file
 
-from rlvr import checkpoint, probe
+from rlvr.run import checkpoint
+from rlvr.analysis import probe
 from rlvr.advantage import ppl_weights
 from rlvr.config import SettingError, TrainConfig, read_config, run_program
-from rlvr.figures import read_metrics
+from rlvr.run.figures import read_metrics
 from rlvr.policy import Policy
-from rlvr.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens, replayable, spread, token_stats, update_gradient
+from rlvr.analysis.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens, replayable, spread, token_stats, update_gradient
 from rlvr.rollout import Rollouts
 from rlvr.train import set_up, train
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import RUN
 
-from rlvr import publish
+from rlvr.run import publish
 from rlvr.config import PRESETS, SettingError, TrainConfig
 from rlvr.train import train
 
@@ -69,7 +69,7 @@ def test_a_run_uploads_its_model_with_the_card(tmp_path, api, capsys):
 
 @pytest.mark.slow
 def test_a_run_that_was_uploaded_is_probed_without_the_hub(tmp_path, api):
-    from rlvr.probe import ProbeConfig, probe
+    from rlvr.analysis.probe import ProbeConfig, probe
 
     train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", steps=2, push_to_hub="me/model"))))
     api.calls.clear()

@@ -20,7 +20,7 @@ def run(*argv: str) -> str:
 
 
 def read_csv(path: Path) -> list[dict]:
-    from rlvr.figures import read_metrics
+    from rlvr.run.figures import read_metrics
 
     return [row for row in read_metrics(path) if row["step"] > 0]
 

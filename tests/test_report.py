@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from helpers import RUN
 
-from rlvr import probe
+from rlvr.analysis import probe
 from rlvr.config import SettingError, TrainConfig
-from rlvr.experiment import METRICS
-from rlvr.probe import ProbeConfig
-from rlvr.report import arms, exploration, instance, position, stage
-from rlvr.report.__main__ import ReportConfig, report, unique_names
-from rlvr.report.arms import Experiment
-from rlvr.report.microscope import microscope_data
-from rlvr.report.page import _json, draw
-from rlvr.report.run import Panel, Run, Section, bootstrap, percent, share_of_largest
+from rlvr.analysis.experiment import METRICS
+from rlvr.analysis.probe import ProbeConfig
+from rlvr.analysis.report import arms, exploration, instance, position, stage
+from rlvr.analysis.report.__main__ import ReportConfig, report, unique_names
+from rlvr.analysis.report.arms import Experiment
+from rlvr.analysis.report.microscope import microscope_data
+from rlvr.analysis.report.page import _json, draw
+from rlvr.analysis.report.run import Panel, Run, Section, bootstrap, percent, share_of_largest
 from rlvr.train import train
 
 LABELS = "S1 S2 S3 S4 S5 S6 S7 I1 I2 I3 T1 T2 T3 E1 E2 E3".split()
@@ -121,7 +121,7 @@ def test_s3(tmp_path):
 
 
 def test_s4(tmp_path):
-    from rlvr.defects import DEFECTS
+    from rlvr.run.defects import DEFECTS
 
     def steps(first, last):
         return [
@@ -160,7 +160,7 @@ def test_s5(tmp_path):
     still = stage.few_tokens_change([made_up(changes=changes(big=0), plateau=10)])
     assert still.verdicts[0].agrees is None and "nan" not in still.verdicts[0].text  # nothing moved: no direction to speak of
     assert stage.few_tokens_change([made_up()]).verdicts[0].agrees is None
-    assert "python -m rlvr.probe runs/made-up" in stage.few_tokens_change([made_up()]).verdicts[0].text
+    assert "python -m rlvr.analysis.probe runs/made-up" in stage.few_tokens_change([made_up()]).verdicts[0].text
 
 
 def test_a_rising_stage_alone_proves_nothing_about_the_plateau(tmp_path):
@@ -401,9 +401,9 @@ def test_everything_is_on_the_page(written):
     assert [label for label in LABELS if not any(f["label"] == label for f in findings)] == []
     for finding in findings:
         assert finding["agrees"] in ("yes", "no", "open") and html.escape(finding["text"]) in text
-    probed = {f["label"] for f in findings if f["run"] == "pos" and "rlvr.probe" not in f["text"]}
+    probed = {f["label"] for f in findings if f["run"] == "pos" and "rlvr.analysis.probe" not in f["text"]}
     assert probed >= set(LABELS) - {"I3", "T3"}
-    assert {f["label"] for f in findings if f["run"] != "pos" and "rlvr.probe" in f["text"]} == {
+    assert {f["label"] for f in findings if f["run"] != "pos" and "rlvr.analysis.probe" in f["text"]} == {
         "S5",
         "S6",
         "S7",

@@ -526,7 +526,7 @@ def test_a_run_with_a_reward_of_its_own_says_so_and_goes_on_only_with_it(tmp_pat
     from helpers import RUN
 
     from rlvr.config import SettingError, TrainConfig, parse_train
-    from rlvr.figures import read_metrics
+    from rlvr.run.figures import read_metrics
     from rlvr.train import train
 
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,7 @@ import torch
 from helpers import V, exact, make_rollouts, new_model, reference_logp_and_entropy, stock
 
 from rlvr import policy, rollout
-from rlvr.attention import ATTENTION
+from rlvr.engine.attention import ATTENTION
 from rlvr.data import encode_prompts, load_problems
 from rlvr.rollout import GROW, Rollouts, sample
 

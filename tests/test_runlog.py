@@ -13,7 +13,7 @@ from helpers import SMALL_DATA, SMALL_MODEL, make_rollouts
 
 from rlvr import train as train_module
 from rlvr.config import TrainConfig
-from rlvr.runlog import RunLog, batch_metrics
+from rlvr.run.log import RunLog, batch_metrics
 from rlvr.train import Trainer, train
 
 

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlvr.config import INSTRUCTION, SettingError, TrainConfig
 from rlvr.data import prompt_ids
-from rlvr.figures import read_metrics
+from rlvr.run.figures import read_metrics
 
 PROBLEM = "Find $\\frac{1}{2} + \\sqrt{3}$, if x < 5 && y ≥ 7.\nTwo lines, “quotes”, naïve, 数学, 🙂 and 1,000 spaces:   end"
 CHATML = (

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from helpers import RUN
 
-from rlvr import trackers
+from rlvr.run import trackers
 from rlvr.config import SettingError, TrainConfig, parse_train
-from rlvr.runlog import COLUMNS
+from rlvr.run.log import COLUMNS
 from rlvr.train import train
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from rlvr import train as train_module
 from rlvr.advantage import grpo_advantages
 from rlvr.config import SettingError, TrainConfig
 from rlvr.data import encode_prompts, load_problems
-from rlvr.defects import defects
+from rlvr.run.defects import defects
 from rlvr.evaluate import evaluate
 from rlvr.policy import load_policy
 from rlvr.train import Trainer, train

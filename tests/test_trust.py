@@ -23,7 +23,7 @@ from rlvr import reward
 from rlvr.config import TINY_MODEL, SettingError, TrainConfig, parse_train
 from rlvr.data import load_problems, prompt_ids
 from rlvr.policy import load_policy
-from rlvr.probe import ProbeConfig, probe
+from rlvr.analysis.probe import ProbeConfig, probe
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,9 +20,9 @@ from transformers.utils import logging
 
 from rlvr.config import TINY_MODEL
 from rlvr.data import encode_prompts, load_problems
-from rlvr.defects import DEFECTS, defects
+from rlvr.run.defects import DEFECTS, defects
 from rlvr.evaluate import evaluate
-from rlvr.files import table
+from rlvr.common.text import table
 from rlvr.policy import load_policy
 from rlvr.tiny.task import sample_document
 

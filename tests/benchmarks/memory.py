@@ -21,7 +21,7 @@ def measure(vocabulary: int, length: int, chunked: bool) -> float:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from rlvr import policy
-    from rlvr.attention import ATTENTION
+    from rlvr.engine.attention import ATTENTION
 
     torch.set_num_threads(1)
     shape = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)

@@ -67,8 +67,8 @@ def measure(preset: str, changes: dict, steps: int) -> str:
 
     from rlvr.config import PRESETS, TrainConfig
     from rlvr.data import Problem
-    from rlvr.estimate import estimate
-    from rlvr.lora import add_lora
+    from rlvr.engine.estimate import estimate
+    from rlvr.loaders.adapters import add_lora
     from rlvr.policy import Policy, _put_under_our_attention, choose_device, choose_dtype
     from rlvr.train import Trainer
 

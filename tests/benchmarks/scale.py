@@ -35,7 +35,7 @@ def step_seconds(size: str, prompts: int, length: int, repeats: int = 1) -> dict
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from rlvr.attention import ATTENTION
+    from rlvr.engine.attention import ATTENTION
     from rlvr.config import TrainConfig
     from rlvr.data import Problem
     from rlvr.policy import Policy

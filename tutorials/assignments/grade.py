@@ -30,7 +30,8 @@ import tyro
 from tqdm import tqdm
 
 from rlvr.config import SettingError, parse_command, run_program
-from rlvr.files import csv_text, printable, say, table, unique_names, write_atomically
+from rlvr.common.files import write_atomically
+from rlvr.common.text import csv_text, printable, say, table, unique_names
 from tutorials.assignments.a1.tests import tests as a1
 from tutorials.assignments.a2.tests import tests as a2
 from tutorials.assignments.a3.tests import tests as a3

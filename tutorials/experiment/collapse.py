@@ -14,7 +14,8 @@ from tqdm import tqdm
 from rlvr.config import parse_train, run_folder
 from rlvr.data import encode_prompts, load_problems
 from rlvr.evaluate import evaluate
-from rlvr.files import csv_text, write_atomically
+from rlvr.common.files import write_atomically
+from rlvr.common.text import csv_text
 from rlvr.policy import load_policy
 from rlvr.train import train
 

@@ -7,7 +7,7 @@ import re
 import torch
 
 from rlvr.advantage import position_bonus, ppl_weights
-from rlvr.experiment import differences, mean_interval
+from rlvr.analysis.experiment import differences, mean_interval
 from tutorials.assignments.checks import Assignment, Wrong, alike, expect, need
 
 tests = Assignment()
@@ -241,7 +241,7 @@ def _difference(student) -> tuple[float, float, float, int]:
     return *mean_interval(values), len(values)
 
 
-@check("5.5", 2, hint="Two arms, three seeds or more, the same seeds for both: python -m rlvr.experiment makes such a file.")
+@check("5.5", 2, hint="Two arms, three seeds or more, the same seeds for both: python -m rlvr.analysis.experiment makes such a file.")
 def two_arms_on_equal_seeds(student):
     seeds: dict[str, list[int]] = {}
     for row in _results(student):

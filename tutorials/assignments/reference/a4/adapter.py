@@ -1,7 +1,7 @@
 """The reference of assignment 4: rlvr itself."""
 
 from rlvr import entropy as e
-from rlvr.runlog import _mean
+from rlvr.run.log import _mean
 
 ASSIGNMENT = "a4"
 

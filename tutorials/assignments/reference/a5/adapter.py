@@ -1,6 +1,7 @@
 """The reference of assignment 5: rlvr itself. Its study is the one that is shipped (tutorials/experiment), two arms of it."""
 
-from rlvr import advantage, experiment
+from rlvr import advantage
+from rlvr.analysis import experiment
 
 ASSIGNMENT = "a5"
 

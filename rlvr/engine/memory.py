@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 
 from rlvr.config import SettingError
-from rlvr.files import say
+from rlvr.common.text import say
 
 Result = TypeVar("Result")
 

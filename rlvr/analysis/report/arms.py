@@ -1,14 +1,14 @@
-"""Arms of an experiment beside each other, for I3 and T3: what python -m rlvr.experiment wrote."""
+"""Arms of an experiment beside each other, for I3 and T3: what python -m rlvr.analysis.experiment wrote."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from rlvr.experiment import BASELINE, METRICS, SAYS, differences, mean_interval, read_results
-from rlvr.figures import COLOURS, INK
-from rlvr.report.run import Panel, Section, Verdict
+from rlvr.analysis.experiment import BASELINE, METRICS, SAYS, differences, mean_interval, read_results
+from rlvr.run.figures import COLOURS, INK
+from rlvr.analysis.report.run import Panel, Section, Verdict
 
-SHIPPED = Path(__file__).parents[2] / "tutorials" / "experiment"
+SHIPPED = Path(__file__).parents[3] / "tutorials" / "experiment"
 
 
 @dataclass
@@ -33,7 +33,7 @@ def compare_arms(
     """Fill a section with arms against the baseline. claims: (arm, the other arm, metric) -> sign that the paper found
     for the difference of the two."""
     if experiment is None:
-        text = "No experiment: this compares whole runs over seeds. First: python -m rlvr.experiment"
+        text = "No experiment: this compares whole runs over seeds. First: python -m rlvr.analysis.experiment"
         section.verdicts.append(Verdict("experiment", None, text))
         return section
     there = [arm for arm in arms if arm == BASELINE or differences(experiment.results, arm, "pass_at_1")]

@@ -1,6 +1,6 @@
 """What leaves the run folder: a model card, an adapter merged into its base, an upload to the Hugging Face Hub.
 
-python -m rlvr.publish runs/pos-seed0 --merge my_model --push your-name/my-model
+python -m rlvr.run.publish runs/pos-seed0 --merge my_model --push your-name/my-model
 """
 
 import json
@@ -20,9 +20,9 @@ PAPER = "https://arxiv.org/abs/2508.02260"
 class PublishConfig:
     """Give a run's model away: merge its adapter into a whole model, or upload it with its card.
 
-    python -m rlvr.publish runs/pos-seed0 --push your-name/my-model  -- upload
+    python -m rlvr.run.publish runs/pos-seed0 --push your-name/my-model  -- upload
 
-    python -m rlvr.publish runs/grpo-seed0 --merge my_model  -- a whole model from a LoRA adapter
+    python -m rlvr.run.publish runs/grpo-seed0 --merge my_model  -- a whole model from a LoRA adapter
     """
 
     run: str
@@ -117,8 +117,8 @@ def merge(folder: Path, out: Path, dtype: str = "auto") -> None:
 
     Raises SettingError.
     """
-    from rlvr.files import replace_folder
-    from rlvr.lora import is_adapter
+    from rlvr.common.files import replace_folder
+    from rlvr.loaders.adapters import is_adapter
     from rlvr.policy import load_policy
 
     if not is_adapter(folder):
@@ -136,7 +136,7 @@ def merge(folder: Path, out: Path, dtype: str = "auto") -> None:
 
 
 def publish(p: PublishConfig) -> None:
-    from rlvr.files import say
+    from rlvr.common.text import say
     from rlvr.policy import check_model_name
 
     config = read_config(Path(p.run))
@@ -157,7 +157,7 @@ def publish(p: PublishConfig) -> None:
 
 
 def main() -> None:
-    publish(parse_command(PublishConfig, "python -m rlvr.publish"))
+    publish(parse_command(PublishConfig, "python -m rlvr.run.publish"))
 
 
 if __name__ == "__main__":

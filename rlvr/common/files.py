@@ -1,15 +1,9 @@
-"""Small helpers for what a run prints and writes. What is written is written whole or not at all; what cannot be printed stops nothing."""
+"""Files that are written whole or not at all, and what a crash left behind."""
 
-import csv
-import io
 import os
 import shutil
-import sys
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-
-from tqdm import tqdm
 
 
 def sync(path: Path) -> None:
@@ -114,63 +108,3 @@ def first_free(path: Path, taken: Callable[[Path], bool] = Path.exists) -> Path:
     while taken(free):
         free, number = path.with_stem(f"{path.stem}-{number}"), number + 1
     return free
-
-
-def unique_names(folders: list[Path]) -> list[str]:
-    """Short names of folders: the last part of the path, or more of it where two are alike."""
-    names = [folder.name for folder in folders]
-    return [name if names.count(name) == 1 else f"{folder.parent.name}/{name}" for name, folder in zip(names, folders)]
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain-text table: first column to the left, the others to the right."""
-    cells = [list(header), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
-
-
-def csv_text(rows: Sequence[dict], columns: Sequence[str] = ()) -> str:
-    """Rows as CSV with a header: the columns named, or those of the first row. What a row lacks stays empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def say(text: str) -> None:
-    """Print above the progress bar. A terminal that is gone (a closed connection, a broken pipe) must not end a run."""
-    try:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        tqdm.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except (OSError, ValueError):  # ValueError: the stream is closed
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # what comes later, the progress bar's too, would fail again
-
-
-class Patient:
-    """A stream that swallows its own errors. train.py puts it around stdout and stderr: the progress bar writes there too."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self.stream.write(text)
-        except OSError:
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except OSError:
-            pass
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
-
-
-def printable(text: str) -> str:
-    r"""What a model wrote, made safe for a terminal: control characters (which could move the cursor, or worse) as \x1b."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text)

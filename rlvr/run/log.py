@@ -18,17 +18,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from rlvr import checkpoint
+from rlvr.run import checkpoint
 from rlvr.config import LOCK, SettingError, TrainConfig, in_use, resume_command, run_folder
-from rlvr.defects import DEFECTS, defects
+from rlvr.run.defects import DEFECTS, defects
 from rlvr.entropy import log_perplexity
 from rlvr.evaluate import Evaluation
-from rlvr.files import Appender, clear_leftovers, cut_back, printable, replace_folder, say, table, write_atomically
-from rlvr.lora import save_lora
+from rlvr.common.files import Appender, clear_leftovers, cut_back, replace_folder, write_atomically
+from rlvr.common.text import printable, say, table
+from rlvr.loaders.adapters import save_lora
 from rlvr.policy import Policy
-from rlvr.publish import merge, model_card, push
+from rlvr.run.publish import merge, model_card, push
 from rlvr.rollout import Rollouts
-from rlvr.trackers import Tracker
+from rlvr.run.trackers import Tracker
 
 # Columns of metrics.csv: one row per step; empty where a step has no such number (no wrong completion, no evaluation).
 COLUMNS = (
@@ -348,7 +349,7 @@ class RunLog:
             ) from None
 
     def _finish(self, trainer, stopped_by: str | None) -> dict:
-        from rlvr.figures import draw_curves
+        from rlvr.run.figures import draw_curves
 
         c, k = self.config, self.config.eval_completions
 

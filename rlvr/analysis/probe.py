@@ -1,6 +1,6 @@
 """Go back into a run: replay training steps from its checkpoints, replace tokens, and see what its models can still solve.
 
-    python -m rlvr.probe runs/pos-seed0 runs/grpo-seed0
+    python -m rlvr.analysis.probe runs/pos-seed0 runs/grpo-seed0
 
 A run folder says what was sampled, not what became of it. Four questions need the weights, and are answered here once, for the report:
 
@@ -27,15 +27,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from rlvr import checkpoint
+from rlvr.run import checkpoint
 from rlvr.advantage import shape
-from rlvr.attention import is_ours
-from rlvr.checkpoint import fingerprint
+from rlvr.engine.attention import is_ours
+from rlvr.run.checkpoint import fingerprint
 from rlvr.config import SettingError, TrainConfig, check_can_write, parse_command, read_config, run_program
 from rlvr.entropy import branching_factor, log_perplexity
-from rlvr.exchange import logit_gradient_norm, relative_positions
-from rlvr.figures import read_metrics
-from rlvr.files import replace_folder, say
+from rlvr.analysis.exchange import logit_gradient_norm, relative_positions
+from rlvr.run.figures import read_metrics
+from rlvr.common.files import replace_folder
+from rlvr.common.text import say
 from rlvr.loss import clipped_loss
 from rlvr.policy import Policy, _logits, hidden_states, load_policy, logits_chunk, logp_and_entropy, micro_batches
 from rlvr.reward import answer_key, verify_all
@@ -48,11 +49,11 @@ EARLY, LATE = 0.2, 0.8  # relative positions below and above which a token is ea
 
 @dataclass
 class ProbeConfig:
-    """Replay steps of finished runs from their checkpoints, replace tokens, sample many completions; for python -m rlvr.report.
+    """Replay steps of finished runs from their checkpoints, replace tokens, sample many completions; for python -m rlvr.analysis.report.
 
-    python -m rlvr.probe runs/pos-seed0 runs/grpo-seed0  -- all of it, a minute or two for each run of the built-in model
+    python -m rlvr.analysis.probe runs/pos-seed0 runs/grpo-seed0  -- all of it, a minute or two for each run of the built-in model
 
-    python -m rlvr.probe runs/pos-seed0 --no-replacements --no-exploration  -- only what became of the tokens
+    python -m rlvr.analysis.probe runs/pos-seed0 --no-replacements --no-exploration  -- only what became of the tokens
     """
 
     runs: list[str]
@@ -422,7 +423,7 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
 
 
 def main() -> None:
-    config = parse_command(ProbeConfig, "python -m rlvr.probe")
+    config = parse_command(ProbeConfig, "python -m rlvr.analysis.probe")
     for name in ("steps", "fixed", "completions", "continuations", "problems", "samples"):
         if getattr(config, name) < 1:
             raise SettingError(f"--{name} is {getattr(config, name)}. Choose 1 or more.")

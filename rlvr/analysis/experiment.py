@@ -1,8 +1,8 @@
 """The experiment: the same arms on the same seeds, one command that goes on where it was stopped, one CSV, one table with intervals.
 
-    python -m rlvr.experiment                                     all arms, 5 seeds: under two hours on 2 cores
-    python -m rlvr.experiment --arms grpo pos-strong --seeds 3    some of them
-    python -m rlvr.experiment --train="--model my_model --data gsm8k"
+    python -m rlvr.analysis.experiment                                     all arms, 5 seeds: under two hours on 2 cores
+    python -m rlvr.analysis.experiment --arms grpo pos-strong --seeds 3    some of them
+    python -m rlvr.analysis.experiment --train="--model my_model --data gsm8k"
 
 An arm is a name and the flags of train.py that make it. Runs of one seed have the same problems, in the same order, and begin with the same
 random draws, so arms are compared seed by seed: the mean of the differences to the baseline, with Student's interval.
@@ -25,8 +25,9 @@ from statistics import fmean, median, stdev
 from tqdm import tqdm
 
 from rlvr.config import MAY_CHANGE, SettingError, check_can_write, parse_command, parse_train, read_config, run_program
-from rlvr.figures import COLOURS, GREY, read_metrics
-from rlvr.files import csv_text, say, table, write_atomically
+from rlvr.run.figures import COLOURS, GREY, read_metrics
+from rlvr.common.files import write_atomically
+from rlvr.common.text import csv_text, say, table
 
 BASELINE = "grpo"
 # Strong enough to matter: at 0.2 the factor reaches its clamp at one standard deviation, 0.4 is nearly half of a usual advantage.
@@ -74,13 +75,13 @@ METRICS = {  # column of results.csv -> heading, digits, what it is
 class ExperimentConfig:
     """Run arms over seeds, side by side, and compare each with the baseline on equal seeds. Stopped (Ctrl-C) and started again, it goes on.
 
-    python -m rlvr.experiment  -- all arms, 5 seeds
+    python -m rlvr.analysis.experiment  -- all arms, 5 seeds
 
-    python -m rlvr.experiment --arms grpo pos --seeds 3 --steps 60  -- a smaller one
+    python -m rlvr.analysis.experiment --arms grpo pos --seeds 3 --steps 60  -- a smaller one
     """
 
     arms: tuple[str, ...] = tuple(ARMS)
-    """Arms to run; the first is the baseline, with which the others are compared. See ARMS in rlvr/experiment.py."""
+    """Arms to run; the first is the baseline, with which the others are compared. See ARMS in rlvr/analysis/experiment.py."""
     seeds: int = 5
     """Runs of each arm, with seeds 0, 1, 2, ..."""
     level: int = 2
@@ -199,7 +200,7 @@ def _log(run: Run) -> Path:
 
 
 def _start(run: Run) -> Run:
-    program = str(Path(__file__).parent.parent / "train.py")
+    program = str(Path(__file__).parents[2] / "train.py")
     flags = ["--resume", str(run.folder), "--threads", "1"] if run.begun else run.flags
     with open(_log(run), "a", encoding="utf-8") as log:  # a session of its own: Ctrl-C reaches it through us alone
         run.process = subprocess.Popen([sys.executable, program, *flags], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -447,4 +448,4 @@ def experiment(config: ExperimentConfig) -> list[dict]:
 
 
 if __name__ == "__main__":
-    run_program(lambda: experiment(parse_command(ExperimentConfig, "python -m rlvr.experiment")))
+    run_program(lambda: experiment(parse_command(ExperimentConfig, "python -m rlvr.analysis.experiment")))

@@ -5,9 +5,9 @@ from math import comb
 import numpy as np
 
 from rlvr.evaluate import bootstrap_interval, pass_at_k
-from rlvr.exchange import overlaps, unsolved
-from rlvr.figures import COLOURS, GREY
-from rlvr.report.run import Panel, Run, Section, Verdict, missing, percent
+from rlvr.analysis.exchange import overlaps, unsolved
+from rlvr.run.figures import COLOURS, GREY
+from rlvr.analysis.report.run import Panel, Run, Section, Verdict, missing, percent
 
 
 FLAT = 0.02  # pass@k is called flat if its interval ends below this rise; ours

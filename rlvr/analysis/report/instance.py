@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from rlvr.exchange import low_half
-from rlvr.figures import BLUE, GREEN, GREY, INK, ORANGE
-from rlvr.report.arms import Experiment, compare_arms
-from rlvr.report.run import Panel, Run, Section, Verdict, bootstrap, missing, percent, share_of_largest
-from rlvr.report.stage import TOP
+from rlvr.analysis.exchange import low_half
+from rlvr.run.figures import BLUE, GREEN, GREY, INK, ORANGE
+from rlvr.analysis.report.arms import Experiment, compare_arms
+from rlvr.analysis.report.run import Panel, Run, Section, Verdict, bootstrap, missing, percent, share_of_largest
+from rlvr.analysis.report.stage import TOP
 
 
 def low_tokens(run: Run, stage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

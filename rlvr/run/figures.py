@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from rlvr.defects import DEFECTS
+from rlvr.run.defects import DEFECTS
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # can be told apart by colour-blind readers (Okabe and Ito)
 INK = "#010101"  # lines and text; the report puts the text colour of the page in its place

@@ -1,4 +1,4 @@
-"""python -m rlvr.report RUN...: the paper's analysis of one or more runs, as one page, with its pictures and numbers."""
+"""python -m rlvr.analysis.report RUN...: the paper's analysis of one or more runs, as one page, with its pictures and numbers."""
 
 import re
 import time
@@ -8,21 +8,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rlvr.config import SettingError, check_can_write, parse_command, run_program
-from rlvr.files import say, unique_names, write_atomically
-from rlvr.report import exploration, instance, position, stage
-from rlvr.report.arms import SHIPPED, load_experiment
-from rlvr.report.microscope import microscope_data
-from rlvr.report.page import draw, page, write_csv
-from rlvr.report.run import Run, Section
+from rlvr.common.files import write_atomically
+from rlvr.common.text import say, unique_names
+from rlvr.analysis.report import exploration, instance, position, stage
+from rlvr.analysis.report.arms import SHIPPED, load_experiment
+from rlvr.analysis.report.microscope import microscope_data
+from rlvr.analysis.report.page import draw, page, write_csv
+from rlvr.analysis.report.run import Run, Section
 
 
 @dataclass
 class ReportConfig:
     """Where entropy buys performance: by stage, completion and token, for finished runs, as one HTML page with its PNG and CSV files.
 
-    python -m rlvr.report runs/pos-seed0 runs/grpo-seed0  -- two runs beside each other
+    python -m rlvr.analysis.report runs/pos-seed0 runs/grpo-seed0  -- two runs beside each other
 
-    python -m rlvr.probe runs/pos-seed0 runs/grpo-seed0  -- before it: what needs the weights (changes of probability, replacements, pass@k)
+    python -m rlvr.analysis.probe runs/pos-seed0 runs/grpo-seed0  -- before it: what needs the weights (changes of probability, replacements, pass@k)
     """
 
     runs: list[str]
@@ -30,18 +31,18 @@ class ReportConfig:
     out: str = ""
     """Folder to write; empty: report in the run folder, or runs/report for several runs."""
     experiment: str = ""
-    """Folder of an experiment (python -m rlvr.experiment), for I3 and T3; empty: runs/experiment if it is there, else the shipped one."""
+    """Folder of an experiment (python -m rlvr.analysis.experiment), for I3 and T3; empty: runs/experiment if it is there, else the shipped one."""
 
 
 def report(config: ReportConfig) -> Path:
     """Write the page and its files. Returns the path of the page. Raises SettingError."""
     folders = [Path(name) for name in dict.fromkeys(config.runs)]
     if not folders:
-        raise SettingError("No run was named. Name one or more, as in: python -m rlvr.report runs/pos-seed0")
+        raise SettingError("No run was named. Name one or more, as in: python -m rlvr.analysis.report runs/pos-seed0")
     out = Path(config.out) if config.out else folders[0] / "report" if len(folders) == 1 else Path("runs") / "report"
     check_can_write(out, "--out")
     if config.experiment and load_experiment(Path(config.experiment)) is None:
-        raise SettingError(f"There is no experiment in {config.experiment} (no results.csv). First: python -m rlvr.experiment")
+        raise SettingError(f"There is no experiment in {config.experiment} (no results.csv). First: python -m rlvr.analysis.experiment")
     started = time.perf_counter()
     runs = [Run(folder, name) for folder, name in zip(folders, unique_names(folders))]
     experiment = load_experiment(Path(config.experiment or "runs/experiment")) or load_experiment(SHIPPED)
@@ -91,4 +92,4 @@ def report(config: ReportConfig) -> Path:
 
 
 if __name__ == "__main__":
-    run_program(lambda: report(parse_command(ReportConfig, "python -m rlvr.report")))
+    run_program(lambda: report(parse_command(ReportConfig, "python -m rlvr.analysis.report")))

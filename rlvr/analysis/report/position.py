@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from rlvr.exchange import ends_and_middle, position_profile, relative_positions
-from rlvr.figures import GREEN, ORANGE
-from rlvr.report.arms import Experiment, compare_arms
-from rlvr.report.instance import compare_drops, replacement_panel
-from rlvr.report.run import Panel, Run, Section, Verdict, bootstrap, missing
-from rlvr.report.stage import sentence
+from rlvr.analysis.exchange import ends_and_middle, position_profile, relative_positions
+from rlvr.run.figures import GREEN, ORANGE
+from rlvr.analysis.report.arms import Experiment, compare_arms
+from rlvr.analysis.report.instance import compare_drops, replacement_panel
+from rlvr.analysis.report.run import Panel, Run, Section, Verdict, bootstrap, missing
+from rlvr.analysis.report.stage import sentence
 
 BINS = 20
 

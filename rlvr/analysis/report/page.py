@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from rlvr.figures import INK
-from rlvr.report.run import Panel, Run, Section
+from rlvr.run.figures import INK
+from rlvr.analysis.report.run import Panel, Run, Section
 
 HERE = Path(__file__).parent
 STYLE = {

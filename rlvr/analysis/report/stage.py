@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rlvr.defects import DEFECTS
-from rlvr.exchange import (
+from rlvr.run.defects import DEFECTS
+from rlvr.analysis.exchange import (
     CATEGORIES,
     by_quantile,
     category,
@@ -15,8 +15,8 @@ from rlvr.exchange import (
     stage_slopes,
     token_shift,
 )
-from rlvr.figures import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, smoothed
-from rlvr.report.run import Panel, Run, Section, Verdict, bootstrap, missing, percent, share_of_largest
+from rlvr.run.figures import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, smoothed
+from rlvr.analysis.report.run import Panel, Run, Section, Verdict, bootstrap, missing, percent, share_of_largest
 
 LITTLE = 0.05  # a change of probability above this counts as one; ours
 TOP = 0.01  # the share of tokens that counts as "the largest changes"; ours
@@ -227,7 +227,7 @@ def defects_vanish(runs: list[Run]) -> Section:
     section = Section(
         "S4",
         "Defective outputs vanish",
-        "Share of completions with a defect, by kind and step. The detectors are rules of ours (rlvr/defects.py): format violation is a "
+        "Share of completions with a defect, by kind and step. The detectors are rules of ours (rlvr/run/defects.py): format violation is a "
         "missing or broken box, irrelevant content a sentence without a number (built-in problems only), language mixing a script that the "
         "prompt does not have, in the logged completions.",
         "Three kinds of low-quality output (format violation, irrelevant content, language mixing) fall clearly in the rising stage.",

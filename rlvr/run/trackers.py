@@ -9,7 +9,8 @@ import uuid
 from pathlib import Path
 
 from rlvr.config import SettingError, TrainConfig
-from rlvr.files import say, write_atomically
+from rlvr.common.files import write_atomically
+from rlvr.common.text import say
 
 PROJECT = "rlvr"  # under which W&B and trackio list the runs
 

@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 
-from rlvr.defects import defects
-from rlvr.report.run import Run
+from rlvr.run.defects import defects
+from rlvr.analysis.report.run import Run
 
 FRAMES = 50  # steps that the slider goes through, besides the replayed ones
 CARDS = 8  # completions of each, fewer where they are long

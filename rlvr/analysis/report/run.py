@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from rlvr.config import SettingError, TrainConfig, read_config
-from rlvr.exchange import largest, over_represented
-from rlvr.figures import read_metrics
+from rlvr.analysis.exchange import largest, over_represented
+from rlvr.run.figures import read_metrics
 
-NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.probe {folder}"
+NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.analysis.probe {folder}"
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -67,7 +67,7 @@ class Run:
         """A token as text."""
         return self.tokenizer.decode([number])
 
-    # What python -m rlvr.probe found
+    # What python -m rlvr.analysis.probe found
 
     @property
     def probed(self) -> bool:

@@ -29,7 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlvr.config import SettingError
-from rlvr.files import remove_folder, replace_folder, say
+from rlvr.common.files import remove_folder, replace_folder
+from rlvr.common.text import say
 from rlvr.rollout import Rollouts
 
 NAME = re.compile(r"step-(\d+)(?:\+(\d+))?")

@@ -1,0 +1,3 @@
+"""The paper's questions, asked of finished runs: replayed steps, replaced tokens, arms over seeds, and the report. Programs of their own, which
+may use everything else; nothing else imports them.
+"""

@@ -1,0 +1,1 @@
+"""What every other folder may use: files that are written whole or not at all, and text that a terminal can show. Imports nothing of rlvr."""
