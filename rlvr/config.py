@@ -447,19 +447,6 @@ def read_config(folder: Path) -> TrainConfig:
     return TrainConfig(**saved)
 
 
-def json_object(file: Path, whole: str = "model folder") -> dict | None:
-    """What a JSON file of a model or adapter says; None if there is no such file. Raises SettingError if it is damaged."""
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise SettingError(f"The file {file} cannot be read as a JSON object. Copy the {whole} again, or name another.")
-    return content
-
-
 def _has_type(field: dataclasses.Field, value) -> bool:
     """Whether a value of a TrainConfig is of the kind that the command line would give."""
     if get_origin(field.type) is Literal:

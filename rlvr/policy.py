@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from rlvr.engine.attention import ATTENTION, Packed, attention, is_ours
-from rlvr.config import TINY_MODEL, SettingError, json_object
+from rlvr.config import TINY_MODEL, SettingError
 from rlvr.entropy import entropy_from_logp
 from rlvr.common.text import printable
 from rlvr.loaders.adapters import chain, check_adapter, check_peft, is_adapter, merged
+from rlvr.loaders.json_file import json_object
 from rlvr.engine.memory import out_of_memory
 from rlvr.rollout import Rollouts, sample_batch
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from rlvr.config import SettingError, json_object
+from rlvr.config import SettingError
+from rlvr.loaders.json_file import json_object
 
 CONFIG_FILE = "adapter_config.json"
 MOST_ADAPTERS = 8  # one on another
