@@ -178,7 +178,7 @@ class Trainer:
             shaped = keep_sign(shaped, c.learn_from)
 
             metrics = {"step": self.step_number, "stage": "plateau" if self.plateau else "rising", "shaped": int(method != "grpo")}
-            metrics |= batch_metrics(sampled, correct, rewards, [self.problems[i].steps for i in problem_ids])
+            metrics |= batch_metrics(sampled, correct, rewards, [self.problems[i].solution_steps for i in problem_ids])
             metrics |= {"groups_kept": len(kept), "sampling_rounds": rounds, "verifier_kills": self._verifier_kills() - killed_before}
             metrics["reward_failures"] = int(rewards.isnan().sum())
             if drift is not None:

@@ -24,7 +24,8 @@ from test_config import ROOT, run_script
 import rlvr.evaluate
 import rlvr.train
 from rlvr.config import TINY_MODEL, SettingError, TrainConfig
-from rlvr.data import MAX_PROBLEM_CHARS, load_problems
+from rlvr.data import load_problems
+from rlvr.loaders.rows import MAX_PROBLEM_CHARS
 from rlvr.reward import MAX_CHARS
 
 GOOD = '{"problem": "1+1", "answer": "2"}\n'

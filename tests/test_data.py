@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlvr.config import SettingError
-from rlvr.data import HUB, Problem, encode_prompts, has_test_split, load_problems, prompt_ids
+from rlvr.data import Problem, encode_prompts, has_test_split, load_problems, prompt_ids
+from rlvr.loaders.hub import HUB
 
 DATA = Path(__file__).parent / "data"
 LINE_SEPARATOR = "\u2028"  # a line break for str.splitlines(), but an ordinary character in JSON and CSV
@@ -48,7 +49,7 @@ def save(path: Path, text: str | bytes) -> Path:
 def test_answers_come_out_as_plain_text(name, answers):
     problems = load_problems(str(DATA / f"{name}.jsonl"))
     assert [p.answer for p in problems] == answers
-    assert all(p.problem and p.steps is None for p in problems)
+    assert all(p.problem and p.solution_steps is None for p in problems)
 
 
 def test_the_question_is_kept_as_it_stands_and_svamp_gets_both_parts():
@@ -131,7 +132,7 @@ def test_limit_keeps_the_first_problems():
 
 def test_the_built_in_problems_know_their_steps():
     problems = load_problems("tiny", "test", limit=20, seed=3)
-    assert len(problems) == 20 and all(2 <= p.steps <= 5 for p in problems)
+    assert len(problems) == 20 and all(2 <= p.solution_steps <= 5 for p in problems)
     assert problems == load_problems("tiny", "test", limit=20, seed=3)
     assert not set(problems) & set(load_problems("tiny", "test", limit=20, seed=4))
     assert len(load_problems("tiny", "train")) == 8192

@@ -238,7 +238,7 @@ def test_the_defects_of_a_row_are_counted_with_the_steps_of_its_own_problem():
     metrics, batch, *_ = trainer.step()
     problems = [trainer.problems[trainer.prompts.index(prompt)] for prompt in batch.prompt_ids]
     rows = zip(batch.text, batch.finished.tolist(), problems)
-    skipped = [defects(text, finished, problem.steps)["skipped_step"] for text, finished, problem in rows]
+    skipped = [defects(text, finished, problem.solution_steps)["skipped_step"] for text, finished, problem in rows]
     assert metrics["defect_skipped_step"] == sum(skipped) / len(skipped) > 0
 
 

@@ -125,7 +125,7 @@ def describe(folder: Path, problems: int = 400) -> dict[str, float]:
     stories, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "test", problems), "", 128)
     result = evaluate(policy, stories, prompts, temperature=1.0, top_p=1.0, max_new_tokens=120, progress=f"measuring {folder}")
     correct, rollouts = torch.tensor(result.correct), result.rollouts
-    steps = [stories[g].steps for g in rollouts.group.tolist()]
+    steps = [stories[g].solution_steps for g in rollouts.group.tolist()]
     found = [defects(t, done, n) for t, done, n in zip(rollouts.text, rollouts.finished.tolist(), steps)]
     return {
         "pass@1": result.metrics["pass@1"][0],
