@@ -39,12 +39,13 @@ from rlvr.policy import (
     score,
 )
 from rlvr.run.publish import check_hub
-from rlvr.reward import load_reward, overlong_penalty, rewards_from, verify_all
-from rlvr.reward import stats as verifier_stats
+from rlvr.reward import overlong_penalty, rewards_from, verify_all
 from rlvr.rollout import Rollouts, sample
 from rlvr.run.log import RunLog, batch_metrics
+from rlvr.run.reward_function import load_reward
 from rlvr.run.stop import Stop
 from rlvr.run.trackers import check_tracker
+from rlvr.verifier import stats as verifier_stats
 
 NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite loss or gradient before the run gives up
 

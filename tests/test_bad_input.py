@@ -26,7 +26,7 @@ import rlvr.train
 from rlvr.config import TINY_MODEL, SettingError, TrainConfig
 from rlvr.data import load_problems
 from rlvr.loaders.rows import MAX_PROBLEM_CHARS
-from rlvr.reward import MAX_CHARS
+from rlvr.verifier import MAX_CHARS
 
 GOOD = '{"problem": "1+1", "answer": "2"}\n'
 MEGABYTES = 10**7

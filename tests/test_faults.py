@@ -30,6 +30,7 @@ from rlvr.policy import load_policy
 from rlvr.reward import rewards_from
 from rlvr.rollout import sample
 from rlvr.train import Trainer, train
+from rlvr.verifier import ANSWER_SECONDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -608,7 +609,7 @@ def test_100_hostile_answers_in_a_row_while_a_run_goes_on(tmp_path, monkeypatch)
         seconds.append(metrics["seconds_step"])
         if number == 3:
             assert metrics["accuracy"] == 0 and metrics["verifier_kills"] > 5
-            assert metrics["seconds_reward"] < reward.BATCH_SECONDS + 2 * reward.ANSWER_SECONDS + 10
+            assert metrics["seconds_reward"] < reward.BATCH_SECONDS + 2 * ANSWER_SECONDS + 10
         assert len(me.children(recursive=True)) <= 1  # the checker
     assert min(seconds[4:]) < 2 * max(seconds[:3])
     assert reward.verify(r"\boxed{\frac{\sqrt{8}}{2}}", r"\sqrt{2}")  # and it still checks

@@ -19,13 +19,13 @@ from helpers import make_rollouts
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from rlvr import reward
 from rlvr.advantage import grpo_advantages, position_bonus, ppl_weights, shape
 from rlvr.entropy import branching_factor, log_perplexity, perplexity, plateau_step, token_entropy
 from rlvr.loss import clipped_loss
 from rlvr.policy import micro_batches
 from rlvr.reward import answer_key, last_boxed, overlong_penalty, rewards_from, verify, verify_all
 from rlvr.rollout import Rollouts
+from rlvr.verifier import process
 
 D = torch.float64
 NAN, INF = float("nan"), float("inf")
@@ -568,13 +568,13 @@ def boxed(answer):
 @pytest.fixture
 def alone(monkeypatch):
     """Without math-verify: whatever it would be asked is wrong."""
-    monkeypatch.setattr(reward, "_ask", lambda *_: False)
+    monkeypatch.setattr(process, "_ask", lambda *_: False)
 
 
 @pytest.fixture
 def exact(monkeypatch):
     """For numbers, which are all decided in this process."""
-    monkeypatch.setattr(reward, "_ask", lambda *question: pytest.fail(f"math-verify was asked {question}"))
+    monkeypatch.setattr(process, "_ask", lambda *question: pytest.fail(f"math-verify was asked {question}"))
 
 
 @for_all(text=TEXTS, other=TEXTS, more=st.integers(0, 2))
@@ -786,7 +786,7 @@ def test_a_list_has_no_order_a_point_has_one_and_a_set_is_no_point(values, data,
 
 @for_all(8, n=st.sampled_from([2, 3, 5, 6, 7]), m=st.integers(2, 99), hostile=WORDS)
 def test_with_math_verify_too_roots_are_exact_and_hostile_answers_only_wrong(n, m, hostile):
-    reward._ask.cache_clear()
+    process._ask.cache_clear()
     assert isinstance(verify(boxed(hostile + r"\sqrt{"), rf"{m}\sqrt{{{n}}}"), bool)
     assert isinstance(verify(boxed(rf"\sqrt{{{n}}}" + hostile), rf"{m}\sqrt{{{n}}}"), bool)
     assert verify(boxed(rf"\sqrt{{{m * m * n}}}"), rf"{m}\sqrt{{{n}}}")

@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlvr import reward
+from rlvr import reward, verifier
 from rlvr.reward import answer_key, last_boxed, overlong_penalty, verify, verify_all
+from rlvr.run.reward_function import load_reward
+from rlvr.verifier import child, equality, exact, process, spelling
 
 TABLE = [json.loads(line) for line in (Path(__file__).parent / "data/answers.jsonl").open(encoding="utf-8")]
 KNOWN_MISSES = 2  # 2^{10^9}-2^{10^9} is 0, and a sum of 3001 ones: too heavy to check
@@ -51,23 +53,23 @@ def in_thread(function, *args):
 def children(monkeypatch):
     """The child processes of a test: the one that is there already, if any, and all that start. The cache is empty, so that each answer
     is really checked."""
-    processes = [reward._worker.process] if reward._worker.process else []
+    processes = [process.checker.process] if process.checker.process else []
 
     class Recorded(subprocess.Popen):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             processes.append(self)
 
-    reward._decide.cache_clear()
-    reward._ask.cache_clear()
-    monkeypatch.setattr(reward.subprocess, "Popen", Recorded)
+    equality._decide.cache_clear()
+    process._ask.cache_clear()
+    monkeypatch.setattr(process.subprocess, "Popen", Recorded)
     yield processes
-    assert all(p.returncode is not None for p in processes if p is not reward._worker.process), "a child process is left over"
+    assert all(p.returncode is not None for p in processes if p is not process.checker.process), "a child process is left over"
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(reward, "ANSWER_SECONDS", 0.6)
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.6)
 
 
 def gone(pid, seconds):
@@ -215,7 +217,7 @@ def test_last_boxed_is_linear():
     ],
 )
 def test_exact_values(answer, gold, expected, monkeypatch):
-    monkeypatch.setattr(reward._worker, "ask", lambda *_: pytest.fail("this should not need math-verify"))
+    monkeypatch.setattr(process.checker, "ask", lambda *_: pytest.fail("this should not need math-verify"))
     assert verify(boxed(answer), gold) is expected
 
 
@@ -288,9 +290,9 @@ def test_batch():
 
 
 def test_equal_pairs_are_checked_once(children):
-    before = reward.stats["slow"]
+    before = verifier.stats["slow"]
     assert verify_all([boxed(r"\sqrt{12}"), "So " + boxed(r"\sqrt{12}")] * 50, [r"2\sqrt{3}"] * 100) == [True] * 100
-    assert reward.stats["slow"] == before + 1
+    assert verifier.stats["slow"] == before + 1
 
 
 # --- hostile answers -----------------------------------------------------------------------------------------------
@@ -298,12 +300,12 @@ def test_equal_pairs_are_checked_once(children):
 
 def test_answer_that_hangs_is_killed_and_the_next_one_is_right(children, impatient, monkeypatch):
     assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")  # the first child starts, which the clock does not count
-    before = reward.stats.copy()
-    assert reward._worker.ask(*NEVER_ENDS) is False
+    before = verifier.stats.copy()
+    assert process.checker.ask(*NEVER_ENDS) is False
     assert children[0].returncode is not None
-    monkeypatch.setattr(reward, "ANSWER_SECONDS", 20)  # that was to save time; what can be decided is decided on any machine
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 20)  # that was to save time; what can be decided is decided on any machine
     assert verify(boxed(r"\sqrt{18}"), r"3\sqrt{2}")
-    assert reward.stats - before == {"checks": 1, "slow": 2, "timeouts": 1, "restarts": 1}
+    assert verifier.stats - before == {"checks": 1, "slow": 2, "timeouts": 1, "restarts": 1}
     assert len(children) == 2
 
 
@@ -316,14 +318,14 @@ def test_child_that_dies_is_replaced(children):
 
 
 def test_child_that_dies_over_an_answer_is_counted(children, monkeypatch):
-    monkeypatch.setattr(reward, "ANSWER_SECONDS", 20)
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 20)
     assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
-    before = reward.stats["crashes"]
+    before = verifier.stats["crashes"]
     threading.Timer(0.3, children[0].kill).start()
     start = time.monotonic()
-    assert reward._worker.ask(*NEVER_ENDS) is False
+    assert process.checker.ask(*NEVER_ENDS) is False
     assert time.monotonic() - start < 10  # it is noticed at once, not when the clock runs out
-    assert reward.stats["crashes"] == before + 1
+    assert verifier.stats["crashes"] == before + 1
     assert verify(boxed(r"\sqrt{18}"), r"3\sqrt{2}")
 
 
@@ -331,11 +333,11 @@ def test_child_that_dies_over_an_answer_is_counted(children, monkeypatch):
 def test_memory_of_the_child_is_limited(children, impatient, monkeypatch):
     import resource
 
-    assert reward._worker.ask("2^{2^{35}}", "5") is False  # 4 GiB, if it were computed
-    monkeypatch.setattr(reward, "ANSWER_SECONDS", 20)
-    assert reward._worker.ask("1+1", "2") is True
-    limit = resource.prlimit(reward._worker.process.pid, resource.RLIMIT_AS)
-    assert limit[0] == reward.MEMORY_BYTES
+    assert process.checker.ask("2^{2^{35}}", "5") is False  # 4 GiB, if it were computed
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 20)
+    assert process.checker.ask("1+1", "2") is True
+    limit = resource.prlimit(process.checker.process.pid, resource.RLIMIT_AS)
+    assert limit[0] == child.MEMORY_BYTES
 
 
 @pytest.mark.parametrize(
@@ -375,12 +377,12 @@ def test_several_threads(children):
 
 PARENT = """
 import os, signal, sys, threading
-from rlvr import reward
-reward._worker.ask("1+1", "2")
-print(reward._worker.process.pid, flush=True)
+from rlvr.verifier import process
+process.checker.ask("1+1", "2")
+print(process.checker.process.pid, flush=True)
 busy, kill = sys.argv[1:] == ["busy"], len(sys.argv) > 1
 if busy:
-    threading.Thread(target=reward._worker.ask, args=(%r, %r), daemon=True).start()
+    threading.Thread(target=process.checker.ask, args=(%r, %r), daemon=True).start()
     import time; time.sleep(0.5)
 if kill:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -400,27 +402,27 @@ def test_child_does_not_outlive_its_parent(how):
 @pytest.mark.slow
 def test_ten_hostile_answers_leave_nothing_behind(children, impatient):
     threads = threading.active_count()
-    before = reward.stats["timeouts"]
+    before = verifier.stats["timeouts"]
     hostile = [boxed(rf"\binom{{10^8}}{{5\cdot10^7+{i}}}") for i in range(10)]
     assert [verify(answer, "5") for answer in hostile] == [False] * 10  # one by one: a batch would stop asking
-    assert reward.stats["timeouts"] == before + 10
+    assert verifier.stats["timeouts"] == before + 10
     assert verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
-    assert sum(process.poll() is None for process in children) == 1
+    assert sum(p.poll() is None for p in children) == 1
     time.sleep(0.5)
     assert threading.active_count() <= threads + 1
 
 
 def test_a_batch_of_hostile_answers_ends_soon_after_its_time_is_up(impatient, monkeypatch):
     monkeypatch.setattr(reward, "BATCH_SECONDS", 2.0)
-    skipped, started = reward.stats["skipped"], time.monotonic()
+    skipped, started = verifier.stats["skipped"], time.monotonic()
     hostile = [boxed(rf"\binom{{10^8}}{{4\cdot10^7+{i}}}") for i in range(50)]
     assert verify_all(hostile, ["5"] * 50) == [False] * 50
-    assert time.monotonic() - started < 15 and reward.stats["skipped"] > skipped
+    assert time.monotonic() - started < 15 and verifier.stats["skipped"] > skipped
 
 
 def test_missing_math_verify_is_a_clear_error(children, monkeypatch):
-    reward._worker.stop()
-    monkeypatch.setattr(reward.importlib.util, "find_spec", lambda name: None)
+    process.checker.stop()
+    monkeypatch.setattr(process.importlib.util, "find_spec", lambda name: None)
     assert verify(boxed("5"), "5")
     with pytest.raises(ImportError, match="pip install math-verify"):
         verify(boxed(r"\sqrt{8}"), r"2\sqrt{2}")
@@ -459,18 +461,32 @@ def test_overlong_penalty():
 
 
 def test_examples_in_the_docstrings():
-    assert doctest.testmod(reward).failed == 0
+    for module in (reward, spelling, exact, equality, process, child):
+        assert doctest.testmod(module).failed == 0
 
 
 def test_a_batch_of_answers_that_need_the_child_ends_when_its_time_is_up(monkeypatch):
     responses = [r"\boxed{\sqrt{%d}}" % (10_000 + i) for i in range(4)]
     golds = [r"2\sqrt{\frac{%d}{4}}" % (10_000 + i) for i in range(4)]
     monkeypatch.setattr(reward, "BATCH_SECONDS", 0.0)
-    skipped = reward.stats["skipped"]
+    skipped = verifier.stats["skipped"]
     assert reward.verify_all(responses + [r"\boxed{7}"], golds + ["7"]) == [False] * 4 + [True]
-    assert reward.stats["skipped"] == skipped + 4
+    assert verifier.stats["skipped"] == skipped + 4
     monkeypatch.setattr(reward, "BATCH_SECONDS", 30.0)
     assert reward.verify_all(responses, golds) == [True] * 4  # an answer that was left out is not remembered as wrong
+
+
+def test_a_deadline_holds_in_its_block_and_its_thread_alone(monkeypatch):
+    monkeypatch.setattr(process, "_ask", lambda *_: True)
+    skipped, question = verifier.stats["skipped"], (r"\sqrt{8}", r"2\sqrt{2}")
+    with verifier.deadline(0):
+        with verifier.deadline(30):  # an inner one gives no more time
+            assert verifier.equal(*question) is False
+        assert verifier.equal(*question) is False
+        assert verifier.equal("0.5", "1/2") is True  # quick checks go on
+        assert in_thread(verifier.equal, *question) is True
+    assert verifier.equal(*question) is True
+    assert verifier.stats["skipped"] == skipped + 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -484,13 +500,13 @@ def test_a_reward_function_is_loaded_from_a_file_or_a_module(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     Path("mine_of_reward.py").write_text(GOOD)
     for name in ("mine_of_reward.py:good", "./mine_of_reward.py:good", str(tmp_path / "mine_of_reward.py:good"), "mine_of_reward:good"):
-        assert reward.load_reward(name)(["ab", ""], ["1", "2"]) == [2.0, 0.0]
-    assert reward.load_reward("rlvr.reward:verify_all") is verify_all
+        assert load_reward(name)(["ab", ""], ["1", "2"]) == [2.0, 0.0]
+    assert load_reward("rlvr.reward:verify_all") is verify_all
     Path("json.py").write_text(  # a dataclass looks up its module; the name of another module is not taken away
         "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass Pay:\n    much: float = 1.0\n"
         "def good(completions, answers):\n    return [Pay().much] * len(completions)\n"
     )
-    assert reward.load_reward("json.py:good")(["", ""], ["", ""]) == [1.0, 1.0] and sys.modules["json"] is json
+    assert load_reward("json.py:good")(["", ""], ["", ""]) == [1.0, 1.0] and sys.modules["json"] is json
 
 
 @pytest.mark.parametrize(
@@ -517,7 +533,7 @@ def test_a_reward_function_that_cannot_work_is_named_before_the_run(name, code, 
     if code:
         Path("mine.py").write_text(code)
     with pytest.raises(ValueError) as caught:
-        reward.load_reward(name)
+        load_reward(name)
     assert said in str(caught.value)
 
 
@@ -547,7 +563,7 @@ def test_a_run_with_a_reward_of_its_own_says_so_and_goes_on_only_with_it(tmp_pat
 
 def test_the_examples_of_the_tutorial_pay_what_it_says():
     tutorials = Path(__file__).parent.parent / "tutorials"
-    boxed, brief, terse = (reward.load_reward(f"{tutorials / 'rewards.py'}:{name}") for name in ("boxed", "brief", "terse"))
+    boxed, brief, terse = (load_reward(f"{tutorials / 'rewards.py'}:{name}") for name in ("boxed", "brief", "terse"))
     right, empty = r"\boxed{4}".rjust(130), ""
     assert boxed([right, empty, r"\boxed{5}"], ["4"] * 3) == [1.0, -1.0, 1.0]
     assert brief([right, empty], ["4", "4"]) == [0.0, 0.0]

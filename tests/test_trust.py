@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 
 import rlvr.evaluate
 import rlvr.train
-from rlvr import reward
+from rlvr import verifier
 from rlvr.config import TINY_MODEL, SettingError, TrainConfig, parse_train
 from rlvr.data import load_problems, prompt_ids
 from rlvr.policy import load_policy
 from rlvr.analysis.probe import ProbeConfig, probe
+from rlvr.reward import verify
+from rlvr.verifier.child import equal_by_math_verify
 
 ROOT = Path(__file__).parent.parent
 
@@ -149,7 +151,7 @@ def test_the_code_runs_nothing_that_comes_from_outside():
     assert {"train.py", "eval.py", "rlvr/policy.py", "rlvr/tiny/task.py", "tutorials/01_what_rlvr_is.ipynb, cell 1"} <= set(code)
     for place, text in code.items():
         assert shell_lines(text) == [] or place.endswith(".py"), f"{place} runs commands of a shell"
-        if place == "rlvr/reward.py":  # --reward imports what the user names on the command line, there and nowhere else
+        if place == "rlvr/run/reward_function.py":  # --reward imports what the user names on the command line, there and nowhere else
             function = next(node for node in ast.parse(text).body if getattr(node, "name", None) == "load_reward")
             text = text.replace(ast.get_source_segment(text, function), "")
         assert Scan(text).found == [], place
@@ -460,10 +462,10 @@ def hostile_answers(mark: Path) -> list[str]:
 
 def test_python_in_an_answer_is_not_run(mark):
     """Through the real child process. Each answer has to reach math-verify, which is given LaTeX to parse and nothing else."""
-    asked, golds = reward.stats["slow"], [r"\sqrt{2}", r"\{x, \text{blue}\}"]
+    asked, golds = verifier.stats["slow"], [r"\sqrt{2}", r"\{x, \text{blue}\}"]
     for i, answer in enumerate(hostile_answers(mark)):
-        assert reward.verify(rf"\boxed{{{answer}}}", golds[i % 2]) is False
-    assert reward.stats["slow"] - asked > 80
+        assert verify(rf"\boxed{{{answer}}}", golds[i % 2]) is False
+    assert verifier.stats["slow"] - asked > 80
 
 
 @pytest.mark.slow
@@ -473,13 +475,13 @@ def test_only_numbers_reach_the_eval_inside_sympy(mark, monkeypatch):
     import sympy.parsing.sympy_parser as parser
     import sympy.physics.units  # noqa: F401  which math-verify imports late, and which makes its names with parse_expr
 
-    reward._equal_by_math_verify(r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}")  # imports all there is
+    equal_by_math_verify(r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}")  # imports all there is
     texts, parse_expr = set(), parser.parse_expr
     monkeypatch.setattr(parser, "parse_expr", lambda text, *args, **settings: texts.add(text) or parse_expr(text, *args, **settings))
     monkeypatch.setattr(math_verify.parser, "extract_expr", lambda *args: pytest.fail("taken for an expression of Python, not of LaTeX"))
     for answer in [*hostile_answers(mark), "1e5+x", r"50\%+x"]:
         try:
-            reward._equal_by_math_verify(answer, r"\{x, \sqrt{2}\}")
+            equal_by_math_verify(answer, r"\{x, \sqrt{2}\}")
         except Exception:  # as in the child: it is wrong
             pass
     assert {"1", "2", "50"} <= texts

@@ -4,7 +4,8 @@ import re
 
 from rlvr.common.text import say
 from rlvr.config import SettingError
-from rlvr.reward import MAX_CHARS, last_boxed, verify
+from rlvr.reward import last_boxed, verify
+from rlvr.verifier import MAX_CHARS
 
 MAX_PROBLEM_CHARS = 100_000  # a longer text is no prompt; tokenizers take minutes over megabytes, or crash
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and half a surrogate pair (JSON can spell it), which no encoding can write

@@ -1,0 +1,123 @@
+"""The parent's side of the process that can be killed: `ask` math-verify whether two answers are equal, with limits on its time."""
+
+import atexit
+import importlib.util
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import lru_cache
+
+from rlvr.verifier import child
+from rlvr.verifier.child import ANSWER_SECONDS
+
+START_SECONDS = 120.0  # wall clock for the child to import sympy, which takes a second or two on an idle machine
+
+# What happened since the program started. A run logs how many answers were killed or skipped.
+# checks: calls of verify. slow: answers that went to the child. timeouts: killed by the clock.
+# crashes: the child died (usually of its memory limit). restarts: children started after the first.
+# skipped: not asked, because the deadline had passed.
+stats = Counter(checks=0, slow=0, timeouts=0, crashes=0, restarts=0, skipped=0)
+
+_end: ContextVar[float] = ContextVar("deadline", default=math.inf)  # of this thread alone
+
+
+@contextmanager
+def deadline(seconds: float):
+    """After so many seconds, ``with deadline(seconds):`` asks math-verify nothing more: answers that need it are wrong, counted as skipped."""
+    token = _end.set(min(_end.get(), time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _end.reset(token)
+
+
+def ask(answer: str, gold: str) -> bool:
+    """Does math-verify find the two equal? Both normalised. An answer that was skipped is not remembered as wrong."""
+    if time.monotonic() >= _end.get():
+        stats["skipped"] += 1
+        return False
+    return _ask(answer, gold)
+
+
+@lru_cache(maxsize=8192)
+def _ask(answer: str, gold: str) -> bool:
+    return checker.ask(answer, gold)
+
+
+class Checker:
+    """Asks one child process one question at a time: a line of JSON goes out, "true" or "false" comes back."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.process = self.replies = None
+
+    def ask(self, answer: str, gold: str) -> bool:
+        with self.lock:
+            stats["slow"] += 1
+            if self.process is None or self.process.poll() is not None:
+                self.start()
+            reply = None
+            try:
+                self.process.stdin.write(json.dumps([answer, gold]) + "\n")
+                self.process.stdin.flush()
+                reply = self.replies.get(timeout=ANSWER_SECONDS)
+                stats["crashes"] += reply is None  # the child died, which closed the pipe
+            except queue.Empty:
+                stats["timeouts"] += 1
+            except OSError:
+                stats["crashes"] += 1
+            finally:  # also after Ctrl-C: a reply still under way must not answer the next question
+                if reply is None:
+                    self.stop()
+            return bool(reply)
+
+    def start(self) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise ImportError("math-verify is needed to check this answer. Install it with: pip install math-verify")
+        stats["restarts"] += self.replies is not None
+        self.stop()
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.abspath(child.__file__)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="ascii",
+        )  # fmt: skip
+        self.replies = queue.Queue()
+        # A pipe has no portable read with a time limit, so a thread reads and a queue waits.
+        threading.Thread(target=_read, args=(self.process.stdout, self.replies), daemon=True).start()
+        ready = None
+        try:
+            with suppress(queue.Empty):
+                ready = self.replies.get(timeout=START_SECONDS)
+        finally:
+            if not ready:
+                self.stop()
+        if not ready:
+            raise RuntimeError(f"The answer checker did not start. To see why, run: {sys.executable} {child.__file__}")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            process, self.process = self.process, None
+            process.kill()
+            process.wait()
+            with suppress(OSError):  # the rest of a question that the child did not live to read
+                process.stdin.close()
+
+
+def _read(pipe, replies: queue.Queue) -> None:
+    with pipe:
+        for line in pipe:
+            replies.put(line == "true\n")
+    replies.put(None)
+
+
+checker = Checker()
+atexit.register(checker.stop)
+if hasattr(os, "register_at_fork"):  # a fork must not share the pipes: the two would read each other's answers
+    os.register_at_fork(after_in_child=checker.__init__)
