@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from rlvr.config import INSTRUCTION, TINY_MODEL
+from rlvr.config import INSTRUCTION, TINY_MODEL, SettingError
 from rlvr.data import load_problems, prompt_ids
 from rlvr.reward import last_boxed, verify
 from rlvr.tiny import task
@@ -209,9 +209,9 @@ def test_the_model_travels_light():
 
 
 def check_base_policy(problems: int, slack: float) -> None:
-    from rlvr.tiny.pretrain import describe
+    from rlvr.analysis.base_model import describe
 
-    base = describe(TINY_MODEL, problems)
+    base = describe("tiny", problems)
     assert 0.15 - slack <= base["pass@1"] <= 0.35 + slack
     assert base["pass@8"] >= 0.75 - 2 * slack
     assert base["entropy, wrong answers"] >= 0.3
@@ -222,6 +222,23 @@ def check_base_policy(problems: int, slack: float) -> None:
 def test_the_base_policy_leaves_room_to_learn():
     """Right sometimes, able to be right nearly always, and undecided where it is wrong. The slack is two standard errors or so."""
     check_base_policy(problems=100, slack=0.05)
+
+
+def test_base_models_are_compared_side_by_side(capsys):
+    from rlvr.analysis.base_model import BaseModelConfig, compare
+
+    compare(BaseModelConfig(models=["tiny", "tiny"], problems=4))
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == "on 4 test problems tiny tiny".split()
+    numbers = {row[:-16].strip(): row.split()[-2:] for row in rows}
+    assert {"pass@1", "entropy, wrong answers", "mean length", "wrong step"} <= numbers.keys()
+    assert all(one == two for one, two in numbers.values())
+    with pytest.raises(SettingError, match="no model folder ./nowhere"):
+        compare(BaseModelConfig(models=["tiny", "./nowhere"]))
+    with pytest.raises(SettingError, match="No model was named"):
+        compare(BaseModelConfig(models=[]))
+    with pytest.raises(SettingError, match="Choose 1 or more"):
+        compare(BaseModelConfig(models=["tiny"], problems=0))
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
     python -m rlvr.tiny.pretrain --out my_model            # about 5 minutes on 2 cores
     python -m rlvr.tiny.pretrain --out my_model --seed 1   # another base model
 
-At the end it measures the new model and the shipped one on the same test problems and prints both.
+`python -m rlvr.analysis.base_model my_model tiny` measures the new model beside the shipped one.
 """
 
 import argparse
@@ -19,11 +19,6 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 from transformers.utils import logging
 
 from rlvr.config import TINY_MODEL
-from rlvr.data import encode_prompts, load_problems
-from rlvr.run.defects import DEFECTS, defects
-from rlvr.evaluate import evaluate
-from rlvr.common.text import table
-from rlvr.policy import load_policy
 from rlvr.tiny.task import sample_document
 
 PAD, EOS = "<pad>", "<eos>"
@@ -119,24 +114,6 @@ def pretrain(out: Path, seed: int = 0, steps: int = 5500, tokens_per_batch: int 
     tokenizer.save_pretrained(out)
 
 
-def describe(folder: Path, problems: int = 400) -> dict[str, float]:
-    """What a base model is like on the test problems: 8 completions each at temperature 1, as in training."""
-    policy = load_policy(str(folder), device="cpu")
-    stories, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "test", problems), "", 128)
-    result = evaluate(policy, stories, prompts, temperature=1.0, top_p=1.0, max_new_tokens=120, progress=f"measuring {folder}")
-    correct, rollouts = torch.tensor(result.correct), result.rollouts
-    steps = [stories[g].solution_steps for g in rollouts.group.tolist()]
-    found = [defects(t, done, n) for t, done, n in zip(rollouts.text, rollouts.finished.tolist(), steps)]
-    return {
-        "pass@1": result.metrics["pass@1"][0],
-        "pass@8": result.metrics["pass@8"][0],
-        "maj@8": result.metrics["maj@8"][0],
-        "entropy, right answers": rollouts.entropy[correct][rollouts.mask[correct]].mean().item(),
-        "entropy, wrong answers": rollouts.entropy[~correct][rollouts.mask[~correct]].mean().item(),
-        "mean length": rollouts.lengths.float().mean().item(),
-    } | {name.replace("_", " "): sum(f[name] for f in found) / len(found) for name in DEFECTS}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the new model")
@@ -149,12 +126,11 @@ def main() -> None:
     pretrain(args.out, args.seed, args.steps)
     print(f"pre-trained in {time.perf_counter() - started:.0f} s, saved to {args.out}")
 
-    new, shipped = describe(args.out), describe(TINY_MODEL)
-    print(table(["on 400 test problems", "new", "shipped"], [[name, f"{new[name]:.3f}", f"{shipped[name]:.3f}"] for name in new]))
     digests = {hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (args.out, TINY_MODEL)}
-    # Sums of floats depend on the processor and the number of threads, so another machine may end with other last digits.
-    differ = "The weights differ: another seed, number of steps, number of threads or processor."
-    print("The weights are equal bit for bit." if len(digests) == 1 else differ)
+    # Sums of floats depend on the processor and the number of threads, so another machine may get other last digits.
+    differ = "The weights differ from the shipped model's: another seed, number of steps, number of threads or processor."
+    print("The weights equal the shipped model's bit for bit." if len(digests) == 1 else differ)
+    print(f"measure it beside the shipped model: python -m rlvr.analysis.base_model {args.out} tiny")
 
 
 if __name__ == "__main__":

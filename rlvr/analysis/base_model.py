@@ -1,0 +1,64 @@
+"""What a base model is like before training: how often it is right, how undecided it is, which defects its completions have.
+
+python -m rlvr.analysis.base_model my_model tiny
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from rlvr.common.text import say, table
+from rlvr.config import SettingError, parse_command, run_program
+from rlvr.data import encode_prompts, load_problems
+from rlvr.entropy import entropy_by_correctness
+from rlvr.evaluate import evaluate
+from rlvr.policy import check_model_name, load_policy
+from rlvr.run.defects import DEFECTS, defects
+
+
+@dataclass
+class BaseModelConfig:
+    """Measure models on the built-in test problems, side by side: 8 completions of each problem at temperature 1, as in training.
+
+    python -m rlvr.analysis.base_model my_model tiny  -- a model made by rlvr.tiny.pretrain, and the shipped one
+    """
+
+    models: list[str]
+    """Model folders, run folders, Hub ids, or 'tiny' (the built-in model)."""
+    problems: int = 400
+    """How many test problems."""
+
+
+def describe(model: str, problems: int = 400) -> dict[str, float]:
+    """Name of a number -> its value for a model: accuracies, entropies in nats, mean length in tokens, the share of each defect."""
+    policy = load_policy(model, device="cpu")
+    stories, prompts, _ = encode_prompts(policy.tokenizer, load_problems("tiny", "test", problems), "", max_prompt_tokens=128)
+    result = evaluate(policy, stories, prompts, temperature=1.0, top_p=1.0, max_new_tokens=120, progress=f"measuring {model}")
+    rollouts = result.rollouts
+    entropy_right, entropy_wrong = entropy_by_correctness(rollouts.entropy, rollouts.mask, torch.tensor(result.correct))
+    solution_steps = [stories[g].solution_steps for g in rollouts.group.tolist()]
+    found = [defects(text, done, n) for text, done, n in zip(rollouts.text, rollouts.finished.tolist(), solution_steps)]
+    return {
+        **{name: result.metrics[name][0] for name in ("pass@1", "pass@8", "maj@8")},
+        "entropy, right answers": entropy_right,
+        "entropy, wrong answers": entropy_wrong,
+        "mean length": rollouts.lengths.float().mean().item(),
+        **{name.replace("_", " "): sum(f[name] for f in found) / len(found) for name in DEFECTS},
+    }
+
+
+def compare(config: BaseModelConfig) -> None:
+    """Print a table with a column for each model. Raises SettingError, for a model that cannot be found before the first is measured."""
+    if not config.models:
+        raise SettingError("No model was named. Name one or more, as in: python -m rlvr.analysis.base_model my_model tiny")
+    if config.problems < 1:
+        raise SettingError(f"--problems is {config.problems}. Choose 1 or more.")
+    for model in config.models:
+        check_model_name(model)
+    columns = [describe(model, config.problems) for model in config.models]
+    rows = [[name, *(f"{numbers[name]:.3f}" for numbers in columns)] for name in columns[0]]
+    say(table([f"on {config.problems} test problems", *config.models], rows))
+
+
+if __name__ == "__main__":
+    run_program(lambda: compare(parse_command(BaseModelConfig, "python -m rlvr.analysis.base_model")))
