@@ -387,7 +387,7 @@ def draw_differences(results: Sequence[dict], path: Path, baseline: str = BASELI
     figure.savefig(path, dpi=120)
 
 
-def draw_curves(rows: Sequence[dict], path: Path) -> None:
+def draw_arms(rows: Sequence[dict], path: Path) -> None:
     """Held-out accuracy and entropy of every arm over the steps: the mean over seeds, with the range for the baseline."""
     from matplotlib.figure import Figure
 
@@ -420,7 +420,7 @@ def collect(runs: Sequence[Run], out: Path, baseline: str) -> list[dict]:
     write_atomically(out / "curves.csv", csv_text(points))
     write_atomically(out / "table.md", markdown(results, baseline))
     draw_differences(results, out / "differences.png", baseline)
-    draw_curves(points, out / "curves.png")
+    draw_arms(points, out / "curves.png")
     return results
 
 

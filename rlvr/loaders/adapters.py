@@ -1,7 +1,7 @@
 """LoRA: train two thin matrices beside each linear layer instead of the layer itself, through peft (Hu et al. 2021).
 
-The adapter is put into the model in place, so the model stays what it was to the sampler, the scorer and the optimiser: a transformers
-model, of whose weights only some are trained.
+The adapter goes into the model in place. For the sampler, the scorer and the optimiser it is still a transformers model; only some of its
+weights are trained.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from rlvr.config import SettingError
 from rlvr.loaders.json_file import json_object
 
 CONFIG_FILE = "adapter_config.json"
-MOST_ADAPTERS = 8  # one on another
+MOST_ADAPTERS = 8  # in a chain, each trained on the one before
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -27,40 +27,38 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def check_peft() -> None:
+    """Raises SettingError if the package peft is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise SettingError("LoRA needs the package peft. Install it with: pip install peft")
 
 
 def add_lora(model, rank: int, alpha: float, seed: int, base: str) -> None:
-    """Put an adapter on every linear layer but the output layer, and freeze all else; y = Wx + (alpha / rank) B A x.
+    """Put an adapter on every linear layer but the output layer, and freeze all other weights: y = Wx + (alpha / rank) B A x.
 
-    B begins at 0, so the model says what it said; A is drawn from `seed`. base: what the adapter's file names as the model it belongs to.
+    B begins at 0, so the model's log-probs do not change; A is drawn from `seed`. base: the model that the adapter's file will name as
+    the one it belongs to. Raises SettingError without peft.
     """
     check_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     base = os.path.abspath(base) if os.path.isdir(base) else base
-    # "all-linear" leaves out the output layer, which is the embedding too where weights are tied.
+    # "all-linear" leaves out the output layer, which is also the embedding in a model with tied weights.
     settings = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
         base_model_name_or_path=base,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(settings, model)  # which freezes the weights
+        inject_adapter_in_model(settings, model)  # it freezes the other weights
     model.rlvr_lora = settings
     for p in model.parameters():
         if p.requires_grad:
-            p.data = p.data.to(model.device, model.dtype)  # MasterWeights keeps float32 copies, as of any trained weight
-
-
-def has_lora(model) -> bool:
-    return hasattr(model, "rlvr_lora")
+            p.data = p.data.to(model.device, model.dtype)  # MasterWeights keeps float32 copies of them, as of all trained weights
 
 
 @contextmanager
 def without_lora(model):
-    """The model as it was before the adapter."""
+    """Inside `with`, the model computes as if it had no adapter."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -74,19 +72,19 @@ def without_lora(model):
 
 
 def save_lora(model, folder: Path) -> None:
-    """Write the adapter of a model in peft's format: adapter_config.json and adapter_model.safetensors."""
+    """Write a model's adapter in peft's format: adapter_config.json and adapter_model.safetensors."""
     from peft import get_peft_model_state_dict
 
-    found = get_peft_model_state_dict(model, save_embedding_layers=False)  # else it asks the Hub whether the vocabulary has grown
+    found = get_peft_model_state_dict(model, save_embedding_layers=False)  # True would ask the Hub whether the vocabulary has grown
     model.rlvr_lora.save_pretrained(str(folder))
     weights = {f"base_model.model.{name}": x.contiguous() for name, x in found.items()}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def check_adapter(folder: Path) -> dict:
-    """The settings of an adapter folder, which may come from somebody else. Raises SettingError for anything but plain LoRA."""
+    """The settings in an adapter folder, which may come from somebody else. Raises SettingError for anything but plain LoRA."""
     settings = json_object(folder / CONFIG_FILE, "adapter") or {}
-    if settings.get("peft_type") != "LORA" or settings.get("megatron_config"):  # some versions of peft import what the latter names
+    if settings.get("peft_type") != "LORA" or settings.get("megatron_config"):  # some versions of peft import the module that megatron_config names
         raise SettingError(f"The adapter {folder} is not plain LoRA. Merge it into its base where it was made, and name the whole model.")
     if not (folder / "adapter_model.safetensors").is_file():  # peft would open a pickle instead
         raise SettingError(f"The adapter {folder} has no weights in adapter_model.safetensors. Save them so: model.save_pretrained(...).")
@@ -94,9 +92,10 @@ def check_adapter(folder: Path) -> dict:
 
 
 def chain(path: str, check_model_name: Callable[[str], str]) -> list[str]:
-    """[path], or for an adapter its folder, that of the adapter it was trained on, and so on, to the whole model at the end.
+    """The path of a whole model: [path]. Of an adapter: its folder, then the adapter it was trained on, and so on, down to a whole model.
 
-    Raises SettingError if one of them does not say which model it belongs to, or that model is not there.
+    check_model_name: see rlvr.loaders.models, which imports this file. Raises SettingError if an adapter does not say which model it
+    belongs to, or if that model cannot be found.
     """
     folders = [path]
     while is_adapter(folders[-1]):
@@ -115,7 +114,7 @@ def chain(path: str, check_model_name: Callable[[str], str]) -> list[str]:
 
 
 def merged(model, folder: str | Path):
-    """A base model with the adapter of `folder` added into its weights: a plain model again."""
+    """A base model with the adapter of `folder` added to its weights: a plain model again."""
     check_peft()
     from peft import PeftModel
 

@@ -1,4 +1,4 @@
-"""What leaves the run folder: a model card, an adapter merged into its base, an upload to the Hugging Face Hub.
+"""Give a run's model away: its model card, its adapter merged into the base, an upload to the Hugging Face Hub.
 
 python -m rlvr.run.publish runs/pos-seed0 --merge my_model --push your-name/my-model
 """
@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlvr.common.files import replace_folder
+from rlvr.common.text import one_line, say
 from rlvr.config import PRESETS, SettingError, TrainConfig, parse_command, read_config, run_program
 
 OF_THE_MACHINE = set(
@@ -38,68 +40,69 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
 
     metrics: {"start": evaluation, "end": evaluation}, each {"problems": n, "metrics": {name: (mean, low, high)}} or None.
     """
-    c, local = config, config.model.startswith(("/", "~", ".")) or Path(config.model).exists()
-    base = "the built-in model of this library" if c.model == "tiny" else Path(c.model).name if local else c.model
-    lines = ["---", f"library_name: {'peft' if c.lora_rank and not c.lora_merge else 'transformers'}", "pipeline_tag: text-generation"]
-    if c.model.count("/") == 1 and not local:  # a Hub id, as far as one can tell from here
-        lines.append(f"base_model: {json.dumps(c.model)}")
-    lines += [
-        "tags: [rlvr, grpo, reinforcement-learning]",
-        "---",
-        "",
-        f"# {Path(c.model).name}, {c.method}{', LoRA' if c.lora_rank else ''}",
-        "",
-    ]
-    data, held_out = (Path(d).name if Path(d).suffix else d for d in (c.data, c.eval_data or c.data))  # a file's name, not its place
+    c, name = config, Path(config.model).name
+    local = c.model.startswith(("/", "~", ".")) or Path(c.model).exists()
+    base = "the built-in model of this library" if c.model == "tiny" else name if local else c.model
+    data, held_out = (Path(d).name if Path(d).suffix else d for d in (c.data, c.eval_data or c.data))  # of a file the name, not the folder
+    steps = f"{summary['steps']} step{'' if summary['steps'] == 1 else 's'}"
     trained = f"a LoRA adapter of rank {c.lora_rank}" if c.lora_rank else "all weights"
-    lines += [
-        f"Trained from {base} on {data} by reinforcement learning with verifiable rewards: method `{c.method}`, "
-        f"{_steps(summary['steps'])} of {c.prompts_per_step} prompts x {c.completions_per_prompt} completions, {trained}. Shaping methods: "
-        f"[Deng et al. 2025]({PAPER}).",
-        "",
+    front = [f"library_name: {'peft' if c.lora_rank and not c.lora_merge else 'transformers'}", "pipeline_tag: text-generation"]
+    if c.model.count("/") == 1 and not local:  # a Hub id, as far as one can tell from here
+        front.append(f"base_model: {json.dumps(c.model)}")
+    paragraphs = [
+        "\n".join(["---", *front, "tags: [rlvr, grpo, reinforcement-learning]", "---"]),
+        f"# {name}, {c.method}{', LoRA' if c.lora_rank else ''}",
+        f"Trained from {base} on {data} by reinforcement learning with verifiable rewards: method `{c.method}`, {steps} of "
+        f"{c.prompts_per_step} prompts x {c.completions_per_prompt} completions, {trained}. Shaping methods: [Deng et al. 2025]({PAPER}).",
     ]
-    measured = [(when, result) for when, result in metrics.items() if result]
-    if measured:
-        names = [n for n in measured[0][1]["metrics"] if not n.startswith("acc@")]
-        lines += [
-            f"Held-out problems ({held_out}), sampled at temperature {c.temperature}, with 95 % intervals over problems:",
-            "",
-            "| | problems | " + " | ".join(names) + " |",
-            "|---|---|" + "---|" * len(names),
-        ]
-        for when, result in measured:
-            cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*result["metrics"][n]) for n in names]
-            lines.append(f"| {when} | {result['problems']} | " + " | ".join(cells) + " |")
-        lines.append("")
-    default = TrainConfig(**PRESETS.get(c.preset, {}))
-    lines += [f"Settings that differ from those of the preset `{c.preset}`:", "", "| setting | value |", "|---|---|"]
+    if measured := {when: result for when, result in metrics.items() if result}:
+        intro = f"Held-out problems ({held_out}), sampled at temperature {c.temperature}, with 95 % intervals over problems:"
+        paragraphs += [intro, _measured_table(measured)]
+    rows = [[f"`--{name.replace('_', '-')}`", value.replace("|", r"\|")] for name, value in _changed_settings(c).items()]
+    paragraphs += [f"Settings that differ from those of the preset `{c.preset}`:", _table(["setting", "value"], rows)]
+    paragraphs.append(f"Reward: {f'`{c.reward}`' if c.reward else 'is the boxed answer equal to the gold answer?'}")
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _measured_table(measured: dict[str, dict]) -> str:
+    """A row for each evaluation. acc@N is left out: it is the same as pass@1."""
+    names = [name for name in next(iter(measured.values()))["metrics"] if not name.startswith("acc@")]
+    rows = [
+        [when, str(result["problems"]), *("{:.3f} [{:.3f}, {:.3f}]".format(*result["metrics"][name]) for name in names)]
+        for when, result in measured.items()
+    ]
+    return _table(["", "problems", *names], rows)
+
+
+def _changed_settings(c: TrainConfig) -> dict[str, str]:
+    """The settings that say something about the model and differ from the preset's, as text that names no folder of this machine."""
+    default, changed = TrainConfig(**PRESETS.get(c.preset, {})), {}
     for name, value in vars(c).items():
         if value != getattr(default, name) and name not in OF_THE_MACHINE:
-            value = Path(value).name if isinstance(value, str) and value.startswith(("/", "~", ".")) else value  # no path of this machine
-            shown = json.dumps(value) if isinstance(value, str) else value
-            lines.append(f"| `--{name.replace('_', '-')}` | {str(shown).replace('|', chr(92) + '|')} |")
-    lines += ["", f"Reward: {f'`{c.reward}`' if c.reward else 'is the boxed answer equal to the gold answer?'}", ""]
-    return "\n".join(lines)
+            if isinstance(value, str):
+                value = json.dumps(Path(value).name if value.startswith(("/", "~", ".")) else value)
+            changed[name] = str(value)
+    return changed
 
 
-def _steps(n: int) -> str:
-    return f"{n} step{'' if n == 1 else 's'}"
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
 def check_hub(hub_id: str) -> None:
-    """Whether an upload can work, before hours of training: is somebody logged in? Raises SettingError."""
+    """Find out before hours of training whether an upload can work: is somebody logged in? Raises SettingError."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().whoami()
     except Exception as error:  # no token, a token that is no longer valid, no network
-        reason = " ".join(str(error).split())
-        reason = "you are not logged in to the Hub" if "token" in reason.lower() else reason[:100].rstrip(".")
+        reason = "you are not logged in to the Hub" if "token" in str(error).lower() else one_line(error, 100)
         raise SettingError(f"Nothing can be uploaded to {hub_id}: {reason}. Log in with: hf auth login") from None
 
 
 def push(folder: Path, hub_id: str) -> str:
-    """Upload a model folder. Returns its address. Raises SettingError; what is on the disk stays."""
+    """Upload a model folder. Returns its address. Raises SettingError; the folder on the disk stays."""
     from huggingface_hub import HfApi
 
     try:
@@ -107,17 +110,16 @@ def push(folder: Path, hub_id: str) -> str:
         url = api.create_repo(hub_id, private=True, exist_ok=True)
         api.upload_folder(repo_id=hub_id, folder_path=str(folder), commit_message="Trained with rlvr")
     except Exception as error:
-        reason = " ".join(str(error).split())[:100].rstrip(".")
+        reason = one_line(error, 100)
         raise SettingError(f"{folder} could not be uploaded to {hub_id} ({reason}). It is still there: upload it again later.") from None
     return str(url)
 
 
 def merge(folder: Path, out: Path, dtype: str = "auto") -> None:
-    """Write the model of an adapter folder as a whole one: base weights + alpha / rank B A, tokenizer and card beside.
+    """Write the model of an adapter folder as a whole model: base weights + alpha / rank B A, with its tokenizer and card.
 
     Raises SettingError.
     """
-    from rlvr.common.files import replace_folder
     from rlvr.loaders.adapters import is_adapter
     from rlvr.policy import load_policy
 
@@ -136,7 +138,7 @@ def merge(folder: Path, out: Path, dtype: str = "auto") -> None:
 
 
 def publish(p: PublishConfig) -> None:
-    from rlvr.common.text import say
+    """Merge, upload, or both, as the command line says. Raises SettingError."""
     from rlvr.policy import check_model_name
 
     config = read_config(Path(p.run))

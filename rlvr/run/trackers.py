@@ -1,6 +1,7 @@
-"""Trackers: the numbers of metrics.csv, sent to TensorBoard, Weights & Biases or trackio as well, if asked (--report-to).
+"""Trackers: send the numbers of metrics.csv to TensorBoard, Weights & Biases or trackio too (--report-to).
 
-The run folder stays the record. A tracker is imported only when asked for, and if it fails later, the run goes on without it.
+The run folder stays the record. A tracker's package is imported only if the flag names it. A tracker that fails during the run is
+dropped, and the run goes on.
 """
 
 import dataclasses
@@ -12,24 +13,27 @@ from rlvr.config import SettingError, TrainConfig
 from rlvr.common.files import write_atomically
 from rlvr.common.text import say
 
-PROJECT = "rlvr"  # under which W&B and trackio list the runs
+PROJECT = "rlvr"  # W&B and trackio list the runs under this name
 
 
 def check_tracker(name: str) -> None:
-    """Raises SettingError if the package that --report-to needs is not there."""
+    """Raises SettingError if the package that --report-to needs is not installed."""
     if name != "none" and importlib.util.find_spec(name) is None:
         raise SettingError(f"--report-to {name} needs the package {name}. Install it with: pip install {name}")
 
 
 class Tracker:
-    """Sends the numbers of each step. Open it before the first; close it after the last."""
+    """Sends the numbers of each step. Make one before the first step; close it after the last.
+
+    steps_done: how many steps the run had done when it was resumed; 0 for a new run.
+    """
 
     def __init__(self, config: TrainConfig, folder: Path, steps_done: int):
         self.kind, self.failed = config.report_to, False
         self._guarded(self._open, config, folder, steps_done)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
-        """All numbers of a row of metrics.csv, by column name. What has no number in this step is not sent."""
+        """Send a row of metrics.csv, as {column: value}. Columns without a number in this step are left out."""
         self._guarded(self._log, step, {k: v for k, v in numbers.items() if isinstance(v, (int, float)) and k != "step"})
 
     def close(self) -> None:
@@ -40,7 +44,7 @@ class Tracker:
             return
         try:
             work(*args)
-        except Exception as error:  # a network that is gone, a full disk: the CSV has everything
+        except Exception as error:  # a network that is gone, a full disk: metrics.csv has everything
             self.failed = True
             say(f"note: {self.kind} failed ({type(error).__name__}: {error}); the run goes on without it, metrics.csv has all numbers")
 
@@ -48,10 +52,10 @@ class Tracker:
         if self.kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            # What was sent of steps after the checkpoint that a run is resumed from is struck out.
+            # purge_step: a run that is resumed from a checkpoint repeats the steps after it; drop what was sent of them before.
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)
             return
-        # Two runs may have folders of one name; a run that is resumed must find its own curves again.
+        # An id beside the name: two runs may have folders of one name, and a run that is resumed must find its own curves again.
         path = folder / "tracker-id"
         if not path.is_file():
             write_atomically(path, uuid.uuid4().hex[:8])
