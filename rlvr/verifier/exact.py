@@ -39,7 +39,7 @@ def number_in(text: str) -> Fraction | None:
     return None
 
 
-def numbers_in(text: str) -> tuple[str, list[Fraction]]:
+def number_list(text: str) -> tuple[str, list[Fraction]]:
     r"""Brackets and values of one number or a list, such as ``1, 2``, ``\{1,2\}`` or the point ``(1,2)``.
 
     Raises ValueError for all else, and ZeroDivisionError as number_in does.
@@ -55,12 +55,12 @@ def numbers_in(text: str) -> tuple[str, list[Fraction]]:
 
 
 def equal_numbers(answer: str, gold: str) -> bool:
-    r"""Are these two numbers, or lists of numbers, equal? Raises as numbers_in if one of them is something else.
+    r"""Are these two numbers, or lists of numbers, equal? Raises as number_list if one of them is something else.
 
     >>> equal_numbers("2, 1", "1, 2"), equal_numbers("(2, 1)", "(1, 2)"), equal_numbers(r"50\%", "0.5")
     (True, False, True)
     """
-    (brackets, values), (gold_brackets, gold_values) = numbers_in(answer), numbers_in(gold)
+    (brackets, values), (gold_brackets, gold_values) = number_list(answer), number_list(gold)
     if len(values) == 1 and answer.endswith("%") != gold.endswith("%"):
         # 50% is 0.5, but data sets also write it as 50: both are right
         percent, plain = (values, gold_values) if answer.endswith("%") else (gold_values, values)
