@@ -1,6 +1,6 @@
 """Evaluate one or more models on one set of problems: `python eval.py --help`."""
 
-from rlvr.config import parse_eval, run_program
+from rlvr.run.cli import parse_eval, run_program
 
 
 def main() -> None:

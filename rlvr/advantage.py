@@ -1,15 +1,19 @@
 """Advantages: who did better than the rest of the group, and by which token. All functions are pure, tensor in, tensor out.
 
 N = completions (rows), T = longest completion. `group` [N] says which rows answer the same prompt: any integers, in any order.
-A method takes the advantage of each row and gives every token its own: it is one function and one name in METHODS.
+A method takes the advantage of each row and gives every token its own. It is one function with one declaration, `@method(...)`, from which
+its settings, their flags and their lines in `--help` follow.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from rlvr.entropy import log_perplexity
+
+if TYPE_CHECKING:  # for annotations alone: `--help` reads the declarations below, and must not wait for torch
+    from torch import Tensor
 
 
 def grpo_advantages(rewards: Tensor, group: Tensor) -> Tensor:
@@ -19,10 +23,11 @@ def grpo_advantages(rewards: Tensor, group: Tensor) -> Tensor:
     (Deng et al. 2025). A group whose rewards are all equal, or with one row, gets exactly 0. A row whose reward is NaN (it could not be
     scored) gets 0 too, and the rest of its group is normalised as if it were not there.
 
+    >>> import torch
     >>> grpo_advantages(torch.tensor([1., -1., -1., 1., 1.]), torch.tensor([0, 0, 0, 7, 7]))
     tensor([ 1.1547, -0.5773, -0.5773,  0.0000,  0.0000])
     """
-    advantages = torch.zeros_like(rewards)
+    advantages = rewards.new_zeros(rewards.shape)
     scored = ~rewards.isnan()
     for g in group[scored].unique():
         rows = (group == g) & scored
@@ -31,6 +36,16 @@ def grpo_advantages(rewards: Tensor, group: Tensor) -> Tensor:
         if r.max() > r.min():
             advantages[rows] = (r - r.mean()) / (r.std() + 1e-6)
     return advantages
+
+
+def mixed_groups(rewards: Tensor, group: Tensor) -> list[int]:
+    """The groups that can teach: those with right and wrong completions. What was not scored (NaN) is neither. rewards, group [N]
+
+    >>> import torch
+    >>> mixed_groups(torch.tensor([1.0, -1.0, 1.0, 1.0]), torch.tensor([0, 0, 7, 7]))
+    [0]
+    """
+    return [g for g in group.unique().tolist() if (rewards[group == g] > 0).any() and (rewards[group == g] <= 0).any()]
 
 
 def ppl_weights(old_logp: Tensor, mask: Tensor, group: Tensor, alpha: float, direction: str = "low") -> Tensor:
@@ -46,18 +61,17 @@ def ppl_weights(old_logp: Tensor, mask: Tensor, group: Tensor, alpha: float, dir
     if direction not in ("low", "high"):
         raise ValueError(f"direction is {direction!r}; it must be 'low' or 'high'")
     log_ppl = log_perplexity(old_logp.detach(), mask)
-    w = torch.zeros_like(log_ppl)
+    w = log_ppl.new_zeros(log_ppl.shape)
     for g in group.unique():
         rows = group == g
         x = log_ppl[rows]
-        if x.max() == x.min():  # compare, as above: their mean may differ from them by rounding
-            continue
-        q1, q3 = torch.quantile(x, 0.25), torch.quantile(x, 0.75)
-        reach = 1.5 * (q3 - q1)
-        kept = x[(x >= q1 - reach) & (x <= q3 + reach)]
-        kept = kept if len(kept) else x
-        std = kept.std(correction=0)
-        w[rows] = (x - kept.mean()) / (std if std > 1e-6 else 1.0)
+        if x.max() != x.min():  # compare, as above: their mean may differ from them by rounding
+            q1, q3 = x.quantile(0.25), x.quantile(0.75)
+            reach = 1.5 * (q3 - q1)
+            kept = x[(x >= q1 - reach) & (x <= q3 + reach)]
+            kept = kept if len(kept) else x
+            std = kept.std(correction=0)
+            w[rows] = (x - kept.mean()) / (std if std > 1e-6 else 1.0)
     return (1 - alpha * w if direction == "low" else 1 + alpha * w).clamp(0.8, 1.2)
 
 
@@ -76,52 +90,90 @@ def position_bonus(advantages: Tensor, mask: Tensor, alpha: float, direction: st
     r = (valid.cumsum(1) - 1) / valid.sum(1, keepdim=True).clamp(min=1)  # [N, T], relative position of each token
     slope = k if direction == "late" else -k
     a = advantages.detach()[:, None]
-    return a.sign() * torch.minimum(alpha * torch.sigmoid(slope * (r - 0.5)), 0.5 * a.abs()) * valid
+    return a.sign() * (alpha * (slope * (r - 0.5)).sigmoid()).minimum(0.5 * a.abs()) * valid
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
-# The methods. Each one: (token advantages [N, T], row advantages [N], old_logp, mask, group, strengths) -> token advantages [N, T].
+# Methods. A function that is declared with @method is all that a new one takes.
 
 
-def _grpo(shaped, *_, **__):
+class Strength(NamedTuple):
+    """A setting of a method: a number of 0 or more, one of several choices, or a switch (True or False)."""
+
+    default: float | str | bool
+    help: str  # its line in `--help`
+    choices: tuple[str, ...] = ()
+
+
+METHODS: dict[str, Callable] = {}  # what --method can name
+STRENGTHS: dict[str, Strength] = {}  # those of all methods; each is a field of TrainConfig, a flag, and a keyword of shape()
+
+
+def method(name: str, reads_logp: bool = True, **strengths: Strength) -> Callable:
+    """Declare the function below as the method `name`: (shaped, advantages, old_logp, mask, group, its strengths) -> token advantages.
+
+    shaped [N, T] are the token advantages so far, 0 outside the mask; advantages [N] are those of the rows. The result is [N, T].
+    reads_logp False says that old_logp [N, T] is not looked at, which saves a pass of the model in bfloat16.
+    """
+
+    def declare(function: Callable) -> Callable:
+        function.reads_logp, function.strengths = reads_logp, tuple(strengths)
+        METHODS[name] = function
+        STRENGTHS.update(strengths)
+        return function
+
+    return declare
+
+
+@method("grpo", reads_logp=False)
+def grpo(shaped, advantages, old_logp, mask, group):
     return shaped
 
 
-def _ppl(shaped, advantages, old_logp, mask, group, *, ppl_alpha, ppl_direction, ppl_apply, **_):
+@method("ppl",
+    ppl_alpha=Strength(0.01, "Strength of perplexity shaping (released code: 0.01, a very weak re-weighting; try 0.2)."),
+    ppl_direction=Strength("low", "Completions that weigh more: of low perplexity (the paper) or of high (its opposite).", ("low", "high")),
+    ppl_apply=Strength(True, "--no-ppl-apply computes the factor and drops it, as the released code does: a control, bit for bit grpo."))
+def ppl(shaped, advantages, old_logp, mask, group, *, ppl_alpha, ppl_direction, ppl_apply):
     weights = ppl_weights(old_logp, mask, group, ppl_alpha, ppl_direction)
     return shaped * weights[:, None] if ppl_apply else shaped
 
 
-def _pos(shaped, advantages, old_logp, mask, group, *, pos_alpha, pos_direction, **_):
+@method("pos", reads_logp=False,
+    pos_alpha=Strength(0.1, "Strength of position shaping: the largest bonus (released code: 0.1)."),
+    pos_direction=Strength("late", "Tokens that get the bonus: late ones (the paper) or early ones (its opposite).", ("late", "early")))
+def pos(shaped, advantages, old_logp, mask, group, *, pos_alpha, pos_direction):
     return shaped + position_bonus(advantages, mask, pos_alpha, pos_direction)
-
-
-METHODS: dict[str, Callable] = {"grpo": _grpo, "ppl": _ppl, "pos": _pos}
 
 
 def method_parts(method: str) -> list[str]:
     """ "ppl+pos" -> ["ppl", "pos"]. Raises ValueError for an unknown name or a name that comes twice."""
     parts = method.split("+")
-    unknown = [p for p in parts if p not in METHODS]
-    if unknown or len(set(parts)) < len(parts) or ("grpo" in parts and len(parts) > 1):
+    if set(parts) - METHODS.keys() or len(set(parts)) < len(parts) or ("grpo" in parts and len(parts) > 1):
         raise ValueError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}, or join shaping methods by + as in ppl+pos.")
     return parts
 
 
-def shape(
-    method: str, advantages: Tensor, old_logp: Tensor, mask: Tensor, group: Tensor, *, ppl_alpha: float = 0.01, ppl_direction: str = "low",
-    ppl_apply: bool = True, pos_alpha: float = 0.1, pos_direction: str = "late",
-) -> Tensor:  # fmt: skip
+def reads_logp(method: str) -> bool:
+    """Whether a method, or one of several joined by +, asks for the old log-probs of all tokens. One that does not say so counts as yes."""
+    return any(getattr(METHODS[part], "reads_logp", True) for part in method_parts(method))
+
+
+def shape(method: str, advantages: Tensor, old_logp: Tensor, mask: Tensor, group: Tensor, **strengths: float | str | bool) -> Tensor:
     """Give every token its advantage: advantages [N] -> [N, T], 0 outside the mask.
 
     "grpo" repeats the row's advantage; the other methods change it, in the order they are named. At strength 0 each of them returns
     bit for bit what "grpo" does. "ppl+pos" is our combination: the released code never joins the two. Its bonus, and the cap of the
-    bonus, come from the row's plain advantage. ppl_apply False computes the factor and drops it, as the released code does.
+    bonus, come from the row's plain advantage.
+
+    A strength that is left out has its declared default; each method is given its own. Raises ValueError for one that no method declares.
     """
+    if unknown := sorted(strengths.keys() - STRENGTHS.keys()):
+        raise ValueError(f"No method declares the strength {' or '.join(unknown)}. Choose from {', '.join(STRENGTHS)}.")
     shaped = advantages.detach()[:, None] * mask.to(advantages.dtype)
-    settings = dict(ppl_alpha=ppl_alpha, ppl_direction=ppl_direction, ppl_apply=ppl_apply, pos_alpha=pos_alpha, pos_direction=pos_direction)
     for name in method_parts(method):
-        shaped = METHODS[name](shaped, advantages, old_logp, mask, group, **settings)
+        own = {key: strengths.get(key, STRENGTHS[key].default) for key in getattr(METHODS[name], "strengths", ())}
+        shaped = METHODS[name](shaped, advantages, old_logp, mask, group, **own)
     return shaped
 
 
@@ -131,6 +183,7 @@ def keep_sign(shaped: Tensor, learn_from: str) -> Tensor:
     The switches positive_only and negative_only of the released code (Deng et al. 2025). The denominator of the loss stays that of all
     tokens, so the gradients of the two halves add up to that of "all". Raises ValueError for another name.
 
+    >>> import torch
     >>> keep_sign(torch.tensor([[1.5, -0.5]]), "negative")
     tensor([[ 0.0000, -0.5000]])
     """

@@ -5,10 +5,13 @@
 - branching factor of a position: how many tokens share 95 % of the probability.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for annotations alone: advantage.py imports this file, and `--help` must not wait for torch
+    from torch import Tensor
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -16,27 +19,37 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
     Masked logits of -inf count as probability 0.
 
+    >>> import torch
     >>> token_entropy(torch.zeros(4))
     tensor(1.3863)
     """
-    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
-    return entropy_from_logp(logp)
+    return entropy_from_logp((logits.float() / temperature).log_softmax(-1))
 
 
 def entropy_from_logp(logp: Tensor) -> Tensor:
-    """The same from log-probs that are there already: logp [..., V] -> [...]."""
+    """The same from log-probs over the vocabulary: logp [..., V] -> [...]. A log-prob of -inf adds nothing."""
     return -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)  # the clamp makes 0 * -inf a plain 0
+
+
+def entropy_by_correctness(entropy: Tensor, mask: Tensor, correct: Tensor) -> tuple[float, float]:
+    """Mean entropy over the tokens of all right completions, and of all wrong ones: do wrong answers come from undecided positions?
+
+    entropy [N, T], mask [N, T], correct [N] bool -> (right, wrong), in nats. Every token counts the same; NaN if no token is left.
+    """
+    right, wrong = (entropy[rows][mask[rows].bool()].mean().item() for rows in (correct, ~correct))
+    return right, wrong
 
 
 def log_perplexity(logp: Tensor, mask: Tensor) -> Tensor:
     """Mean negative log-prob of the valid tokens: logp [N, T], mask [N, T] -> [N]. A row without a valid token gets 0."""
     mask = mask.bool()
-    return -torch.where(mask, logp, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+    return -logp.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)  # not logp * mask: padding may hold NaN
 
 
 def perplexity(logp: Tensor, mask: Tensor) -> Tensor:
     """exp(log_perplexity): logp [N, T], mask [N, T] -> [N], 1 or more. The stop token counts (Deng et al. 2025, released code).
 
+    >>> import torch
     >>> perplexity(torch.log(torch.tensor([[0.5, 0.5], [0.25, 9.0]])), torch.tensor([[1, 1], [1, 0]]))
     tensor([2., 4.])
     """
@@ -46,10 +59,11 @@ def perplexity(logp: Tensor, mask: Tensor) -> Tensor:
 def branching_factor(logits: Tensor, top_p: float = 0.95) -> Tensor:
     """Size of the smallest set of tokens that holds `top_p` of the probability: [..., V] -> [...] int (Deng et al. 2025b, 2508.07534).
 
+    >>> import torch
     >>> branching_factor(torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])), top_p=0.8)
     tensor(2)
     """
-    p = torch.softmax(logits.float(), dim=-1).sort(dim=-1, descending=True).values
+    p = logits.float().softmax(-1).sort(dim=-1, descending=True).values
     # A token is needed if those before it do not reach top_p yet; the tolerance forgives the rounding of the sum.
     return ((p.cumsum(-1) - p) < top_p - 1e-6).sum(-1)
 

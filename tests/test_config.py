@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rlvr import config as config_module
-from rlvr.config import PRESETS, EvalConfig, SettingError, TrainConfig, parse_eval, parse_train, run_folder
+from rlvr.advantage import STRENGTHS
+from rlvr.config import PRESETS, EvalConfig, SettingError, TrainConfig
+from rlvr.run.cli import parse_eval, parse_train
+from rlvr.run.folder import run_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -164,9 +166,8 @@ def test_the_examples_in_the_help_are_valid(config):
 @pytest.mark.parametrize("config", [TrainConfig, EvalConfig])
 def test_every_setting_is_used_somewhere(config):
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rlvr").rglob("*.py") if path.name != "config.py")
-    code += inspect.getsource(config_module.run_folder) + inspect.getsource(config_module.parse_train)
     unused = [f.name for f in dataclasses.fields(config) if not re.search(rf"\.{f.name}\b", code)]
-    assert set(unused) <= {"preset"}  # it acts through the defaults it sets
+    assert set(unused) <= {"preset", *STRENGTHS}  # a preset acts through the defaults it sets; strengths: see test_advantage.py
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -206,12 +207,13 @@ def run_script(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess
 
 
 def help_texts(config) -> dict[str, str]:
-    """The string under each field of a dataclass, from its source."""
-    body = ast.parse(inspect.getsource(config)).body[0].body
-    texts = {}
-    for field, below in zip(body, body[1:]):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            texts[field.target.id] = below.value.value
+    """The string under each field of a dataclass and its bases, from their source; for a strength the text of its method."""
+    texts = {name: strength.help for name, strength in STRENGTHS.items()}
+    for base in reversed(config.__mro__[:-1]):
+        body = ast.parse(inspect.getsource(base)).body[0].body
+        for field, below in zip(body, body[1:]):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                texts[field.target.id] = below.value.value
     return texts
 
 
@@ -225,6 +227,27 @@ def test_help_shows_every_setting_with_its_text(script, config):
         assert re.search(rf"--{field.name.replace('_', '-')}[ ,]", shown) or field.name == "models"  # which is given by position
         # Words break at hyphens and slashes in a narrow box, so blanks do not count.
         assert texts[field.name].replace("\n", "").replace(" ", "") in shown.replace(" ", ""), field.name
+
+
+def test_help_begins_with_the_flags_that_matter_and_gives_the_rest_in_groups():
+    boxes = re.split(r"╭─ (.+?) ─+╮", run_script(str(ROOT / "train.py"), "--help").stdout)[1:]
+    headings, texts = boxes[::2], boxes[1::2]
+    flags = [re.findall(r"^│ (--[a-z-]+)", text, re.M) for text in texts]
+    assert headings[0] == "options" and flags[0][:4] == ["--method", "--model", "--data", "--preset"] and 10 <= len(flags[0]) <= 15
+    groups = dict(zip(headings, flags))
+    assert {"sampling options", "reward options", "machine options", "evaluation and logging options"} <= groups.keys()
+    assert "--temperature" in groups["sampling options"] and set(STRENGTHS) <= {
+        flag[2:].replace("-", "_") for flag in groups["shaping options"]
+    }
+    assert all(1 < len(flags) < 12 for flags in groups.values() if flags != groups["options"])
+
+
+def test_help_breaks_its_lines_once_to_the_width_of_the_terminal():
+    """A line ends only where the next word would not have found room."""
+    lines = [line[2:-2] for line in run_script(str(ROOT / "train.py"), "--help").stdout.splitlines() if line.startswith("│")]
+    goes_on = [(line, after.split()[0]) for line, after in zip(lines, lines[1:]) if after.startswith("  ") and " " in line[20:].strip()]
+    assert len(goes_on) > 50
+    assert [line for line, word in goes_on if len(line.rstrip()) + 1 + len(word) < len(line)] == []
 
 
 def processor_seconds(*arguments: str) -> float:

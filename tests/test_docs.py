@@ -15,7 +15,8 @@ from helpers import RUN, make_rollouts
 
 from rlvr.run import figures
 from rlvr.run import log as runlog
-from rlvr.config import EvalConfig, TrainConfig, parse_eval, parse_train
+from rlvr.config import EvalConfig, TrainConfig
+from rlvr.run.cli import parse_eval, parse_train
 from rlvr.data import Problem
 from rlvr.train import train
 

@@ -14,7 +14,8 @@ import pytest
 from helpers import STORIES
 
 from rlvr.analysis import experiment
-from rlvr.config import SettingError, parse_train
+from rlvr.config import SettingError
+from rlvr.run.cli import parse_train
 from rlvr.analysis.experiment import (
     ARMS,
     METRICS,

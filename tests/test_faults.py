@@ -23,7 +23,8 @@ from rlvr.common import files, text
 from rlvr.run import stop
 from rlvr import train as train_module
 from rlvr.run.checkpoint import checkpoints, damage
-from rlvr.config import SettingError, TrainConfig, parse_train
+from rlvr.config import SettingError, TrainConfig
+from rlvr.run.cli import parse_train
 from rlvr.data import encode_prompts, load_problems
 from rlvr.engine.memory import Budget
 from rlvr.policy import load_policy

@@ -43,7 +43,8 @@ def live(folder: str, settings: dict, phase, kill_at: int, half_row: int) -> Non
     from rlvr.common import files
     from rlvr.run import log as runlog
     from rlvr import train as train_module
-    from rlvr.config import TrainConfig, parse_train
+    from rlvr.config import TrainConfig
+    from rlvr.run.cli import parse_train
 
     torch.set_num_threads(1)
     figures.draw_curves = lambda folder: folder / "curves.png"

@@ -10,7 +10,8 @@ from helpers import RUN, SMALL_MODEL, check_equal, make_rollouts, new_model
 from safetensors.torch import load_file
 
 from rlvr.run import publish
-from rlvr.config import SettingError, TrainConfig, parse_train
+from rlvr.config import SettingError, TrainConfig
+from rlvr.run.cli import parse_train
 from rlvr.run.figures import read_metrics
 from rlvr.loaders.adapters import add_lora, chain, is_adapter, without_lora
 from rlvr.policy import check_model_name, load_policy, logp_and_entropy

@@ -541,7 +541,8 @@ def test_a_reward_function_that_cannot_work_is_named_before_the_run(name, code, 
 def test_a_run_with_a_reward_of_its_own_says_so_and_goes_on_only_with_it(tmp_path, monkeypatch):
     from helpers import RUN
 
-    from rlvr.config import SettingError, TrainConfig, parse_train
+    from rlvr.config import SettingError, TrainConfig
+    from rlvr.run.cli import parse_train
     from rlvr.run.figures import read_metrics
     from rlvr.train import train
 

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 import rlvr.evaluate
 import rlvr.train
 from rlvr import verifier
-from rlvr.config import TINY_MODEL, SettingError, TrainConfig, parse_train
+from rlvr.config import TINY_MODEL, SettingError, TrainConfig
+from rlvr.run.cli import parse_train
 from rlvr.data import load_problems, prompt_ids
 from rlvr.policy import load_policy
 from rlvr.analysis.probe import ProbeConfig, probe

@@ -24,7 +24,9 @@ from statistics import fmean, median, stdev
 
 from tqdm import tqdm
 
-from rlvr.config import MAY_CHANGE, SettingError, check_can_write, parse_command, parse_train, read_config, run_program
+from rlvr.config import SettingError
+from rlvr.run.cli import parse_command, parse_train, run_program
+from rlvr.run.settings import MAY_CHANGE, check_can_write, read_config
 from rlvr.run.figures import COLOURS, GREY, read_metrics
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, say, table

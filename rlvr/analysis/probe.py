@@ -31,7 +31,9 @@ from rlvr.run import checkpoint
 from rlvr.advantage import shape
 from rlvr.engine.attention import is_ours
 from rlvr.run.checkpoint import fingerprint
-from rlvr.config import SettingError, TrainConfig, check_can_write, parse_command, read_config, run_program
+from rlvr.config import SettingError, TrainConfig
+from rlvr.run.cli import parse_command, run_program
+from rlvr.run.settings import check_can_write, read_config
 from rlvr.entropy import branching_factor, log_perplexity
 from rlvr.analysis.exchange import logit_gradient_norm, relative_positions
 from rlvr.run.figures import read_metrics

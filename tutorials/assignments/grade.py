@@ -29,7 +29,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from rlvr.config import SettingError, parse_command, run_program
+from rlvr.config import SettingError
+from rlvr.run.cli import parse_command, run_program
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, printable, say, table, unique_names
 from tutorials.assignments.a1.tests import tests as a1

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rlvr.config import parse_train, run_folder
+from rlvr.run.cli import parse_train
+from rlvr.run.folder import run_folder
 from rlvr.data import encode_prompts, load_problems
 from rlvr.evaluate import evaluate
 from rlvr.common.files import write_atomically

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rlvr.config import SettingError, check_can_write, parse_command, run_program
+from rlvr.config import SettingError
+from rlvr.run.cli import parse_command, run_program
+from rlvr.run.settings import check_can_write
 from rlvr.common.files import write_atomically
 from rlvr.common.text import say, unique_names
 from rlvr.analysis.report import exploration, instance, position, stage

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rlvr.config import SettingError, TrainConfig, read_config
+from rlvr.config import SettingError, TrainConfig
+from rlvr.run.settings import read_config
 from rlvr.analysis.exchange import largest, over_represented
 from rlvr.run.figures import read_metrics
 

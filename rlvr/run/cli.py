@@ -1,0 +1,143 @@
+"""The command line: words -> checked settings, and `--help`. Nothing here imports torch, so that `--help` answers at once."""
+
+import ast
+import contextlib
+import inspect
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, field, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from rlvr.config import PRESET_HELP, PRESET_MEMORY, PRESETS, EvalConfig, SettingError, Shaping, TrainConfig, train_config
+from rlvr.run.settings import check_eval, check_train, read_config
+
+# The flags that `--help` shows first.
+TRAIN_FIRST = "method model data preset steps lr prompts_per_step completions_per_prompt max_new_tokens seed eval_data resume name out"
+EVAL_FIRST = "models data problems completions max_new_tokens temperature top_p seed out"
+
+
+def parse_train(argv: list[str] | None = None) -> TrainConfig:
+    """Command line -> checked settings. A preset, or the run that is resumed, gives the defaults; flags override. Raises SettingError."""
+    argv = sys.argv[1:] if argv is None else argv
+    folder = _flag_value(argv, "--resume")
+    if folder is not None:
+        default = replace(read_config(Path(folder)), resume=folder, reward="")
+    else:
+        preset = _flag_value(argv, "--preset") or _preset_for(_flag_value(argv, "--model") or "tiny")
+        if preset not in PRESETS:
+            raise SettingError(f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
+        default = train_config()(**{"preset": preset} | PRESETS[preset])
+    config = _parse_in_groups(train_config(), argv, "python train.py", TRAIN_FIRST.split(), _presets(), default)
+    check_train(config)
+    return config
+
+
+def parse_eval(argv: list[str] | None = None) -> EvalConfig:
+    """Command line -> checked settings. Raises SettingError."""
+    config = _parse_in_groups(EvalConfig, argv, "python eval.py", EVAL_FIRST.split())
+    check_eval(config)
+    return config
+
+
+def parse_command(kind: type, program: str, argv: list[str] | None = None, **options):
+    """Command line -> a dataclass of another program, such as `python -m rlvr.analysis.report`. Raises SettingError.
+
+    It is tyro's parse, with its box of an error message made into our one line. `--help` prints and exits as usual.
+    """
+    import tyro
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, args=argv, prog=program, config=(tyro.conf.PositionalRequiredArgs, tyro.conf.OmitArgPrefixes), **options)
+    except SystemExit as end:
+        if not end.code:
+            raise
+    lines = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
+    sections = " ".join("─" if line.startswith("─") else line for line in lines).split("─")
+    cause = " ".join(sections[0].split(" Got errors:")[0].split())[:200].rstrip(".")
+    meant = re.search(r"Perhaps you meant:.*?(--[a-z-]+)", " ".join(sections))
+    raise SettingError(f"{cause}. " + (f"Did you mean {meant[1]}? " if meant else "") + f"See {program} --help.")
+
+
+def run_program(work: Callable[[], object]) -> None:
+    """Run a program of the command line: a mistake of the user is one line and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def resume_command(c: TrainConfig, folder: Path) -> str:
+    """What to type to go on with a run."""
+    return f"python train.py --resume {folder}" + (f" --reward {c.reward}" if c.reward else "")
+
+
+def help_texts(kind: type) -> dict[str, str]:
+    """The help of each setting: the string below its field, or what its method declares."""
+    classes = [node for node in ast.parse(inspect.getsource(sys.modules[kind.__module__])).body if isinstance(node, ast.ClassDef)]
+    bodies = {node.name: node.body for node in classes}
+    texts = {f.name: f.metadata["strength"].help for f in fields(kind) if "strength" in f.metadata}
+    for base in reversed(kind.__mro__):
+        for member, below in zip(bodies.get(base.__name__, []), bodies.get(base.__name__, [])[1:]):
+            if isinstance(member, ast.AnnAssign) and isinstance(below, ast.Expr):
+                texts[member.target.id] = " ".join(below.value.value.split())
+    return texts
+
+
+def _parse_in_groups(kind: type, argv, program: str, first: list[str], about: str = "", default=None):
+    """parse_command for settings that are declared in groups: each group is a dataclass for tyro, with a heading in `--help`."""
+    import tyro
+
+    texts, members, groups = help_texts(kind), {f.name: f for f in fields(kind)}, {"": {}}
+    for name in [*first, *members]:
+        group = groups.setdefault("" if name in first else _heading(kind, members[name]), {})
+        start = members[name].default if default is None else getattr(default, name)
+        typed = Annotated[members[name].type, tyro.conf.arg(help=texts[name])]
+        group[name] = (name, typed) if start is MISSING else (name, typed, field(default=start))
+    parts = [Annotated[make_dataclass("Group", group.values()), tyro.conf.arg(name=heading)] for heading, group in groups.items()]
+    whole = make_dataclass("Settings", [(f"group{i}", part) for i, part in enumerate(parts)])
+    parsed = parse_command(whole, program, argv, description="\n\n".join([inspect.cleandoc(kind.__doc__), about]))
+    return kind(**{name: value for part in vars(parsed).values() for name, value in vars(part).items()})
+
+
+def _heading(kind: type, setting) -> str:
+    """The name of the group in which a setting was declared; tyro adds "options"."""
+    declared = (base for base in reversed(kind.__mro__) if setting.name in getattr(base, "__dataclass_fields__", {}))
+    return (Shaping if "strength" in setting.metadata else next(declared)).__doc__.lower()
+
+
+def _presets() -> str:
+    """The presets with their memory, for `train.py --help`."""
+    lines = [f"- {name:24}{text.format(PRESET_MEMORY.get(name))}" for name, text in PRESET_HELP.items()]
+    return "\n".join(["Presets (--preset NAME; --preset NAME --help shows its settings):", *lines])
+
+
+def _flag_value(argv: list[str], flag: str) -> str | None:
+    """The value of `--flag value` or `--flag=value`, before the real parse (which needs to know the preset)."""
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(flag + "="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _preset_for(model: str) -> str:
+    """The preset when none is named: that of a run for its run folder, tiny for the built-in model, hf for any other."""
+    for folder in (Path(model), Path(model).parent):  # a run folder, or the model in it
+        try:
+            path = folder / "config.json"
+            preset = json.loads(path.read_text(encoding="utf-8"))["preset"] if path.is_file() else None
+            if isinstance(preset, str):
+                return preset
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no run folder (a model's config.json names no preset)
+            pass
+    return "tiny" if model == "tiny" else "hf"

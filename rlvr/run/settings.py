@@ -1,0 +1,215 @@
+"""Are these settings good? Whatever can be said before anything is loaded is said here, and what a run folder was made with is read here."""
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from rlvr.advantage import method_parts
+from rlvr.config import EvalConfig, SettingError, TrainConfig, train_config
+
+# Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
+MAY_CHANGE = set(
+    "steps save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
+    "gradient_checkpointing lora_merge report_to push_to_hub".split()
+)
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The settings that a run folder was made with. Raises SettingError for anything but what a run has written."""
+    path = folder / "config.json"
+    try:
+        if not path.is_file():  # reading a pipe might never end
+            raise FileNotFoundError
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise SettingError(f"{folder} is not a run folder (no readable config.json). Name one, as in --resume runs/pos-seed0.") from None
+    except (ValueError, RecursionError):
+        raise SettingError(f"{path} is damaged (not JSON). Put back the file that the run wrote.") from None
+    known = {f.name: f for f in fields(train_config())}
+    if not isinstance(saved, dict) or not {"preset", "method"} <= saved.keys():
+        raise SettingError(f"{path} does not belong to a run. Name a run folder, as in --resume runs/pos-seed0.")
+    if set(saved) != set(known):
+        wrong = sorted(set(saved) ^ set(known))
+        raise SettingError(f"{path} was written by another version (it differs in {', '.join(wrong)[:100]}). Resume with that version.")
+    for name, value in saved.items():
+        if not _has_type(known[name], value):
+            raise SettingError(f"{path} has {value!r} for {name}. Put back the file that the run wrote.")
+    return train_config()(**saved)
+
+
+def check_train(c: TrainConfig) -> None:
+    """Refuse settings that cannot work, before anything is loaded. Raises SettingError."""
+    for field in fields(c):  # the command line cannot get these wrong, Python can
+        if not _has_type(field, value := getattr(c, field.name)):
+            raise SettingError(f"{_flag(field.name)} is {value!r}. Choose a value of the kind that --help shows.")
+    if c.resume:
+        _check_resumed(c)
+    _check_values(c)
+    _check_ranges(c)
+    _check_engine(c)
+    _check_combinations(c)
+    _check_objective(c)
+    _check_shaping(c)
+    _check_folder(c)
+    check_size(c.prompts_per_step * c.completions_per_prompt, c.max_new_tokens, "--prompts-per-step and --completions-per-prompt")
+    check_size(c.final_eval_problems * c.eval_completions, c.max_new_tokens, "--final-eval-problems and --eval-completions")
+
+
+def check_eval(c: EvalConfig) -> None:
+    """The same for an evaluation. Raises SettingError."""
+    if not c.models:
+        raise SettingError("No model was named. Name one or more, as in: python eval.py tiny runs/pos-seed0")
+    _check_values(c)
+    _check_ranges(c)
+    _check_engine(c)
+    if not 0 < c.top_p <= 1:
+        raise SettingError(f"--top-p is {c.top_p}. Choose a number above 0 and at most 1.")
+    check_size(max(c.problems, 1) * c.completions, max(c.max_new_tokens, 1), "--problems and --completions")
+
+
+def check_size(completions: int, max_new_tokens: int, flags: str) -> None:
+    """Refuse batches that no memory holds: sampling keeps about 20 bytes for every token that may come. Raises SettingError."""
+    if completions * max_new_tokens > 2**31:
+        raise SettingError(
+            f"{flags} make {completions} completions of up to {max_new_tokens} tokens, too many for any memory. Choose fewer."
+        )
+
+
+def check_can_write(folder: Path, what: str) -> None:
+    """Refuse a folder in which no file can be made, before any work is done for it. Raises SettingError."""
+    nearest = folder
+    while not os.path.lexists(nearest):  # what does not exist can be made if the nearest parent lets us; a dead link does exist
+        nearest = nearest.parent
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()  # on Linux it never has a name
+    except OSError as error:
+        raise SettingError(f"Nothing can be written to {what}, {folder} ({error.strerror}). Choose another one.") from None
+
+
+def _flag(name: str) -> str:
+    return "The model" if name == "models" else f"--{name.replace('_', '-')}"
+
+
+def _has_type(field: Field, value) -> bool:
+    """Whether a value of a TrainConfig is of the kind that the command line would give."""
+    if get_origin(field.type) is Literal:
+        return value in get_args(field.type)
+    if field.name == "shape_start" and value == "plateau":
+        return True
+    kinds = {float: (float, int), bool: bool, int: int, str: str}[type(field.default)]
+    return isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))
+
+
+def _check_resumed(c: TrainConfig) -> None:
+    """A run that is resumed keeps its settings, but for those of MAY_CHANGE."""
+    saved = replace(read_config(Path(c.resume)), resume=c.resume)
+    if saved.reward and not c.reward:  # a run folder may come from somebody else: no code is run because a file says so
+        raise SettingError(f"{c.resume} was trained with a reward function of yours. Name it again: add --reward {saved.reward}")
+    changed = [f.name for f in fields(c) if getattr(c, f.name) != getattr(saved, f.name)]
+    if c.reward != saved.reward:
+        own = f"Give the run's own, --reward {saved.reward}" if saved.reward else "Leave it out"
+        raise SettingError(f"--reward cannot change in a run that is resumed. {own}, or start a new run with --model {c.resume}.")
+    if fixed := [_flag(name) for name in changed if name not in MAY_CHANGE]:
+        raise SettingError(
+            f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "
+            f"--model {c.resume}."
+        )
+
+
+def _check_values(c) -> None:
+    """Numbers of a size that can be computed with, texts that can be encoded, and names that a file system takes."""
+    for field in fields(c):
+        value, flag = getattr(c, field.name), _flag(field.name)
+        if isinstance(value, (int, float)) and 10**15 <= abs(value) < float("inf"):
+            raise SettingError(f"{flag} is out of all bounds. Choose a number of at most 15 digits.")
+        for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
+            is_name = field.name not in ("instruction", "system", "template")
+            if re.search("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]" if is_name else "[\0\ud800-\udfff]", text):
+                raise SettingError(f"{flag} {text[:40]!r} has characters that cannot be shown. Choose plain text.")
+            if is_name and (len(text) > 1000 or max(len(part.encode()) for part in text.split("/")) > 200):
+                raise SettingError(f"{flag} {text[:40] + '...'!r} is too long for a file name. Choose a shorter one.")
+            if not text and field.name in ("model", "models", "data"):
+                raise SettingError(f"{flag} is empty. Choose a name, or leave it out for the built-in one.")
+    if c.template not in ("auto", "chat", "plain") and "{problem}" not in c.template:
+        raise SettingError(f"--template is {c.template[:40]!r}. Choose auto, chat or plain, or write a text with {{problem}} in it.")
+    if 0 < c.temperature < 0.01:  # divided by less, logits overflow
+        raise SettingError(f"--temperature is {c.temperature}. Choose 0.01 or more.")
+    if c.threads > 1024:
+        raise SettingError(f"--threads is {c.threads}. Choose at most as many as there are processor cores.")
+
+
+def _check_ranges(c) -> None:
+    """The ranges that config.py declares beside each field."""
+    for field in fields(c):
+        value, low = getattr(c, field.name), field.metadata.get("at_least")
+        if low is not None and not low <= value < float("inf"):
+            because = f", but {field.metadata['because']}" if field.metadata["because"] else ""
+            raise SettingError(f"{_flag(field.name)} is {value}{because}. Choose {low} or more.")
+        if field.metadata.get("positive") and not 0 < value < float("inf"):
+            raise SettingError(f"{_flag(field.name)} is {value}. Choose a positive number.")
+
+
+def _check_engine(c) -> None:
+    if c.engine == "plain" and c.cuda_graphs:
+        raise SettingError("--cuda-graphs has no effect with --engine plain. Leave one of them out.")
+
+
+def _check_combinations(c: TrainConfig) -> None:
+    """Settings that make no sense together."""
+    if c.lora_merge and not c.lora_rank:
+        raise SettingError("--lora-merge has nothing to merge without --lora-rank. Leave it out, or choose a rank, such as 32.")
+    if c.data == "tiny" and (c.problem_column or c.answer_column):
+        raise SettingError("The built-in problems have no columns. Leave out --problem-column and --answer-column, or name other --data.")
+    if c.eval_every and c.final_eval_problems and c.eval_problems < 1:
+        raise SettingError(
+            f"--eval-problems is {c.eval_problems}. Choose 1 or more, or --eval-every 0 to evaluate only at the start and the end."
+        )
+    if c.eval_data and not c.final_eval_problems:
+        raise SettingError("--eval-data names problems, but --final-eval-problems 0 evaluates none. Choose one of the two.")
+
+
+def _check_objective(c: TrainConfig) -> None:
+    if not (0 <= c.clip_low < 1 and c.clip_high >= 0):
+        raise SettingError(
+            f"Clip values {c.clip_low} and {c.clip_high} leave no valid range for the ratio. "
+            "Choose --clip-low from 0 to below 1, and --clip-high 0 or more."
+        )
+    if c.overlong_buffer > c.max_new_tokens:
+        raise SettingError(
+            f"--overlong-buffer {c.overlong_buffer} is longer than --max-new-tokens {c.max_new_tokens}. "
+            "Choose a shorter buffer, or 0 for none."
+        )
+
+
+def _check_shaping(c: TrainConfig) -> None:
+    try:
+        method_parts(c.method)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    if c.shape_start == "plateau":
+        return
+    if c.shape_start < 1:
+        raise SettingError(f"--shape-start is {c.shape_start}, but steps count from 1. Choose 1 or more, or 'plateau'.")
+    if c.shape_start > c.steps:
+        raise SettingError(f"--shape-start {c.shape_start} comes after the last step, {c.steps}. Choose an earlier one.")
+    if c.shape_stop and c.shape_stop < c.shape_start:
+        raise SettingError(
+            f"The window from --shape-start {c.shape_start} to --shape-stop {c.shape_stop} is empty. "
+            "Choose a stop that is not before the start."
+        )
+
+
+def _check_folder(c: TrainConfig) -> None:
+    """Names of what is written: the run folder, and the repository on the Hub."""
+    if c.name and (c.name != Path(c.name).name or c.name in (".", "..")):
+        raise SettingError(
+            f"--name {c.name!r} is not a plain folder name. Choose a name without slashes, and --out for the folder around it."
+        )
+    if c.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", c.push_to_hub):
+        raise SettingError(f"--push-to-hub {c.push_to_hub!r} is no Hub id. Write it as your-name/my-model.")
+    if not c.resume:
+        check_can_write(Path(c.out, c.name), "the run folder")
