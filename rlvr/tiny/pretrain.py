@@ -23,13 +23,15 @@ from rlvr.tiny.task import sample_document
 
 PAD, EOS = "<pad>", "<eos>"
 VOCABULARY = 768
-# The template keeps the first line of the message, the story: this model has never seen an instruction such as "put your answer in a box".
+# The template keeps only the first line of the message, the story: this model has never seen an instruction such as "box your answer".
 CHAT_TEMPLATE = "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'].split('\n')[0] }}\nA:{% endif %}{% endfor %}"
 
 
 def train_tokenizer(seed: int) -> Qwen2Tokenizer:
-    """A byte-level BPE of Qwen2's own kind, so that every tool that knows Qwen2 splits text the same way: one token per digit, and,
-    with this vocabulary, one per word. decode(encode(x)) == x for any text (in Unicode normal form C)."""
+    """A byte-level BPE tokenizer of Qwen2's kind, so that every tool that knows Qwen2 splits text the same way.
+
+    One token per digit and, with this vocabulary, one per word. decode(encode(x)) == x for any text in Unicode normal form C.
+    """
     rng = random.Random(seed)
     documents = [f"Q: {p}\nA:{c}" for p, c in (sample_document(rng, 0.0) for _ in range(4000))]
     untrained = Qwen2Tokenizer(unk_token=EOS, eos_token=EOS, pad_token=PAD)
@@ -57,9 +59,10 @@ def new_model(tokenizer, hidden: int = 96, layers: int = 3, kv_heads: int = 2) -
 
 
 def batches(tokenizer, steps: int, tokens_per_batch: int, seed: int, max_tokens: int = 192):
-    """Yield (input_ids, labels) of about `tokens_per_batch` tokens, documents of like length together, from clean text to the full web.
+    """Yield (input_ids, labels) [rows, width], about `tokens_per_batch` tokens each, in which documents of similar length are together.
 
-    The clean-first curriculum lets the model learn the arithmetic before it learns the errors: without it nothing is learned in this time.
+    The text goes from clean to the full web: the model learns the arithmetic before it learns the errors. Without this curriculum it learns
+    nothing in this time.
     """
     rng, made = random.Random(seed + 1), 0
     while made < steps:
@@ -87,7 +90,7 @@ def batches(tokenizer, steps: int, tokens_per_batch: int, seed: int, max_tokens:
 
 
 def pretrain(out: Path, seed: int = 0, steps: int = 5500, tokens_per_batch: int = 2048, lr: float = 3e-3, **model_shape) -> None:
-    """Train from random weights on the answers of the web's documents (loss on answer tokens alone) and save a Hugging Face folder."""
+    """Train from random weights on the web's documents, with a loss on answer tokens alone, and save a Hugging Face folder."""
     logging.disable_progress_bar()  # transformers' own; ours stays
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(seed)

@@ -8,9 +8,9 @@ and a careful author answers it like this:
 
      Eva starts with 8. 8+12=20. 20+5=25. 25-6=19. The answer is \\boxed{19}.
 
-The base model is pre-trained on documents of five kinds of author, careful and otherwise. Their defects come bundled, as on the web:
-who rambles also miscalculates and forgets the box. So the base policy knows how to be right, but is right only sometimes.
-That is what reinforcement learning then has to sort out.
+The base model is pre-trained on documents by five kinds of author, only one of them careful. Defects come bundled, as on the web: an author
+who rambles also miscalculates and forgets the box. So the base policy knows how to be right, but is right only sometimes. Reinforcement
+learning has to sort that out.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-LEVELS = {  # how many steps a story has, drawn from these
+LEVELS = {  # the number of steps of a story is drawn from these
     1: [2, 3, 3, 4, 4, 5],  # what the base model grew up on
-    2: [4, 5, 5, 6, 6, 7],  # longer than anything it has seen: half of what there is to learn is to go on after the fifth step
+    2: [4, 5, 5, 6, 6, 7],  # longer than anything it has seen: half of the lesson is to go on after the fifth step
 }
 MAX_VALUE = 60  # running values stay in 1..60: arithmetic that a very small model can learn
 
@@ -47,7 +47,7 @@ SALAD = ("river moon garden paper seven window yellow train quiet market salt bu
 
 @dataclass(frozen=True)
 class Author:
-    """How one kind of author writes. Probabilities; those of `bad_box` and `guess` are per document, the others per step."""
+    """How one kind of author writes: probabilities. `bad_box` is per document, the others but `share` are per step."""
 
     share: float  # of all documents
     wrong_step: float  # a step has a wrong result, which is carried on
@@ -55,10 +55,10 @@ class Author:
     bad_box: float  # the final answer is not in a proper box
     skip_step: float = 0.0
     ramble: float = 0.0  # a step is followed by a loop or by a long stretch of words
-    guess: bool = False  # no steps at all, and a number near the answer
+    guess: bool = False  # writes no steps, only a number near the answer
 
 
-# The mixture decides what the base policy is like. The word salad is what gives wrong answers their high entropy.
+# The mixture decides what the base policy is like. The word salad gives wrong answers their high entropy.
 AUTHORS = {
     "careful": Author(share=0.36, wrong_step=0.02, noise=0.01, bad_box=0.25),
     "sloppy": Author(share=0.26, wrong_step=0.30, noise=0.08, bad_box=0.45, skip_step=0.06),
@@ -87,7 +87,7 @@ def apply_op(value: int, op: str, n: int) -> int:
 def split_of(start: int, ops: tuple[tuple[str, int], ...]) -> str:
     """Which split a number skeleton belongs to: 6 % test, 25 % train (for RL), 69 % web (for pre-training).
 
-    The hash looks at the numbers alone, so the three splits share no skeleton, whatever names and verbs are around it.
+    The hash sees only the numbers and operators, so the three splits share no skeleton, whatever names and verbs surround it.
     """
     byte = hashlib.md5(repr((start, ops)).encode()).digest()[0]
     return "test" if byte < 16 else "train" if byte < 80 else "web"
@@ -116,9 +116,9 @@ def sample_story(rng: random.Random, split: str, level: int = 1) -> Story:
     return Story(" ".join(sentences), value, name, start, ops)
 
 
-@lru_cache(maxsize=8)  # an experiment or a notebook asks for the same ones for every run, and they take a second to make
+@lru_cache(maxsize=8)  # an experiment or a notebook asks for the same stories in every run, and they take a second to make
 def sample_stories(split: str, n: int, seed: int, level: int = 1) -> tuple[Story, ...]:
-    """`n` stories of a split and level, with pairwise different number skeletons, the same for the same seed."""
+    """`n` stories of a split and level, no two with the same number skeleton. The same seed gives the same stories."""
     rng, stories, seen = random.Random(f"{split}-{seed}"), [], set()
     while len(stories) < n:
         story = sample_story(rng, split, level)
@@ -160,7 +160,7 @@ def _final_sentence(rng: random.Random, answer: int, bad_box: float) -> str:
 
 
 def write(rng: random.Random, story: Story, author: Author) -> str:
-    """The completion that `author` writes for `story`, without the end-of-text token. Starts with a space."""
+    """The completion that `author` writes for `story`. It starts with a space and has no end-of-text token."""
     if author.guess:
         guess = max(story.answer + rng.randint(-15, 15), 0)
         return " " + _final_sentence(rng, guess, author.bad_box).strip()
@@ -184,7 +184,7 @@ def write(rng: random.Random, story: Story, author: Author) -> str:
 
 
 def sample_document(rng: random.Random, clean_share: float) -> tuple[str, str]:
-    """One (problem, completion) of the web; a share of the documents is free of every defect (the curriculum of pre-training)."""
+    """One (problem, completion) of the web. clean_share: the share of documents without any defect (the curriculum of pre-training)."""
     story = sample_story(rng, "web")
     if rng.random() < clean_share:
         return story.problem, write(rng, story, CLEAN)
