@@ -96,7 +96,7 @@ def test_an_upload_that_fails_loses_nothing(tmp_path, api):
 
 @pytest.mark.parametrize("name", ["me", "me/my model", "a/b/c", "https://hub/me/model"])
 def test_what_is_no_hub_id_is_refused(name):
-    from rlvr.config import check_train
+    from rlvr.run.settings import check_train
 
     with pytest.raises(SettingError, match="is no Hub id"):
         check_train(TrainConfig(push_to_hub=name))

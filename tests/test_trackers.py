@@ -12,7 +12,8 @@ import pytest
 from helpers import RUN
 
 from rlvr.run import trackers
-from rlvr.config import SettingError, TrainConfig, parse_train
+from rlvr.config import SettingError, TrainConfig
+from rlvr.run.cli import parse_train
 from rlvr.run.log import COLUMNS
 from rlvr.train import train
 
@@ -130,7 +131,7 @@ def test_a_tracker_that_is_not_there_is_named_before_anything_is_loaded(kind, mo
 @pytest.mark.slow
 def test_without_the_flag_no_tracker_is_imported(tmp_path):
     code = (
-        "import sys\nfrom rlvr.config import parse_train\nimport rlvr.train\n"
+        "import sys\nfrom rlvr.run.cli import parse_train\nimport rlvr.train\n"
         "print([m for m in ('tensorboard', 'wandb', 'trackio', 'peft', 'bitsandbytes') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from rlvr.common.text import say, table
-from rlvr.config import SettingError, parse_command, run_program
+from rlvr.config import SettingError
 from rlvr.data import encode_prompts, load_problems
 from rlvr.entropy import entropy_by_correctness
 from rlvr.evaluate import evaluate
 from rlvr.policy import check_model_name, load_policy
+from rlvr.run.cli import parse_command, run_program
 from rlvr.run.defects import DEFECTS, defects
 
 

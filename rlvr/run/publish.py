@@ -9,7 +9,9 @@ from pathlib import Path
 
 from rlvr.common.files import replace_folder
 from rlvr.common.text import one_line, say
-from rlvr.config import PRESETS, SettingError, TrainConfig, parse_command, read_config, run_program
+from rlvr.config import PRESETS, SettingError, TrainConfig
+from rlvr.run.cli import parse_command, run_program
+from rlvr.run.settings import read_config
 
 OF_THE_MACHINE = set(
     "preset resume name out push_to_hub report_to device threads keep keep_every save_every show_every log_completions sampling_rows "
