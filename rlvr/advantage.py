@@ -109,23 +109,21 @@ METHODS: dict[str, Callable] = {}  # what --method can name
 STRENGTHS: dict[str, Strength] = {}  # those of all methods; each is a field of TrainConfig, a flag, and a keyword of shape()
 
 
-def method(name: str, reads_logp: bool = True, **strengths: Strength) -> Callable:
+def method(name: str, **strengths: Strength) -> Callable:
     """Declare the function below as the method `name`: (shaped, advantages, old_logp, mask, group, its strengths) -> token advantages.
 
     shaped [N, T] are the token advantages so far, 0 outside the mask; advantages [N] are those of the rows. The result is [N, T].
-    reads_logp False says that old_logp [N, T] is not looked at, which saves a pass of the model in bfloat16.
     """
 
     def declare(function: Callable) -> Callable:
-        function.reads_logp, function.strengths = reads_logp, tuple(strengths)
-        METHODS[name] = function
+        METHODS[name], function.strengths = function, tuple(strengths)
         STRENGTHS.update(strengths)
         return function
 
     return declare
 
 
-@method("grpo", reads_logp=False)
+@method("grpo")
 def grpo(shaped, advantages, old_logp, mask, group):
     return shaped
 
@@ -139,7 +137,7 @@ def ppl(shaped, advantages, old_logp, mask, group, *, ppl_alpha, ppl_direction, 
     return shaped * weights[:, None] if ppl_apply else shaped
 
 
-@method("pos", reads_logp=False,
+@method("pos",
     pos_alpha=Strength(0.1, "Strength of position shaping: the largest bonus (released code: 0.1)."),
     pos_direction=Strength("late", "Tokens that get the bonus: late ones (the paper) or early ones (its opposite).", ("late", "early")))
 def pos(shaped, advantages, old_logp, mask, group, *, pos_alpha, pos_direction):
@@ -152,11 +150,6 @@ def method_parts(method: str) -> list[str]:
     if set(parts) - METHODS.keys() or len(set(parts)) < len(parts) or ("grpo" in parts and len(parts) > 1):
         raise ValueError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}, or join shaping methods by + as in ppl+pos.")
     return parts
-
-
-def reads_logp(method: str) -> bool:
-    """Whether a method, or one of several joined by +, asks for the old log-probs of all tokens. One that does not say so counts as yes."""
-    return any(getattr(METHODS[part], "reads_logp", True) for part in method_parts(method))
 
 
 def shape(method: str, advantages: Tensor, old_logp: Tensor, mask: Tensor, group: Tensor, **strengths: float | str | bool) -> Tensor:

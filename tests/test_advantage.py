@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from rlvr.advantage import METHODS, grpo_advantages, keep_sign, method_parts, position_bonus, ppl_weights, shape
+from rlvr.advantage import (
+    METHODS,
+    STRENGTHS,
+    Strength,
+    grpo_advantages,
+    keep_sign,
+    method,
+    method_parts,
+    position_bonus,
+    ppl_weights,
+    shape,
+)
 
 D = torch.float64
 NAN = float("nan")
@@ -291,3 +302,35 @@ def test_an_unknown_method_raises_and_names_the_choices(method):
 
 def test_method_names_split_at_the_plus():
     assert method_parts("ppl+pos") == ["ppl", "pos"] and method_parts("grpo") == ["grpo"]
+
+
+# -- a declaration ----------------------------------------------------------------------------------------------------------------------
+
+
+def half_of_some(shaped, advantages, old_logp, mask, group, *, mine_alpha, mine_kind):
+    return shaped * (1 - mine_alpha) if mine_kind == "all" else shaped
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    monkeypatch.setattr("rlvr.advantage.METHODS", dict(METHODS))
+    monkeypatch.setattr("rlvr.advantage.STRENGTHS", dict(STRENGTHS))
+    return method("mine", mine_alpha=Strength(0.5, "How much."), mine_kind=Strength("all", "Of what.", ("all", "none")))(half_of_some)
+
+
+def test_a_declared_method_is_given_its_own_strengths_or_their_defaults(mine):
+    plain = shape("grpo", *example())
+    assert torch.equal(shape("mine", *example()), plain * 0.5)
+    assert torch.equal(shape("mine", *example(), mine_alpha=0.25, pos_alpha=3.0), plain * 0.75)
+    assert torch.equal(shape("mine", *example(), mine_kind="none"), plain)
+    assert torch.equal(shape("pos+mine", *example()), shape("pos", *example()) * 0.5)
+
+
+def test_a_strength_that_nobody_declares_is_refused():
+    with pytest.raises(ValueError, match="declares the strength mine_alpha. Choose from ppl_alpha, "):
+        shape("pos", *example(), mine_alpha=0.5)
+
+
+def test_a_method_without_a_declaration_is_given_no_strengths(monkeypatch):
+    monkeypatch.setitem(METHODS, "half", lambda shaped, advantages, old_logp, mask, group: shaped / 2)
+    assert torch.equal(shape("half", *example(), pos_alpha=0.3), shape("grpo", *example()) / 2)

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import json
 import os
 import re
 import shutil
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from rlvr.advantage import STRENGTHS
+from rlvr import advantage
+from rlvr import config as config_module
+from rlvr.advantage import STRENGTHS, Strength, method
 from rlvr.config import PRESETS, EvalConfig, SettingError, TrainConfig
 from rlvr.run.cli import parse_eval, parse_train
 from rlvr.run.folder import run_folder
+from rlvr.run.settings import check_train, read_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -245,7 +249,7 @@ def test_help_begins_with_the_flags_that_matter_and_gives_the_rest_in_groups():
 def test_help_breaks_its_lines_once_to_the_width_of_the_terminal():
     """A line ends only where the next word would not have found room."""
     lines = [line[2:-2] for line in run_script(str(ROOT / "train.py"), "--help").stdout.splitlines() if line.startswith("│")]
-    goes_on = [(line, after.split()[0]) for line, after in zip(lines, lines[1:]) if after.startswith("  ") and " " in line[20:].strip()]
+    goes_on = [(line, after.split()[0]) for line, after in zip(lines, lines[1:]) if after.startswith("  ") and re.match(".{20}  [^ ]", line)]
     assert len(goes_on) > 50
     assert [line for line, word in goes_on if len(line.rstrip()) + 1 + len(word) < len(line)] == []
 
@@ -276,3 +280,84 @@ except SystemExit as end:
     print("exit", end.code, sorted({{"torch", "transformers", "datasets", "matplotlib"}} & set(sys.modules)))
 """
     assert run_script("-c", code).stdout.splitlines()[-1] == "exit 0 []"
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# A method of one's own: one function, one declaration
+
+MINE = """
+
+@method("mine", mine_alpha=Strength(0.25, "Share of the advantage that is taken away."))
+def mine(shaped, advantages, old_logp, mask, group, *, mine_alpha):
+    return shaped * (1 - mine_alpha)
+"""
+RUN_MINE = """
+import json, sys, torch
+from rlvr.advantage import shape
+from rlvr.run.cli import parse_train
+from rlvr.train import train
+config = parse_train(sys.argv[1:])
+train(config)
+rows = torch.tensor([1.0, -1.0]), torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([0, 0])
+print(json.dumps([config.mine_alpha, shape("mine", *rows, mine_alpha=0.5).tolist()]))
+"""
+
+
+def test_a_method_is_one_function_and_one_declaration(tmp_path):
+    """In a copy of the library: the flag, its check, the setting of the run and the effect follow from what is added to advantage.py."""
+    shutil.copytree(ROOT / "rlvr", tmp_path / "rlvr", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    with (tmp_path / "rlvr" / "advantage.py").open("a", encoding="utf-8") as file:
+        file.write(MINE)
+    shown = " ".join(run_script("train.py", "--help", cwd=tmp_path).stdout.split())
+    assert "--mine-alpha FLOAT Share of the advantage that is taken away. (default: 0.25)" in shown
+    bad = run_script("train.py", "--method", "mine", "--mine-alpha", "-1", cwd=tmp_path)
+    assert (bad.returncode, bad.stderr) == (2, "error: --mine-alpha is -1.0. Choose 0 or more.\n")
+    small = "--steps 1 --prompts-per-step 2 --sampling-rounds 1 --final-eval-problems 0 --max-new-tokens 16 --save-every 0 --name run"
+    done = run_script("-c", RUN_MINE, "--method", "mine", "--mine-alpha", "0.75", *small.split(), cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0.75, [[0.5] * 3, [-0.5] * 3]], done.stderr
+    saved = json.loads((tmp_path / "runs" / "run" / "config.json").read_text(encoding="utf-8"))
+    assert saved["method"] == "mine" and saved["mine_alpha"] == 0.75
+
+
+@pytest.fixture
+def declarations(monkeypatch):
+    """What a test declares is forgotten afterwards."""
+    monkeypatch.setattr(advantage, "METHODS", dict(advantage.METHODS))
+    for name in set(STRENGTHS):
+        monkeypatch.setitem(STRENGTHS, name, STRENGTHS[name])
+    monkeypatch.setattr(config_module, "TrainConfig", TrainConfig)
+    yield
+    for name in set(STRENGTHS) - {f.name for f in dataclasses.fields(TrainConfig)}:
+        del STRENGTHS[name]
+
+
+def mine(shaped, *_, **__):
+    return shaped
+
+
+def test_a_method_that_is_declared_later_has_settings_too(declarations, tmp_path):
+    """As in a notebook. The settings of a run are read with them."""
+    assert config_module.train_config() is TrainConfig
+    method("mine", mine_alpha=Strength(0.25, "How much."), mine_end=Strength("left", "Which.", ("left", "right")))(mine)
+    newer = config_module.train_config()
+    assert newer is config_module.train_config() and newer is not TrainConfig and issubclass(newer, TrainConfig)
+    config = parse_train("--method mine --mine-alpha 2 --mine-end right".split())
+    assert config == newer(method="mine", mine_alpha=2.0, mine_end="right")
+    with pytest.raises(SettingError, match="--mine-alpha is -1. Choose 0 or more."):
+        check_train(newer(mine_alpha=-1))
+    with pytest.raises(SettingError, match="--mine-end is 'up'. Choose a value of the kind that --help shows."):
+        check_train(newer(mine_end="up"))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)), encoding="utf-8")
+    assert read_config(tmp_path) == config
+    method("mine", mine_alpha=Strength(0.5, "Declared again."))(mine)
+    assert config_module.train_config()().mine_alpha == 0.5
+
+
+def test_a_strength_cannot_take_the_name_of_another_setting(declarations):
+    method("mine", seed=Strength(1, "Not that one."))(mine)
+    try:
+        with pytest.raises(ValueError, match="seed is the name of another setting. Give the strength another name, such as mine_seed."):
+            config_module.train_config()
+    finally:
+        del STRENGTHS["seed"]

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from rlvr.entropy import branching_factor, log_perplexity, perplexity, plateau_step, token_entropy
+from rlvr.entropy import branching_factor, entropy_by_correctness, log_perplexity, perplexity, plateau_step, token_entropy
 
 D = torch.float64
 
@@ -48,6 +48,14 @@ def test_a_masked_logit_leaves_the_gradient_finite():
 def test_huge_and_bfloat16_logits_stay_finite():
     assert token_entropy(torch.tensor([1e4, -1e4, 0.0])).item() == 0
     assert token_entropy(torch.zeros(8, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_entropy_of_right_and_wrong_answers_is_a_mean_over_their_tokens():
+    entropy = torch.tensor([[1.0, 2.0, 3.0], [4.0, math.nan, math.nan], [5.0, 7.0, math.nan]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]).bool()
+    right, wrong = entropy_by_correctness(entropy, mask, torch.tensor([True, True, False]))
+    assert (right, wrong) == (2.5, 6.0)  # of tokens, not of completions: (1 + 2 + 3 + 4) / 4
+    assert math.isnan(entropy_by_correctness(entropy, mask, torch.tensor([True] * 3))[1])
 
 
 # -- perplexity -------------------------------------------------------------------------------------------------------------------------
