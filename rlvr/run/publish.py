@@ -78,7 +78,7 @@ def _measured_table(measured: dict[str, dict]) -> str:
 
 def _changed_settings(c: TrainConfig) -> dict[str, str]:
     """The settings that say something about the model and differ from the preset's, as text that names no folder of this machine."""
-    default, changed = TrainConfig(**PRESETS.get(c.preset, {})), {}
+    default, changed = type(c)(**PRESETS.get(c.preset, {})), {}
     for name, value in vars(c).items():
         if value != getattr(default, name) and name not in OF_THE_MACHINE:
             if isinstance(value, str):
@@ -117,21 +117,21 @@ def push(folder: Path, hub_id: str) -> str:
     return str(url)
 
 
-def merge(folder: Path, out: Path, dtype: str = "auto") -> None:
+def merge(folder: Path, out: Path, dtype: str) -> None:
     """Write the model of an adapter folder as a whole model: base weights + alpha / rank B A, with its tokenizer and card.
 
-    Raises SettingError.
+    dtype: "float32" or "bfloat16". Raises SettingError.
     """
     from rlvr.loaders.adapters import is_adapter
-    from rlvr.policy import load_policy
+    from rlvr.loaders.models import load_model
 
     if not is_adapter(folder):
         raise SettingError(f"{folder} is a whole model already; there is no adapter to merge. Leave out --merge.")
-    policy = load_policy(str(folder), "cpu", dtype, "generate")
+    model, tokenizer, _ = load_model(str(folder), "cpu", dtype)
 
     def write(beside: Path) -> None:
-        policy.model.save_pretrained(beside)
-        policy.tokenizer.save_pretrained(beside)
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
         if (folder / "README.md").is_file():
             card = (folder / "README.md").read_text(encoding="utf-8").replace("library_name: peft", "library_name: transformers")
             (beside / "README.md").write_text(card, encoding="utf-8")
@@ -141,7 +141,7 @@ def merge(folder: Path, out: Path, dtype: str = "auto") -> None:
 
 def publish(p: PublishConfig) -> None:
     """Merge, upload, or both, as the command line says. Raises SettingError."""
-    from rlvr.policy import check_model_name
+    from rlvr.loaders.models import check_model_name
 
     config = read_config(Path(p.run))
     model = Path(check_model_name(p.run))
