@@ -1,5 +1,6 @@
 """Problems: the built-in stories, a published set, or a file; and how a problem becomes a prompt."""
 
+import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def load_problems(
         return [Problem(s.problem, str(s.answer), len(s.ops)) for s in sample_stories(split, limit or 8192, seed, level)]
     from_file, known = is_table(data), HUB.get(data, HubSet(data))
     rows = read_table(Path(data)) if from_file else read_hub(known, data, split)
-    if usual_columns_too and rows and not has_columns(rows[0], problem_column, answer_column):
+    if usual_columns_too and rows and not has_columns(rows[0], *problem_column.split("+"), answer_column):
         problem_column = answer_column = ""
     columns = (problem_column or known.problem, answer_column or known.answer)
     pairs = problem_answer_pairs(rows, data, *columns, known.around, strict=from_file)
@@ -99,3 +100,12 @@ def encode_prompts(
             "Raise --max-prompt-tokens."
         )
     return [problems[i] for i in fits], [prompts[i] for i in fits], len(problems) - len(fits)
+
+
+def next_problems(queue: list[int], n: int, count: int, shuffle: random.Random) -> tuple[list[int], list[int]]:
+    """The next n of `count` problems (indices) and the queue after them: a shuffled pass over the data, then another."""
+    while len(queue) < n:
+        order = list(range(count))
+        shuffle.shuffle(order)
+        queue = queue + order  # not in place: a step that fails goes back to the old one
+    return queue[:n], queue[n:]

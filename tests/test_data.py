@@ -296,7 +296,7 @@ def test_the_columns_that_are_named_hold_for_the_held_out_problems_too_if_they_a
     own, usual = (save(tmp_path / f"{k}.jsonl", json.dumps({k: "p", a: "1"}) + "\n") for k, a in (("q", "gold"), ("problem", "answer")))
     columns = dict(problem_column="q", answer_column="gold", max_prompt_tokens=512)
     for held_out in (own, usual):
-        _, progress, _ = set_up(TrainConfig(data=str(own), eval_data=str(held_out), out=str(tmp_path), name="r", **columns))
+        _, progress = set_up(TrainConfig(data=str(own), eval_data=str(held_out), out=str(tmp_path), name="r", **columns))
         assert progress.problems == [Problem("p", "1")]
         assert "note: 1 of 1 held-out problems are among those of --data too" in capsys.readouterr().out
 

@@ -12,7 +12,8 @@ from rlvr.config import SettingError
 from rlvr.data import encode_prompts, load_problems
 from rlvr.entropy import entropy_by_correctness
 from rlvr.evaluate import evaluate
-from rlvr.policy import check_model_name, load_policy
+from rlvr.loaders.models import check_model_name
+from rlvr.policy import load_policy
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.defects import DEFECTS, defects
 
@@ -26,8 +27,6 @@ class BaseModelConfig:
 
     models: list[str]
     """Model folders, run folders, Hub ids, or 'tiny' (the built-in model)."""
-    problems: int = 400
-    """How many test problems."""
 
 
 def describe(model: str, problems: int = 400) -> dict[str, float]:
@@ -48,18 +47,16 @@ def describe(model: str, problems: int = 400) -> dict[str, float]:
     }
 
 
-def compare(config: BaseModelConfig) -> None:
+def compare(models: list[str], problems: int = 400) -> None:
     """Print a table with a column for each model. Raises SettingError, for a model that cannot be found before the first is measured."""
-    if not config.models:
+    if not models:
         raise SettingError("No model was named. Name one or more, as in: python -m rlvr.analysis.base_model my_model tiny")
-    if config.problems < 1:
-        raise SettingError(f"--problems is {config.problems}. Choose 1 or more.")
-    for model in config.models:
+    for model in models:
         check_model_name(model)
-    columns = [describe(model, config.problems) for model in config.models]
+    columns = [describe(model, problems) for model in models]
     rows = [[name, *(f"{numbers[name]:.3f}" for numbers in columns)] for name in columns[0]]
-    say(table([f"on {config.problems} test problems", *config.models], rows))
+    say(table([f"on {problems} test problems", *models], rows))
 
 
 if __name__ == "__main__":
-    run_program(lambda: compare(parse_command(BaseModelConfig, "python -m rlvr.analysis.base_model")))
+    run_program(lambda: compare(parse_command(BaseModelConfig, "python -m rlvr.analysis.base_model").models))

@@ -56,9 +56,9 @@ def problem_answer_pairs(
     return [(question, text) for question, (_, text) in found.items()]
 
 
-def has_columns(row: dict, problem: str, answer: str) -> bool:
-    """Whether a row has the columns that are named: Body+Question names two, an empty name none."""
-    return _has(row, *filter(None, [*problem.split("+"), answer]))
+def has_columns(row: dict, *columns: str) -> bool:
+    """Whether a row has these columns. An empty name is passed over."""
+    return all(not column or column in row or _cell(row, column) is not None for column in columns)
 
 
 def _columns(row: dict, where: str, problem: str, answer: str) -> tuple[tuple[str, ...], str]:
@@ -66,17 +66,11 @@ def _columns(row: dict, where: str, problem: str, answer: str) -> tuple[tuple[st
     parts = tuple(problem.split("+"))
     for questions, usual in COLUMNS:
         questions, usual = parts if problem else questions, answer or usual
-        if _has(row, *questions, usual):
+        if has_columns(row, *questions, usual):
             return questions, usual
-    found = str(list(row))[1:-1][:100]
-    named = " and ".join(f"'{c}'" for c in (problem, answer) if c)
-    if named:
-        raise SettingError(f"The data {where} has the columns {found}, not {named}. Name others with --problem-column and --answer-column.")
-    raise SettingError(f"The data {where} has the columns {found}. Say which to use with --problem-column and --answer-column.")
-
-
-def _has(row: dict, *paths: str) -> bool:
-    return all(path in row or _cell(row, path) is not None for path in paths)
+    found, named = str(list(row))[1:-1][:100], " and ".join(f"'{c}'" for c in (problem, answer) if c)
+    but = f", not {named}" if named else ""
+    raise SettingError(f"The data {where} has the columns {found}{but}. Say which to use with --problem-column and --answer-column.")
 
 
 def _cell(row: dict, path: str):
