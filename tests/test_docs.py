@@ -151,7 +151,7 @@ def test_every_column_of_the_shipped_tables_has_an_entry():
 
 
 def test_every_number_of_an_experiment_has_an_entry():
-    from rlvr.analysis.experiment import METRICS
+    from rlvr.analysis.compare_arms import METRICS
 
     curves = {"arm", "seed", "step", "pass_at_1", "entropy"}
     assert names_of("results.csv") == {"arm", "seed", *METRICS} | curves

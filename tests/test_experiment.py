@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 from helpers import STORIES
 
-from rlvr.analysis import experiment
+from rlvr.analysis import compare_arms
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_train
-from rlvr.analysis.experiment import (
-    ARMS,
+from rlvr.analysis.experiment import ARMS, ExperimentConfig, plan
+from rlvr.analysis.compare_arms import (
     METRICS,
-    SAYS,
-    ExperimentConfig,
     area,
     comparison,
     curves,
@@ -28,7 +26,6 @@ from rlvr.analysis.experiment import (
     markdown,
     mean_interval,
     measure,
-    plan,
     read_results,
     t_quantile,
 )
@@ -52,7 +49,8 @@ def rows(**arms) -> list[dict]:
 
 
 def test_the_examples_in_the_docstrings():
-    assert doctest.testmod(experiment).failed == 0
+    result = doctest.testmod(compare_arms)
+    assert result.failed == 0 and result.attempted >= 3
 
 
 @pytest.mark.parametrize("df, t", [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (29, 2.045), (1000, 1.962)])
@@ -89,11 +87,11 @@ def test_the_table_by_hand():
 
 def test_arms_against_each_other(tmp_path):
     results = rows(**{"grpo": {0: 0.5}, "ppl-strong": {0: 0.6, 1: 0.8, 2: 0.9}, "ppl-high": {0: 0.5, 1: 0.5}, "pos-strong": {0: 0.1}})
-    (row,) = experiment.contrasts(results)
+    (row,) = compare_arms.contrasts(results)
     assert row[:3] == ["ppl-strong minus ppl-high", "2", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*mean_interval([0.1, 0.3]))]
-    assert "ppl-strong minus ppl-high" in markdown(results) and "against each other" in experiment.text_tables(results)
+    assert "ppl-strong minus ppl-high" in markdown(results) and "against each other" in compare_arms.text_tables(results)
     results += rows(**{"negative-only": {0: -9.0, 1: -9.0}})
-    experiment.draw_differences(results, tmp_path / "d.png")  # an arm that is worlds apart gets its numbers, and is drawn all the same
+    compare_arms.draw_differences(results, tmp_path / "d.png")  # an arm that is worlds apart gets its numbers, and is drawn all the same
     assert (tmp_path / "d.png").stat().st_size > 1000
 
 
@@ -120,8 +118,8 @@ def test_measure_of_a_run_by_hand(tmp_path):
 
 
 def test_arms_are_what_they_say():
-    assert set(SAYS) == set(ARMS)
-    by_name = {arm: parse_train(flags.split()) for arm, flags in ARMS.items()}
+    assert all(arm.says for arm in ARMS.values())
+    by_name = {name: parse_train(arm.flags.split()) for name, arm in ARMS.items()}
     assert by_name["grpo"].method == "grpo" and by_name["ppl"].ppl_alpha == 0.01 and by_name["pos"].pos_alpha == 0.1
     assert by_name["ppl-high"].ppl_direction == "high" and by_name["ppl-high"].ppl_alpha == by_name["ppl-strong"].ppl_alpha
     assert by_name["pos-early"].pos_direction == "early" and by_name["pos-early"].pos_alpha == by_name["pos-strong"].pos_alpha

@@ -1,6 +1,7 @@
 """The report: sections on runs made up so that the answer is known, the page as a whole, and the microscope in a real browser."""
 
 import csv
+import doctest
 import html
 import json
 import re
@@ -13,14 +14,17 @@ from helpers import RUN
 
 from rlvr.analysis import probe
 from rlvr.config import SettingError, TrainConfig
-from rlvr.analysis.experiment import METRICS
+from rlvr.analysis.compare_arms import METRICS
 from rlvr.analysis.probe import ProbeConfig
-from rlvr.analysis.report import arms, exploration, instance, position, stage
+from rlvr.analysis.report import arms, exploration, instance, position, section, stage
+from rlvr.analysis.report import changes as plateau
 from rlvr.analysis.report.__main__ import ReportConfig, report, unique_names
 from rlvr.analysis.report.arms import Experiment
 from rlvr.analysis.report.microscope import microscope_data
-from rlvr.analysis.report.page import _json, draw
-from rlvr.analysis.report.run import Panel, Run, Section, bootstrap, percent, share_of_largest
+from rlvr.analysis.report.page import _json
+from rlvr.analysis.report.picture import Panel, draw
+from rlvr.analysis.report.run import Run, bootstrap, share_of_largest
+from rlvr.analysis.report.section import Section, percent
 from rlvr.train import train
 
 LABELS = "S1 S2 S3 S4 S5 S6 S7 I1 I2 I3 T1 T2 T3 E1 E2 E3".split()
@@ -149,26 +153,26 @@ def changes(n: int = 1000, big: int = 5, against: bool = False, entropic: bool =
 
 
 def test_s5(tmp_path):
-    section = stage.few_tokens_change([made_up(changes=changes(), plateau=10)])
+    section = plateau.few_tokens_change([made_up(changes=changes(), plateau=10)])
     (row,) = section.rows
     assert row["share_changed"] == 0.005 and row["with_their_advantage"] == 1
     assert row["share_changed_positive"] == 0.006 and row["share_changed_negative"] == 0.004  # 3 and 2 of 500
     assert row["mean_change_positive"] > 0 > row["mean_change_negative"]
     assert section.verdicts[0].agrees is True and len(drawn(section, tmp_path)) == 1
-    assert stage.few_tokens_change([made_up(changes=changes(big=50), plateau=10)]).verdicts[0].agrees is False
-    assert stage.few_tokens_change([made_up(changes=changes(against=True), plateau=10)]).verdicts[0].agrees is False
-    still = stage.few_tokens_change([made_up(changes=changes(big=0), plateau=10)])
+    assert plateau.few_tokens_change([made_up(changes=changes(big=50), plateau=10)]).verdicts[0].agrees is False
+    assert plateau.few_tokens_change([made_up(changes=changes(against=True), plateau=10)]).verdicts[0].agrees is False
+    still = plateau.few_tokens_change([made_up(changes=changes(big=0), plateau=10)])
     assert still.verdicts[0].agrees is None and "nan" not in still.verdicts[0].text  # nothing moved: no direction to speak of
-    assert stage.few_tokens_change([made_up()]).verdicts[0].agrees is None
-    assert "python -m rlvr.analysis.probe runs/made-up" in stage.few_tokens_change([made_up()]).verdicts[0].text
+    assert plateau.few_tokens_change([made_up()]).verdicts[0].agrees is None
+    assert "python -m rlvr.analysis.probe runs/made-up" in plateau.few_tokens_change([made_up()]).verdicts[0].text
 
 
 def test_a_rising_stage_alone_proves_nothing_about_the_plateau(tmp_path):
     found = changes() | {"plateau": np.zeros(1000, bool)}
     for function in (
-        stage.few_tokens_change,
-        stage.changed_tokens_are_uncertain,
-        stage.changed_tokens_are_formal,
+        plateau.few_tokens_change,
+        plateau.changed_tokens_are_uncertain,
+        plateau.changed_tokens_are_formal,
         instance.learning_in_low_perplexity,
     ):
         section = function([made_up(changes=found, plateau=10, token=WORDS.__getitem__)])
@@ -176,22 +180,22 @@ def test_a_rising_stage_alone_proves_nothing_about_the_plateau(tmp_path):
 
 
 def test_s6(tmp_path):
-    section = stage.changed_tokens_are_uncertain([made_up(changes=changes(big=10), plateau=10)])
+    section = plateau.changed_tokens_are_uncertain([made_up(changes=changes(big=10), plateau=10)])
     assert section.verdicts[0].agrees is True and "mean entropy of 1.00 nats" in section.verdicts[0].text
     assert len(section.rows) == 10 and section.rows[-1]["change"] == pytest.approx((10 * 0.2 + 90 * 0.0001 * 1.955) / 100, rel=1e-3)
     assert drawn(section, tmp_path)
-    assert stage.changed_tokens_are_uncertain([made_up(changes=changes(big=10, entropic=False), plateau=10)]).verdicts[0].agrees is False
+    assert plateau.changed_tokens_are_uncertain([made_up(changes=changes(big=10, entropic=False), plateau=10)]).verdicts[0].agrees is False
 
 
 def test_s7(tmp_path):
     run = made_up(changes=changes(big=10), plateau=10, token=WORDS.__getitem__)
-    section = stage.changed_tokens_are_formal([run])
+    section = plateau.changed_tokens_are_formal([run])
     formal = section.rows[0]
     assert formal["category"] == "formal reasoning" and formal["share_of_top"] == 1 and formal["base_rate"] == 0.01
     assert formal["ratio"] == pytest.approx(100) and formal["mean_change"] == pytest.approx(0.2)
     assert section.verdicts[0].agrees is True and drawn(section, tmp_path)
     run.token = {2: " the", 3: "5"}.__getitem__
-    assert stage.changed_tokens_are_formal([run]).verdicts[0].agrees is False  # now 99 % of all tokens, and none of the largest
+    assert plateau.changed_tokens_are_formal([run]).verdicts[0].agrees is False  # now 99 % of all tokens, and none of the largest
 
 
 def test_the_interval_of_the_largest_changes_is_over_problems():
@@ -355,10 +359,46 @@ def test_models_that_began_alike_are_shown_once():
 
 
 def test_bootstrap():
-    low, high = bootstrap([0.0, 1.0] * 200, lambda rows: float(np.mean(rows)))
+    low, high = bootstrap(lambda rows: float(np.mean(rows)), [0.0, 1.0] * 200)
     assert 0.44 < low < 0.48 < 0.52 < high < 0.56  # standard error 0.025
-    assert bootstrap([1.0] * 9, lambda rows: sum(rows)) == (9.0, 9.0)
+    assert bootstrap(sum, [1.0] * 9) == (9.0, 9.0)
     assert percent(0.1234, 1) == "12.3 %"
+
+
+def test_bootstrap_of_two_samples():
+    """The difference of two samples; drawn together, what they have in common cancels."""
+    a = list(np.random.default_rng(0).normal(size=200))
+    b = [x + 1 for x in a]
+
+    def gap(first, second):
+        return float(np.mean(second) - np.mean(first))
+
+    low, high = bootstrap(gap, a, b)
+    assert 0.7 < low < 0.9 < 1.1 < high < 1.3  # standard error sqrt(2 / 200) = 0.1
+    assert bootstrap(gap, a, b, paired=True) == pytest.approx((1.0, 1.0))
+    assert np.isnan(bootstrap(gap, a, [])).all()
+
+
+def test_a_finding_is_a_function_of_one_run():
+    """The section asks every run, puts its name to rows and pictures, and passes over what was not probed."""
+    assert doctest.testmod(section).failed == 0
+
+    @section.section("X1", "Title", needs="fixed", together=lambda runs: ([{"runs": len(runs)}], [Panel(None, "all")]), n=3)
+    def finding(run):
+        """It shows {n}
+        things.
+
+        The paper found: More.
+        """
+        return section.Verdict(True, run.name, [{"x": 1}], [Panel(None), Panel(None, "b", "caption")])
+
+    run = made_up(fixed=[1])
+    assert finding.__wrapped__(run).rows == [{"x": 1}]
+    out = finding([run, made_up()])
+    assert (out.label, out.title, out.shows, out.paper) == ("X1", "Title", "It shows 3 things.", "More.")
+    assert out.rows == [{"runs": 2}, {"run": "made-up", "x": 1}]
+    assert [(p.name, p.caption) for p in out.panels] == [("all", ""), ("made-up", ""), ("made-up-b", "made-up: caption")]
+    assert [v.agrees for v in out.verdicts] == [True, None] and "rlvr.analysis.probe" in out.verdicts[1].text
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -448,11 +488,11 @@ def test_ids_of_pictures_do_not_clash(written):
 
 
 def test_the_ink_of_pictures_follows_the_page(tmp_path):
-    svg = draw(Panel("x", lambda axis: (axis.plot([0, 1], color="#010101"), axis.set(xlabel="<label> $not math$"))), tmp_path / "x.png")
+    svg = draw(Panel(lambda axis: (axis.plot([0, 1], color="#010101"), axis.set(xlabel="<label> $not math$"))), tmp_path / "x.png")
     assert "#010101" not in svg and "currentColor" in svg and "&lt;label&gt; $not math$" in svg
     assert svg.startswith("<svg") and not re.match(r"<svg[^>]* (?:width|height)=", svg) and "viewBox" in svg
     assert (tmp_path / "x.png").stat().st_size > 1000
-    log = draw(Panel("y", lambda axis: (axis.plot([0.001, 10], [1, 2]), axis.set_xscale("log"))), tmp_path / "y.png")
+    log = draw(Panel(lambda axis: (axis.plot([0.001, 10], [1, 2]), axis.set_xscale("log"))), tmp_path / "y.png")
     assert "mathdefault" not in log and ">0.001<" in log
 
 

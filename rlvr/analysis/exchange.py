@@ -190,6 +190,17 @@ def category(token: str) -> str:
 # Completions
 
 
+def spread(items: Sequence, most: int) -> list:
+    """At most so many items, evenly spread, the first and the last among them; of one, the last.
+
+    >>> spread(range(11), 3)
+    [0, 5, 10]
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)] if most > 1 else list(items[len(items) - most :])
+
+
 def low_half(log_ppl: np.ndarray) -> np.ndarray:
     """Which completions are in the low-perplexity half: those below the median (bool). I1, I2; where the paper cuts is not known.
 

@@ -35,7 +35,7 @@ from rlvr.config import SettingError, TrainConfig
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import check_can_write, read_config
 from rlvr.entropy import branching_factor, log_perplexity
-from rlvr.analysis.exchange import logit_gradient_norm, relative_positions
+from rlvr.analysis.exchange import logit_gradient_norm, relative_positions, spread
 from rlvr.run.figures import read_metrics
 from rlvr.common.files import replace_folder
 from rlvr.common.text import say
@@ -177,15 +177,6 @@ def replayable(folder: Path, last: int, most: int) -> list[Path | None]:
     """Checkpoints of a run of `last` steps from which one can be made again, spread evenly; None stands for the start. In order."""
     found = [p for p in checkpoint.checkpoints(folder / "checkpoints") if "+" not in p.name and 0 < checkpoint.step_of(p) < last]
     return [None, *spread(list(reversed(found)), most - 1)]
-
-
-def spread(items: Sequence, most: int) -> list:
-    """At most so many items, evenly spread, the first and the last among them."""
-    if most < 1:
-        return []
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)] if most > 1 else [items[-1]]
 
 
 def change_of_step(trainer: Trainer, shown: int) -> tuple[dict, dict[str, Tensor], list[dict]] | None:

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,10 +25,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
+def interval(mean: float, low: float, high: float, form: str | Callable[[float], str] = "+.3f", unit: str = "") -> str:
+    """A mean with its interval as text. `form` is a format, or a function that formats a number.
+
+    >>> interval(0.1, -0.05, 0.25, "+.2f", " nats")
+    '+0.10 nats [-0.05, +0.25]'
+    """
+    x, a, b = (form(v) if callable(form) else format(v, form) for v in (mean, low, high))
+    return f"{x}{unit} [{a}, {b}]"
+
+
 def csv_text(rows: Sequence[dict], columns: Sequence[str] = ()) -> str:
-    """Rows as CSV with a header: the columns named, or those of the first row. What a row lacks stays empty."""
+    """Rows as CSV with a header: the columns named, or all that any row has. What a row lacks stays empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, columns or list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -3,20 +3,23 @@
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
+from rlvr.analysis.report import changes, exploration, instance, position, stage
+from rlvr.analysis.report.arms import SHIPPED, Experiment, load_experiment
+from rlvr.analysis.report.microscope import microscope_data
+from rlvr.analysis.report.page import MARKS, page
+from rlvr.analysis.report.picture import draw
+from rlvr.analysis.report.run import Run
+from rlvr.analysis.report.section import Section
+from rlvr.common.files import write_atomically
+from rlvr.common.text import csv_text, say, unique_names
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import check_can_write
-from rlvr.common.files import write_atomically
-from rlvr.common.text import say, unique_names
-from rlvr.analysis.report import exploration, instance, position, stage
-from rlvr.analysis.report.arms import SHIPPED, load_experiment
-from rlvr.analysis.report.microscope import microscope_data
-from rlvr.analysis.report.page import draw, page, write_csv
-from rlvr.analysis.report.run import Run, Section
 
 
 @dataclass
@@ -25,7 +28,7 @@ class ReportConfig:
 
     python -m rlvr.analysis.report runs/pos-seed0 runs/grpo-seed0  -- two runs beside each other
 
-    python -m rlvr.analysis.probe runs/pos-seed0 runs/grpo-seed0  -- before it: what needs the weights (changes of probability, replacements, pass@k)
+    python -m rlvr.analysis.probe runs/pos-seed0 runs/grpo-seed0  -- before it: what needs the weights (changed tokens, pass@k, ...)
     """
 
     runs: list[str]
@@ -33,7 +36,7 @@ class ReportConfig:
     out: str = ""
     """Folder to write; empty: report in the run folder, or runs/report for several runs."""
     experiment: str = ""
-    """Folder of an experiment (python -m rlvr.analysis.experiment), for I3 and T3; empty: runs/experiment if it is there, else the shipped one."""
+    """Folder of an experiment (python -m rlvr.analysis.experiment), for I3 and T3; empty: runs/experiment, or else the shipped one."""
 
 
 def report(config: ReportConfig) -> Path:
@@ -50,47 +53,61 @@ def report(config: ReportConfig) -> Path:
     experiment = load_experiment(Path(config.experiment or "runs/experiment")) or load_experiment(SHIPPED)
     out.mkdir(parents=True, exist_ok=True)
 
-    work = [(kind, function, runs) for kind, module in (("stage", stage),) for function in module.SECTIONS]
-    work += [("instance", f, runs) for f in instance.RUN_SECTIONS] + [("instance", instance.weights_by_perplexity, experiment)]
-    work += [("token", f, runs) for f in position.RUN_SECTIONS] + [("token", position.bonus_by_position, experiment)]
-    work += [("exploration", f, runs) for f in exploration.SECTIONS]
-    made: dict[str, list[tuple[Section, list[tuple[str, str]]]]] = {kind: [] for kind, *_ in work}
-    findings = []
-    with tqdm(total=len(work) + 1, desc="report", unit="section") as bar:
-        for kind, function, source in work:
-            section = function(source)
-            svgs = []
-            for panel in section.panels:
-                name = re.sub(r"[^\w.-]+", "-", f"{section.label}-{panel.name}")
-                svgs.append((panel.caption or panel.name, draw(panel, out / f"{name}.png")))
-            if section.rows:
-                write_csv(out / f"{section.label}.csv", section.rows)
-            for v in section.verdicts:
-                agrees = {True: "yes", False: "no", None: "open"}[v.agrees]
-                findings.append({"label": section.label, "finding": section.title, "run": v.run, "agrees": agrees, "text": v.text})
-            made[kind].append((section, svgs))
-            bar.update()
+    parts, questions = [], contents(runs, experiment)
+    with tqdm(total=sum(len(ask) for *_, ask in questions) + 1, desc="report", unit="section") as bar:
+        for heading, introduction, ask in questions:
+            sections = []
+            for question in ask:
+                sections.append(write_section(question(), out))
+                bar.update()
+            parts.append((heading, introduction, sections))
         data = [found for found in map(microscope_data, runs) if found["steps"]]
         bar.update()
-    write_csv(out / "findings.csv", findings)
-    arms = f"I3 and T3 compare arms of an experiment: {experiment.folder}." if experiment else ""
-    parts = [
-        ("Stage", "When: the rising stage and the plateau.", made["stage"]),
-        ("Instance", f"In which completions of the plateau. {arms}", made["instance"]),
-        ("Token", "Where in a completion.", made["token"]),
+    findings = [
+        {"label": section.label, "finding": section.title, "run": v.run, "agrees": MARKS[v.agrees][0], "text": v.text}
+        for _, _, sections in parts
+        for section in sections
+        for v in section.verdicts
+    ]
+    write_atomically(out / "findings.csv", csv_text(findings))
+    path = out / "index.html"
+    write_atomically(path, page("Entropy and performance: " + ", ".join(run.name for run in runs), runs, parts, data))
+    seconds = time.perf_counter() - started
+    say(f"\n{len(findings)} findings of {len(runs)} run{'s' * (len(runs) > 1)} in {seconds:.0f} s; open {path} in a browser")
+    return path
+
+
+def contents(runs: list[Run], experiment: Experiment | None) -> list[tuple[str, str, list[partial[Section]]]]:
+    """The parts of the page in their order: heading, introduction, and what makes each section when it is called."""
+
+    def of_runs(*functions) -> list[partial[Section]]:
+        return [partial(function, runs) for function in functions]
+
+    compared = f" I3 and T3 compare arms of an experiment: {experiment.folder}." if experiment else ""
+    return [
+        ("Stage", "When: the rising stage and the plateau.", of_runs(*stage.SECTIONS, *changes.SECTIONS)),
+        (
+            "Instance",
+            f"In which completions of the plateau.{compared}",
+            [*of_runs(*instance.RUN_SECTIONS), partial(instance.weights_by_perplexity, experiment)],
+        ),
+        ("Token", "Where in a completion.", [*of_runs(*position.RUN_SECTIONS), partial(position.bonus_by_position, experiment)]),
         (
             "Exploration",
             "What training leaves to be explored (Deng et al. 2025b, arXiv 2508.07534). Sampled at the temperature of training.",
-            made["exploration"],
+            of_runs(*exploration.SECTIONS),
         ),
     ]
-    path = out / "index.html"
-    write_atomically(path, page("Entropy and performance: " + ", ".join(run.name for run in runs), runs, parts, data))
-    say(
-        f"\n{len(findings)} findings of {len(runs)} run{'s' * (len(runs) > 1)} in {time.perf_counter() - started:.0f} s; open {path} "
-        "in a browser"
-    )
-    return path
+
+
+def write_section(section: Section, out: Path) -> Section:
+    """Draw the pictures of a section, as files and for the page, and write its numbers. Returns the section."""
+    for panel in section.panels:
+        name = re.sub(r"[^\w.-]+", "-", f"{section.label}-{panel.name}")
+        panel.svg = draw(panel, out / f"{name}.png")
+    if section.rows:
+        write_atomically(out / f"{section.label}.csv", csv_text(section.rows))
+    return section
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import numpy as np
 
 from rlvr.analysis.exchange import low_half
+from rlvr.analysis.report.arms import arms_section
+from rlvr.analysis.report.changes import TOP, stages
+from rlvr.analysis.report.picture import Panel
+from rlvr.analysis.report.run import Run, bootstrap, share_of_largest
+from rlvr.analysis.report.section import Verdict, is_above, missing, percent, section
+from rlvr.common.text import interval
 from rlvr.run.figures import BLUE, GREEN, GREY, INK, ORANGE
-from rlvr.analysis.report.arms import Experiment, compare_arms
-from rlvr.analysis.report.run import Panel, Run, Section, Verdict, bootstrap, missing, percent, share_of_largest
-from rlvr.analysis.report.stage import TOP
 
 
 def low_tokens(run: Run, stage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -19,45 +22,34 @@ def low_tokens(run: Run, stage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(found["change"][stage]), low[found["row"][stage]]
 
 
-def learning_in_low_perplexity(runs: list[Run]) -> Section:
-    section = Section(
-        "I1",
-        "Where learning concentrates",
-        "Plateau steps made again. The completions of a step are cut at their median log-perplexity (the paper's cut is not known); "
-        "shown is the share of the "
-        f"{percent(TOP)} of tokens that changed most that lies in each half, beside the half's share of all tokens.",
-        "The great majority of the largest updates lie in completions of low perplexity.",
-    )
-    for run in runs:
-        if run.changes is None:
-            section.verdicts.append(missing(run))
-            continue
-        stage = run.changes["plateau"] if run.changes["plateau"].any() else np.ones(len(run.changes["change"]), bool)
-        size, low = low_tokens(run, stage)
-        share, a, b, base = share_of_largest(size, low, run.changes["problem"][stage], TOP)
-        section.rows.append({"run": run.name, "half": "low", "share_of_top": share, "low": a, "high": b, "base_rate": base})
-        section.rows.append(
-            {"run": run.name, "half": "high", "share_of_top": 1 - share, "low": 1 - b, "high": 1 - a, "base_rate": 1 - base}
-        )
+@section("I1", "Where learning concentrates", needs="changes", top=percent(TOP))
+def learning_in_low_perplexity(run: Run) -> Verdict:
+    """Plateau steps made again. The completions of a step are cut at their median log-perplexity (the paper's cut is not known); shown is
+    the share of the {top} of tokens that changed most that lies in each half, beside the half's share of all tokens.
 
-        def draw(axis, share=share, base=base, a=a, b=b):
-            axis.bar([0, 1], [100 * share, 100 * (1 - share)], 0.5, color=[GREEN, ORANGE])
-            axis.errorbar([0], [100 * share], [[100 * (share - a)], [100 * (b - share)]], color=INK, capsize=4)
-            axis.hlines([100 * base, 100 * (1 - base)], [-0.32, 0.68], [0.32, 1.32], color=INK, linestyle="--", label="share of all tokens")
-            axis.set_xticks([0, 1], ["low perplexity", "high perplexity"])
-            axis.set(ylabel="share of the largest changes (%)", ylim=(0, 100))
-            axis.legend()
+    The paper found: The great majority of the largest updates lie in completions of low perplexity.
+    """
+    stage, mask = stages(run)[-1]
+    size, low = low_tokens(run, mask)
+    share, a, b, base = share_of_largest(size, low, run.changes["problem"][mask], TOP)
 
-        section.panels.append(Panel(run.name, draw))
-        text = f"{percent(share)} of the largest changes [{percent(a)}, {percent(b)}] lie in the low-perplexity half, which holds "
-        text += f"{percent(base)} of the tokens."
-        verdict = None
-        if run.changes["plateau"].any():
-            verdict = True if a > max(base, 0.5) else False if b < base else None
-        else:
-            text += " No step of the plateau could be replayed, so this is the rising stage."
-        section.verdicts.append(Verdict(run.name, verdict, text))
-    return section
+    def draw(axis):
+        axis.bar([0, 1], [100 * share, 100 * (1 - share)], 0.5, color=[GREEN, ORANGE])
+        axis.errorbar([0], [100 * share], [[100 * (share - a)], [100 * (b - share)]], color=INK, capsize=4)
+        axis.hlines([100 * base, 100 * (1 - base)], [-0.32, 0.68], [0.32, 1.32], color=INK, linestyle="--", label="share of all tokens")
+        axis.set_xticks([0, 1], ["low perplexity", "high perplexity"])
+        axis.set(ylabel="share of the largest changes (%)", ylim=(0, 100))
+
+    rows = [
+        {"half": "low", "share_of_top": share, "low": a, "high": b, "base_rate": base},
+        {"half": "high", "share_of_top": 1 - share, "low": 1 - b, "high": 1 - a, "base_rate": 1 - base},
+    ]
+    text = f"{interval(share, a, b, percent, ' of the largest changes')} lie in the low-perplexity half, which holds "
+    text += f"{percent(base)} of the tokens."
+    agrees = True if a > max(base, 0.5) else False if b < base else None
+    if stage != "plateau":
+        agrees, text = None, f"{text} No step of the plateau could be replayed, so this is the rising stage."
+    return Verdict(agrees, text, rows, [Panel(draw)])
 
 
 def drop(rows: list[dict]) -> float:
@@ -65,94 +57,92 @@ def drop(rows: list[dict]) -> float:
     return float(np.mean([r["kept"] - r["replaced"] for r in rows])) if rows else float("nan")
 
 
-def replacement_panel(groups: list[tuple[str, list[dict]]], title: str):
+def _mean(rows: list[dict], name: str) -> float:
+    return float(np.mean([row[name] for row in rows])) if rows else float("nan")
+
+
+def replacement_panel(groups: dict[str, list[dict]], xlabel: str) -> Panel:
     """Accuracy after the token as it was, and after its replacement, for each group; bars are 95 % intervals over completions."""
 
+    kinds = (("kept", -0.18, BLUE, "token as it was"), ("replaced", 0.18, ORANGE, "likeliest other token"))
+
     def draw(axis):
-        for i, (name, rows) in enumerate(groups):
-            for shift, key, colour in ((-0.18, "kept", BLUE), (0.18, "replaced", ORANGE)):
-                values = [r[key] for r in rows]
-                mean = float(np.mean(values)) if values else float("nan")
-                low, high = bootstrap(values, lambda v: float(np.mean(v))) if values else (mean, mean)
-                label = {"kept": "token as it was", "replaced": "likeliest other token"}[key] if i == 0 else None
-                axis.bar([i + shift], [mean], 0.32, color=colour, label=label)
+        for i, rows in enumerate(groups.values()):
+            for key, shift, colour, label in kinds:
+                mean = _mean(rows, key)
+                low, high = bootstrap(lambda sample: _mean(sample, key), rows)
+                axis.bar([i + shift], [mean], 0.32, color=colour, label=None if i else label)
                 axis.errorbar([i + shift], [mean], [[max(0, mean - low)], [max(0, high - mean)]], color=GREY, capsize=3)
-        axis.set_xticks(range(len(groups)), [f"{name}\n(n = {len(rows)})" for name, rows in groups])
-        axis.set(ylabel="right ends", ylim=(0, 1.02), xlabel=title)
-        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        axis.set_xticks(range(len(groups)), [f"{name}\n(n = {len(rows)})" for name, rows in groups.items()])
+        axis.set(ylabel="right ends", ylim=(0, 1.02), xlabel=xlabel)
 
-    return draw
-
-
-def compare_drops(
-    run: Run, section: Section, groups: list[tuple[str, list[dict]]], smaller: str, larger: str, paired: bool = False
-) -> Verdict:  # fmt: skip
-    """The drops of two groups and their difference, with intervals; the paper says that that of `smaller` is the smaller one."""
-    if not all(rows for _, rows in groups):
-        return Verdict(run.name, None, "One of the two groups is empty.")
-    values = {}
-    for name, rows in groups:
-        low, high = bootstrap(rows, drop)
-        values[name] = (drop(rows), low, high)
-        section.rows.append({"run": run.name, "group": name, "n": len(rows), "kept": float(np.mean([r["kept"] for r in rows])),
-                             "replaced": float(np.mean([r["replaced"] for r in rows])), "drop": values[name][0], "low": low, "high": high,
-                             "entropy": float(np.mean([r["entropy"] for r in rows]))})  # fmt: skip
-    both = dict(groups)
-    if paired:  # entries of one completion are drawn together
-        by_id = {name: {r["completion"]: r for r in rows} for name, rows in groups}
-        ids = sorted(by_id[smaller].keys() & by_id[larger].keys())
-        both = {name: [found[i] for i in ids] for name, found in by_id.items()}
-    rng = np.random.default_rng(42)
-    gaps = []
-    for _ in range(500):
-        picks = {k: rng.integers(len(rows), size=len(rows)) for k, rows in both.items()}
-        if paired:
-            picks = dict.fromkeys(both, picks[smaller])
-        a, b = ([both[k][i] for i in picks[k]] for k in (larger, smaller))
-        gaps.append(drop(a) - drop(b))
-    low, high = np.quantile(gaps, [0.025, 0.975])
-    gap = drop(both[larger]) - drop(both[smaller])
-    words = "; ".join(f"{name} {100 * m:+.1f} points [{100 * a:+.1f}, {100 * b:+.1f}]" for name, (m, a, b) in values.items())
-    text = f"Model of step {groups[0][1][0]['step']}. Accuracy lost by the replacement: {words}. "
-    text += f"Difference {100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]."
-    return Verdict(run.name, True if low > 0 else False if high < 0 else None, text)
+    return Panel(draw, legend=dict(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2))
 
 
-def low_perplexity_is_robust(runs: list[Run]) -> Section:
-    section = Section(
-        "I2",
-        "Completions of low perplexity are more robust",
-        "In completions of held-out problems the token of highest entropy is replaced by the likeliest other one (the first choice, where another was drawn), and both ways "
-        "are finished afresh several times. "
-        "Completions are cut at their median log-perplexity. Which and how many tokens the paper replaced is not known; one token, "
-        "and this rule, are ours.",
-        "Replacing tokens of high entropy costs less accuracy in completions of low perplexity.",
-    )
-    for run in runs:
-        rows = [r for r in run.replacements if r["where"] == "anywhere"]
-        if len(rows) < 4:
-            section.verdicts.append(missing(run))
-            continue
-        low = low_half(np.array([r["log_ppl"] for r in rows]))
-        groups = [("low perplexity", [r for r, k in zip(rows, low) if k]), ("high perplexity", [r for r, k in zip(rows, low) if not k])]
-        section.panels.append(Panel(run.name, replacement_panel(groups, "completion")))
-        section.verdicts.append(compare_drops(run, section, groups, "low perplexity", "high perplexity"))
-    return section
+def compare_drops(groups: dict[str, list[dict]], smaller: str, larger: str, xlabel: str, paired: bool = False) -> Verdict:
+    """The drops of two groups and their difference, with intervals. The paper found that `smaller` has the smaller one.
+
+    paired: both groups hold entries of the same completions, which are drawn together.
+    """
+    panel = replacement_panel(groups, xlabel)
+    if not all(groups.values()):
+        return Verdict(None, "One of the two groups is empty.", panels=[panel])
+    rows, words = [], []
+    for name, entries in groups.items():
+        low, high = bootstrap(drop, entries)
+        row = {"group": name, "n": len(entries), "kept": _mean(entries, "kept"), "replaced": _mean(entries, "replaced")}
+        rows.append(row | {"drop": drop(entries), "low": low, "high": high, "entropy": _mean(entries, "entropy")})
+        words.append(f"{name} {_points(drop(entries), low, high, ' points')}")
+    both = list(groups.values())
+    if paired:
+        by_id = [{entry["completion"]: entry for entry in entries} for entries in both]
+        both = [[found[i] for i in sorted(by_id[0].keys() & by_id[1].keys())] for found in by_id]
+
+    def gap(*samples: list[dict]) -> float:
+        lost = dict(zip(groups, map(drop, samples)))
+        return lost[larger] - lost[smaller]
+
+    low, high = bootstrap(gap, *both, draws=500, paired=paired)
+    text = f"Model of step {next(iter(groups.values()))[0]['step']}. Accuracy lost by the replacement: {'; '.join(words)}. "
+    text += f"Difference {_points(gap(*both), low, high)}."
+    return Verdict(is_above(low, high), text, rows, [panel])
 
 
-def weights_by_perplexity(experiment: Experiment | None) -> Section:
-    section = Section(
-        "I3",
-        "Weighting completions by perplexity",
-        "Runs in which completions of low perplexity weigh more (ppl-strong, the paper's method at a strength that shows), none "
-        "(grpo), or those of high "
-        "perplexity (ppl-high): mean and range over seeds, and the difference of final accuracy on equal seeds.",
-        "Low perplexity first: better accuracy and lower entropy. High perplexity first: worse accuracy and a sharp rise of entropy.",
-    )
-    claims = {("ppl-strong", "grpo", "pass_at_1"): 1, ("ppl-strong", "grpo", "entropy_late"): -1}
-    claims |= {("ppl-high", "grpo", "pass_at_1"): -1, ("ppl-high", "grpo", "entropy_late"): 1}
-    claims |= {("ppl-strong", "ppl-high", "pass_at_1"): 1, ("ppl-strong", "ppl-high", "entropy_late"): -1}
-    return compare_arms(section, experiment, ["grpo", "ppl-strong", "ppl-high"], claims)
+def _points(mean: float, low: float, high: float, unit: str = "") -> str:
+    return interval(100 * mean, 100 * low, 100 * high, "+.1f", unit)
 
+
+@section("I2", "Completions of low perplexity are more robust")
+def low_perplexity_is_robust(run: Run) -> Verdict:
+    """In completions of held-out problems the token of highest entropy is replaced by the likeliest other one (the first choice, where
+    another was drawn), and both ways are finished afresh several times. Completions are cut at their median log-perplexity. Which and
+    how many tokens the paper replaced is not known; one token, and this rule, are ours.
+
+    The paper found: Replacing tokens of high entropy costs less accuracy in completions of low perplexity.
+    """
+    rows = [row for row in run.replacements if row["where"] == "anywhere"]
+    if len(rows) < 4:
+        return missing(run)
+    low = low_half(np.array([row["log_ppl"] for row in rows]))
+    groups = {
+        "low perplexity": [row for row, is_low in zip(rows, low) if is_low],
+        "high perplexity": [row for row, is_low in zip(rows, low) if not is_low],
+    }
+    return compare_drops(groups, "low perplexity", "high perplexity", "completion")
+
+
+weights_by_perplexity = arms_section(
+    "I3",
+    "Weighting completions by perplexity",
+    "Runs in which completions of low perplexity weigh more (ppl-strong, the paper's method at a strength that shows), none "
+    "(grpo), or those of high perplexity (ppl-high): mean and range over seeds, and the difference of final accuracy on equal seeds.",
+    "Low perplexity first: better accuracy and lower entropy. High perplexity first: worse accuracy and a sharp rise of entropy.",
+    arms=("grpo", "ppl-strong", "ppl-high"),
+    claims={
+        ("ppl-strong", "grpo"): {"pass_at_1": 1, "entropy_late": -1},
+        ("ppl-high", "grpo"): {"pass_at_1": -1, "entropy_late": 1},
+        ("ppl-strong", "ppl-high"): {"pass_at_1": 1, "entropy_late": -1},
+    },
+)
 
 RUN_SECTIONS = (learning_in_low_perplexity, low_perplexity_is_robust)

@@ -1,9 +1,11 @@
 """The token microscope: completions through training, every token with its numbers, as data for page.js."""
 
 from collections import defaultdict
+from math import exp
 
-from rlvr.run.defects import defects
+from rlvr.analysis.exchange import spread
 from rlvr.analysis.report.run import Run
+from rlvr.run.defects import defects
 
 FRAMES = 50  # steps that the slider goes through, besides the replayed ones
 CARDS = 8  # completions of each, fewer where they are long
@@ -39,23 +41,15 @@ def microscope_data(run: Run) -> dict:
         if "advantage" in row:
             out["A"] = _rounded(row["advantage"])
         if "logp_after" in row:
-            out["D"] = [round(b - a, 4) for a, b in zip(_probabilities(row["logp"]), _probabilities(row["logp_after"]))]
+            out["D"] = [round(exp(after) - exp(before), 4) for before, after in zip(row["logp"], row["logp_after"])]
             out["Q"] = row["top_p_after"]
         if "top" in row:
             used.update(t for tops in row["top"] for t in tops)
             out |= {"G": _rounded(row["grad_norm"]), "top": row["top"], "P": row["top_p"]}
         return out
 
-    logged, replayed, fixed = defaultdict(list), defaultdict(list), defaultdict(list)
-    for row in run.completions:
-        if row["token_ids"]:
-            logged[row["step"]].append(row)
-    for row in run.replayed:
-        replayed[row["step"]].append(row)
-    for row in run.fixed:
-        fixed[row["step"]].append(row)
-    steps = sorted(logged)
-    chosen = {steps[round(i * (len(steps) - 1) / (FRAMES - 1))] for i in range(FRAMES)} if len(steps) > FRAMES else set(steps)
+    logged, replayed, fixed = (_by_step(rows) for rows in (run.completions, run.replayed, run.fixed))
+    chosen = set(spread(sorted(logged), FRAMES))
     length = sum(len(row["token_ids"]) for row in run.completions) / max(len(run.completions), 1)
     cards = max(2, min(CARDS, int(TOKENS / max(len(chosen) * length, 1))))
     frames = []
@@ -71,14 +65,17 @@ def microscope_data(run: Run) -> dict:
     return {"name": run.name, "plateau": run.plateau, "steps": frames, "fixed": still, "prompts": list(prompts), "vocab": vocab}
 
 
+def _by_step(rows: list[dict]) -> dict[int, list[dict]]:
+    """Completions by their step; empty ones are left out."""
+    out = defaultdict(list)
+    for row in rows:
+        if row["token_ids"]:
+            out[row["step"]].append(row)
+    return out
+
+
 def _half_and_half(rows: list[dict], n: int) -> set[int]:
     """Numbers of n completions, half of them right where there are enough."""
     right, wrong = ([r["number"] for r in rows if r["correct"] == kind] for kind in (True, False))
     few = min(len(right), n // 2)
     return set(right[:few] + wrong[: n - few])
-
-
-def _probabilities(logp: list[float]) -> list[float]:
-    from math import exp
-
-    return [exp(x) for x in logp]

@@ -1,29 +1,22 @@
-"""What a report is made from: a run folder, read back; and what a section of the report is made of."""
+"""What a report is made from: a run folder, read back; and intervals by resampling."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from rlvr.config import SettingError, TrainConfig
-from rlvr.run.settings import read_config
 from rlvr.analysis.exchange import largest, over_represented
+from rlvr.config import SettingError, TrainConfig
 from rlvr.run.figures import read_metrics
-
-NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.analysis.probe {folder}"
+from rlvr.run.settings import read_config
 
 
 def read_lines(path: Path) -> list[dict]:
     """A .jsonl file of a run, without a line that a crash cut off."""
-    rows = []
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
-    return rows
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 class Run:
@@ -114,49 +107,19 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-@dataclass
-class Panel:
-    """One picture: `draw` is given matplotlib axes."""
+def bootstrap(
+    statistic: Callable[..., float], *samples: Sequence, draws: int = 300, paired: bool = False, seed: int = 42
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic of one or more samples of independent items, by resampling the items of each.
 
-    name: str  # of the file, without suffix
-    draw: Callable
-    caption: str = ""  # empty: the name
-
-
-@dataclass
-class Verdict:
-    """What one run shows. agrees: with the paper; None: it cannot be said."""
-
-    run: str
-    agrees: bool | None
-    text: str
-
-
-@dataclass
-class Section:
-    """A finding of the paper and what the runs say to it. `rows` become a CSV: what the pictures and sentences are made of."""
-
-    label: str
-    title: str
-    shows: str
-    paper: str
-    panels: list[Panel] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
-    rows: list[dict] = field(default_factory=list)
-
-
-def missing(run: Run) -> Verdict:
-    return Verdict(run.name, None, NO_PROBE.format(folder=run.folder))
-
-
-def percent(x: float, digits: int = 0) -> str:
-    return f"{100 * x:.{digits}f} %"
-
-
-def bootstrap(rows: Sequence, statistic: Callable[[list], float], draws: int = 300, seed: int = 42) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of independent items, by resampling them."""
-    rng, n = np.random.default_rng(seed), len(rows)
-    values = [statistic([rows[i] for i in rng.integers(n, size=n)]) for _ in range(draws)]
+    paired: item i of every sample is drawn together. NaN, NaN if a sample is empty, or the statistic NaN in every draw.
+    """
+    rng, values = np.random.default_rng(seed), []
+    for _ in range(draws if all(len(items) for items in samples) else 0):
+        picks = [rng.integers(len(items), size=len(items)) for items in samples]
+        if paired:
+            picks = picks[-1:] * len(samples)
+        values.append(statistic(*([items[i] for i in pick] for items, pick in zip(samples, picks))))
     values = [v for v in values if v == v]
     return tuple(float(x) for x in np.quantile(values, [0.025, 0.975])) if values else (float("nan"), float("nan"))
 
@@ -174,4 +137,4 @@ def share_of_largest(size: np.ndarray, member: np.ndarray, problem: np.ndarray, 
         index = np.concatenate(sample)
         return over_represented(largest(size[index], top), member[index])[0]
 
-    return share, *bootstrap(tokens_of, again, draws=200), base
+    return share, *bootstrap(again, tokens_of, draws=200), base

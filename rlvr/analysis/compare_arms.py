@@ -1,0 +1,249 @@
+"""Arms of an experiment compared: the numbers of a run, paired differences on equal seeds with Student's interval, tables and figures.
+
+Everything here is made from results.csv (a row for each run) and curves.csv (a row for each evaluation), as lists of rows.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from rlvr.common.text import interval, table
+from rlvr.run.figures import COLOURS, INK, read_metrics
+
+BASELINE = "grpo"
+# Arms that are also compared with each other. All arms share the baseline's runs: if those were lucky, every arm looks worse than it is.
+CONTRASTS = (("ppl-strong", "ppl-high"), ("pos-strong", "pos-early"), ("pos-plateau", "pos-strong"), ("positive-only", "negative-only"))
+METRICS = {  # column of results.csv -> heading, digits, what it is
+    "pass_at_1": ("pass@1", 3, "held-out pass@1 after the last step"),
+    "area": ("area", 3, "mean height of the held-out pass@1 curve over the steps (area under it, divided by its length)"),
+    "pass_at_max": ("pass@8", 3, "held-out pass@k after the last step, for the largest k (--eval-completions, 8)"),
+    "entropy_late": ("late entropy", 4, "token entropy of training completions, mean of the last fifth of the steps, nats"),
+    "length_late": ("late length", 1, "tokens of a training completion, mean of the last fifth of the steps"),
+}
+HEADINGS = [heading for heading, _, _ in METRICS.values()]
+CURVES = {"pass_at_1": "held-out pass@1", "entropy": "token entropy (nats)"}  # column of curves.csv -> what it is
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Numbers
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """The numbers of METRICS, from the metrics.csv of a finished run."""
+    rows = read_metrics(folder)
+    held_out = [(r["step"], r["eval_pass_at_1"]) for r in rows if r["eval_pass_at_1"] is not None]
+    trained = [r for r in rows if r["accuracy"] is not None]
+    late = trained[-max(1, len(trained) // 5) :]
+    return {
+        "pass_at_1": held_out[-1][1],
+        "area": area(held_out),
+        "pass_at_max": [r["eval_pass_at_max"] for r in rows if r["eval_pass_at_max"] is not None][-1],
+        "entropy_late": fmean(r["entropy"] for r in late),
+        "length_late": fmean(r["length"] for r in late),
+    }
+
+
+def area(curve: Sequence[tuple[float, float]]) -> float:
+    """Area under a curve of (x, y), divided by its length in x (trapezoids).
+
+    >>> area([(0, 0.0), (10, 1.0), (20, 1.0)])
+    0.75
+    """
+    pieces = [(x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in zip(curve, curve[1:])]
+    return sum(pieces) / (curve[-1][0] - curve[0][0])
+
+
+def curves(arm: str, seed: int, folder: Path) -> list[dict]:
+    """Held-out pass@1 of a run at each of its evaluations, with the token entropy of the steps since the one before (step 0: held out)."""
+    out, entropies = [], []
+    for row in read_metrics(folder):
+        if row["entropy"] is not None:
+            entropies.append(row["entropy"])
+        if row["eval_pass_at_1"] is not None and entropies:
+            numbers = {"pass_at_1": row["eval_pass_at_1"], "entropy": fmean(entropies)}
+            out.append({"arm": arm, "seed": seed, "step": int(row["step"])} | numbers)
+            entropies = []
+    return out
+
+
+def read_results(path: Path) -> list[dict]:
+    """results.csv or curves.csv back as rows of numbers."""
+    kinds = {"arm": str, "seed": int, "step": int}
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{k: kinds.get(k, float)(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def t_quantile(df: int, level: float = 0.95) -> float:
+    """Student's t: a share `level` of the distribution with df degrees of freedom lies between -t and t.
+
+    >>> round(t_quantile(4), 3)
+    2.776
+    """
+    import mpmath  # torch depends on it
+
+    # Outside lies I_x(df / 2, 1 / 2), the regularised incomplete beta function, at x = df / (df + t^2).
+    x = mpmath.findroot(lambda x: mpmath.betainc(df / 2, 0.5, 0, x, regularized=True) - (1 - level), (0, 1), solver="bisect")
+    return float(mpmath.sqrt(df * (1 - x) / x))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and Student's 95 % interval (mean, low, high). Of a single value the interval is all numbers.
+
+    >>> [round(x, 3) for x in mean_interval([1.0, 2.0, 3.0])]
+    [2.0, -0.484, 4.484]
+    """
+    mean, n = fmean(values), len(values)
+    half = t_quantile(n - 1) * stdev(values) / n**0.5 if n > 1 else float("inf")
+    return mean, mean - half, mean + half
+
+
+def differences(results: Sequence[dict], arm: str, metric: str, baseline: str = BASELINE) -> list[float]:
+    """arm minus baseline on every seed that both have, in order of the seeds. `results`: rows of results.csv."""
+    by_seed = [{r["seed"]: r[metric] for r in results if r["arm"] == name} for name in (arm, baseline)]
+    return [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
+
+
+def difference_text(gaps: Sequence[float], metric: str) -> str:
+    """The mean difference with its interval, as text with the digits of the metric."""
+    return interval(*mean_interval(gaps), f"+.{METRICS[metric][1]}f")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def comparison(results: Sequence[dict], metric: str, baseline: str = BASELINE) -> list[list[str]]:
+    """A row for each arm: its name, n, mean and standard deviation over seeds, mean difference to the baseline, and its interval."""
+    digits, rows = METRICS[metric][1], []
+    for arm in dict.fromkeys(r["arm"] for r in results):
+        values = [r[metric] for r in results if r["arm"] == arm]
+        deviation = f"{stdev(values):.{digits}f}" if len(values) > 1 else "–"
+        gaps = differences(results, arm, metric, baseline) if arm != baseline else []
+        mean, _, inside = difference_text(gaps, metric).partition(" ") if gaps else ("", "", "")
+        rows.append([arm, str(len(values)), f"{fmean(values):.{digits}f}", deviation, mean, "one pair" if len(gaps) == 1 else inside])
+    return rows
+
+
+def contrasts(results: Sequence[dict]) -> list[list[str]]:
+    """A row for each pair of CONTRASTS whose arms were run: names, n, and for each metric the mean difference on equal seeds."""
+    rows = []
+    for arm, other in CONTRASTS:
+        if gaps := differences(results, arm, "pass_at_1", other):
+            cells = [difference_text(differences(results, arm, metric, other), metric) for metric in METRICS]
+            rows.append([f"{arm} minus {other}", str(len(gaps)), *cells])
+    return rows
+
+
+def text_tables(results: Sequence[dict], baseline: str = BASELINE) -> str:
+    """The comparison for a terminal: a table for each metric."""
+    parts = []
+    for metric, (heading, _, meaning) in METRICS.items():
+        header = [heading, "n", "mean", "sd", f"minus {baseline}", "95 % interval"]
+        parts.append(f"{meaning}\n" + table(header, comparison(results, metric, baseline)))
+    if pairs := contrasts(results):
+        parts.append("arms against each other\n" + table(["", "n", *HEADINGS], pairs))
+    return "\n\n".join(parts)
+
+
+def markdown(results: Sequence[dict], baseline: str = BASELINE, says: dict[str, str] | None = None) -> str:
+    """The comparison for a document: one table, a row for each arm. says: what each arm is."""
+    arms = []
+    for rows in zip(*(comparison(results, metric, baseline) for metric in METRICS)):
+        arm, n = rows[0][:2]
+        cells = [f"{mean} ± {sd}" + (f"<br>{gap} {inside}" if gap else "") for _, _, mean, sd, gap, inside in rows]
+        arms.append([f"`{arm}`", (says or {}).get(arm, ""), n, *cells])
+    text = _markdown_table(["arm", "what it is", "n", *HEADINGS], arms)
+    if pairs := contrasts(results):
+        text += "\n" + _markdown_table(["arms against each other", "n", *HEADINGS], pairs)
+    return text
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    first, *others = ("| " + " | ".join(row) + " |\n" for row in (header, *rows))
+    return first + "|" + "---|" * len(header) + "\n" + "".join(others)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def arms_over_steps(axis, rows: Sequence[dict], column: str, arms: Sequence[str]) -> None:
+    """A column of curves.csv over the steps, on matplotlib axes: of each arm the mean over seeds.
+
+    Up to four arms also show their range over seeds. Of more, only the first does, which is drawn thicker: the ranges would hide the lines.
+    """
+    for i, arm in enumerate(arms):
+        steps = sorted({r["step"] for r in rows if r["arm"] == arm})
+        values = [[r[column] for r in rows if r["arm"] == arm and r["step"] == step] for step in steps]
+        width = 1.6 if len(arms) <= 4 else 2.2 if i == 0 else 1.3
+        style = dict(color=COLOURS[i % len(COLOURS)], linestyle="-" if i < len(COLOURS) else "--", linewidth=width)
+        axis.plot(steps, [fmean(v) for v in values], label=arm, **style)
+        if len(arms) <= 4 or i == 0:
+            axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.12, linewidth=0)
+    if column == "entropy":
+        axis.set_yscale("log")
+    axis.set(xlabel="step", ylabel=CURVES[column])
+
+
+def paired_differences(axis, rows: dict[int, tuple[Sequence[float], str]]) -> None:
+    """Differences on equal seeds, on matplotlib axes: each a dot, their mean a diamond, its interval a line. rows: y -> (them, colour)."""
+    axis.axvline(0, color=INK, linewidth=1)
+    for y, (gaps, colour) in rows.items():
+        mean, low, high = mean_interval(gaps)
+        if len(gaps) > 1:
+            axis.plot([low, high], [y, y], color=colour, linewidth=2)
+        axis.plot(gaps, [y] * len(gaps), "o", color=colour, alpha=0.4, markersize=4)
+        axis.plot([mean], [y], "D", color=colour)
+
+
+def draw_differences(results: Sequence[dict], path: Path, baseline: str = BASELINE) -> None:
+    """A panel for each metric: the paired differences of each arm to the baseline."""
+    from matplotlib.figure import Figure
+
+    arms = [arm for arm in dict.fromkeys(r["arm"] for r in results) if arm != baseline]
+    figure = Figure(figsize=(12, 1.6 + 0.34 * len(arms)), layout="constrained")
+    axes = figure.subplots(1, len(METRICS), sharey=True)
+    for axis, metric in zip(axes, METRICS):
+        pairs = {y: differences(results, arm, metric, baseline) for y, arm in enumerate(arms)}
+        _draw_metric(axis, metric, {y: gaps for y, gaps in pairs.items() if gaps})
+    axes[0].set_yticks(range(len(arms)), arms)
+    axes[0].invert_yaxis()
+    n = max((len(differences(results, arm, "pass_at_1", baseline)) for arm in arms), default=0)
+    figure.suptitle(f"difference to {baseline} on equal seeds, n = {n}; 95 % interval, orange where it leaves out 0", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_metric(axis, metric: str, pairs: dict[int, list[float]]) -> None:
+    """One panel of `draw_differences`. An arm that is worlds apart must not flatten the others: its numbers take the place of its dots."""
+    reach = [max(map(abs, gaps)) for gaps in pairs.values()]
+    edge = 1.8 * max((r for r in reach if r <= 5 * median(reach)), default=0.0) or 1.0
+    axis.set_xlim(-edge, edge)
+    near = {}
+    for y, gaps in pairs.items():
+        mean, low, high = mean_interval(gaps)
+        colour = COLOURS[1] if low > 0 or high < 0 else COLOURS[0]
+        if abs(mean) <= edge:
+            near[y] = gaps, colour
+            continue
+        side = 1 if mean > 0 else -1
+        text = difference_text(gaps, metric).replace(" ", "\n", 1)
+        axis.text(0.95 * side * edge, y, text, fontsize=7, color=colour, va="center", ha="right" if side > 0 else "left")
+    paired_differences(axis, near)
+    axis.set_title(METRICS[metric][0], fontsize=10)
+    axis.grid(axis="x", alpha=0.2)
+    axis.tick_params(labelsize=8)
+
+
+def draw_arms(rows: Sequence[dict], path: Path) -> None:
+    """Held-out accuracy and entropy of every arm over the steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5.0), layout="constrained")
+    for axis, column in zip(figure.subplots(1, 2), CURVES):
+        arms_over_steps(axis, rows, column, list(dict.fromkeys(r["arm"] for r in rows)))
+        axis.grid(alpha=0.2)
+    for labels in (figure.axes[1].yaxis.set_major_formatter, figure.axes[1].yaxis.set_minor_formatter):
+        labels(lambda value, _: f"{value:g}")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    figure.savefig(path, dpi=120)
