@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from test_config import ROOT, run_script
 
 import rlvr.evaluate
-import rlvr.train
+import rlvr.policy
 from rlvr.config import TINY_MODEL, SettingError, TrainConfig
 from rlvr.data import load_problems
 from rlvr.loaders.rows import MAX_PROBLEM_CHARS
@@ -387,7 +387,7 @@ IDS = [f"{' '.join(command) if isinstance(command, list) else command} -- {fragm
 
 @pytest.mark.parametrize("command, files, fragment", MISTAKES, ids=IDS)
 def test_a_mistake_is_one_line_and_nothing_is_written(command, files, fragment, tmp_path, monkeypatch, capfd):
-    for module in (rlvr.train, rlvr.evaluate):
+    for module in (rlvr.policy, rlvr.evaluate):
         monkeypatch.setattr(module, "sample", lambda *args, **settings: pytest.fail("found too late: the model is at work already"))
     argv = prepare(command, files, tmp_path)
     before = listing(tmp_path)

@@ -96,7 +96,7 @@ def test_wandb_and_trackio_are_called_as_they_ask_to_be(kind, monkeypatch, tmp_p
 
     monkeypatch.setitem(sys.modules, kind, Package)
     monkeypatch.setattr(trackers, "check_tracker", lambda name: None)
-    monkeypatch.setattr("rlvr.train.check_tracker", lambda name: None)
+    monkeypatch.setattr("rlvr.run.set_up.check_tracker", lambda name: None)
     train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", report_to=kind, steps=2))))
     opened, *rows, last = calls
     assert (opened["project"], opened["resume"], opened["config"]["steps"]) == ("rlvr", "allow", 2)
