@@ -5,7 +5,7 @@ from rlvr.run.cli import parse_eval, run_program
 
 def main() -> None:
     config = parse_eval()
-    from rlvr.evaluate import compare  # torch and transformers, only once the settings are known to be good
+    from rlvr.run.compare import compare  # torch and transformers, only once the settings are known to be good
 
     compare(config)
 

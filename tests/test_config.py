@@ -340,6 +340,8 @@ def test_a_method_that_is_declared_later_has_settings_too(declarations, tmp_path
     """As in a notebook. The settings of a run are read with them."""
     assert config_module.train_config() is TrainConfig
     method("mine", mine_alpha=Strength(0.25, "How much."), mine_end=Strength("left", "Which.", ("left", "right")))(mine)
+    with pytest.raises(SettingError, match="made before mine_alpha was declared. Make them again, with TrainConfig = train_config"):
+        check_train(TrainConfig())
     newer = config_module.train_config()
     assert newer is config_module.train_config() and newer is not TrainConfig and issubclass(newer, TrainConfig)
     config = parse_train("--method mine --mine-alpha 2 --mine-end right".split())

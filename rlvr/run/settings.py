@@ -8,7 +8,7 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from rlvr.advantage import method_parts
+from rlvr.advantage import STRENGTHS, method_parts
 from rlvr.config import EvalConfig, SettingError, TrainConfig, train_config
 
 # Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
@@ -190,6 +190,8 @@ def _check_shaping(c: TrainConfig) -> None:
         method_parts(c.method)
     except ValueError as error:
         raise SettingError(str(error)) from None
+    if later := [name for name in STRENGTHS if not hasattr(c, name)]:
+        raise SettingError(f"These settings were made before {later[0]} was declared. Make them again, with TrainConfig = train_config().")
     if c.shape_start == "plateau":
         return
     if c.shape_start < 1:
