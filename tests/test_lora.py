@@ -9,14 +9,16 @@ import torch
 from helpers import RUN, SMALL_MODEL, check_equal, make_rollouts, new_model
 from safetensors.torch import load_file
 
+from rlvr.engine.optimizer import make_adamw
 from rlvr.run import publish
 from rlvr.config import SettingError, TrainConfig
 from rlvr.run.cli import parse_train
 from rlvr.run.figures import read_metrics
 from rlvr.loaders.adapters import add_lora, chain, is_adapter, without_lora
-from rlvr.policy import check_model_name, load_policy, logp_and_entropy
+from rlvr.loaders.models import check_model_name
+from rlvr.policy import load_policy, logp_and_entropy
 from rlvr.rollout import sample
-from rlvr.train import make_optimizer, train
+from rlvr.train import train
 
 pytest.importorskip("peft", reason="pip install -r tests/requirements-extra.txt")
 pytestmark = pytest.mark.slow  # the packages are not among those of a first day
@@ -225,7 +227,7 @@ class Holder:
     def __init__(self):
         g = torch.Generator().manual_seed(0)
         self.weights = [torch.nn.Parameter(torch.randn(80, 80, generator=g)), torch.nn.Parameter(torch.randn(7, generator=g))]
-        self.optimizer = make_optimizer(TrainConfig(optimizer="adamw8bit", lr=1e-2), self.weights)
+        self.optimizer = make_adamw(TrainConfig(optimizer="adamw8bit", lr=1e-2), self.weights)
         self.generator = g
 
     def update(self):
@@ -237,7 +239,7 @@ class Holder:
 def test_adamw_in_8_bits_moves_as_adamw_does_and_takes_a_quarter_of_its_memory():
     pytest.importorskip("bitsandbytes")
     eight, full = Holder(), Holder()
-    full.optimizer = make_optimizer(TrainConfig(lr=1e-2), full.weights)
+    full.optimizer = make_adamw(TrainConfig(lr=1e-2), full.weights)
     start = eight.weights[0].detach().clone()
     for _ in range(5):
         eight.update()
