@@ -100,7 +100,7 @@ def overlong_penalty(lengths, max_tokens: int, buffer: int, factor: float = 1.0)
 
 
 def rewards_from(function, responses: list[str], golds: list[str]) -> list[float]:
-    """The rewards of a batch by any reward function; NaN for a completion that could not be scored.
+    """The rewards of a batch by any reward function (None: 1 for a right answer, -1 for a wrong one); NaN where it could not score.
 
     function(responses, golds) -> one number for each (above 0: right), or True for 1 and False for -1. If it raises, it is called again
     for each completion alone, so that a bad one costs only itself. None, NaN, infinities and what is no number count as not scored.
@@ -110,6 +110,8 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
     >>> rewards_from(lambda responses, golds: [len(r) for r in responses], ["yes", ""], ["1", "2"])
     [3.0, 0.0]
     """
+    if function is None:
+        return [1.0 if right else -1.0 for right in verify_all(responses, golds)]
     name = getattr(function, "__name__", str(function))
     problem = None
     try:

@@ -1,7 +1,7 @@
-"""Attention for batches in which completions share their prompt, through the public seam of transformers: the model's code stays as it is.
+"""Attention for batches that store each prompt once and need no padding, through the public seam of transformers: models stay as they are.
 
-A model under our attention is given a `layout` with each batch, which says who sees whom. There are two: `Packed` here, for learning from
-given completions, and `Growing` in rollout.py, for sampling token by token. Without a layout the stock attention answers.
+A model under our attention gets a `layout` with each batch, which says which keys a query sees. Two exist: `Packed` here, for scoring given
+completions, and `DecodingLayout` in decoder.py, for sampling token by token. Without a layout the stock attention answers.
 """
 
 import torch
@@ -25,45 +25,40 @@ AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def is_ours(model) -> bool:
-    """Whether a model runs under our attention, and so can be sampled by our loop and learn from packed batches (load_policy decides)."""
-    return model.config.get_text_config()._attn_implementation == ATTENTION
-
-
 class Packed:
-    """Completions and their prompts as one long row without padding, in which a prompt stands once, however many completions it has:
+    """Completions and their prompts as one long row without padding, which holds a prompt once, however many completions it has:
 
         prompt a | prompt b | ... | completion of a | completion of a | completion of b | ...
 
     So everything in the model but attention runs on K tokens and no more; with 8 completions of a prompt's length that is little over half
-    of what padded rows of prompt and completion hold. Attention gathers the K tokens into rows again, those of like length together; there a
-    prompt's keys and values do stand beside each completion, in one layer at a time.
+    of what padded rows of prompt and completion hold. Attention gathers the K tokens into rows again, those of like length together; only
+    there, in one layer at a time, is a prompt copied beside each of its completions.
 
-    prompts, completions: n lists of token ids each. `ids` and `positions` are [1, K]. `predicts` says for every token of the completions,
-    in their order, at which of the K places the token before it stands; the last token of a completion predicts nothing and is left out.
+    prompts, completions: n lists of token ids each. `ids` and `positions` are [1, K]. `predicts` gives for every token of the completions,
+    in their order, the index among the K of the token before it; the last token of a completion predicts nothing and is left out.
     """
 
     LIKE = 0.85  # rows at least this long, as a share of the longest, stand beside it
-    SHORT_PROMPT = 0.25  # up to this share of a row, the prompt's queries are computed anew for each completion: see _Block
+    SHORT_PROMPT = 0.25  # up to this share of a row, the prompt's queries are computed again for each completion: see _Block
 
     def __init__(self, prompts: list[list[int]], completions: list[list[int]], device):
         ids: list[int] = []
         positions: list[int] = []
-        spans: dict[tuple, range] = {}  # where each prompt stands among the K
+        spans: dict[tuple, range] = {}  # the indices of each prompt among the K
         for prompt in map(tuple, prompts):
             if prompt not in spans:
                 spans[prompt] = range(len(ids), len(ids) + len(prompt))
                 ids += prompt
                 positions += range(len(prompt))
-        predicts, rows = [], [(range(0), span) for span in spans.values()]  # rows: what is seen before, and what is asked
+        predicts, rows = [], [(range(0), span) for span in spans.values()]  # rows: (tokens seen before, tokens that are queries)
         for prompt, completion in zip(map(tuple, prompts), completions):
-            seen, asked = spans[prompt], range(len(ids), len(ids) + len(completion) - 1)
+            seen, queries = spans[prompt], range(len(ids), len(ids) + len(completion) - 1)
             if completion:
-                predicts += [seen[-1], *asked]
-            if asked:
-                rows.append((seen, asked))
+                predicts += [seen[-1], *queries]
+            if queries:
+                rows.append((seen, queries))
                 ids += completion[:-1]
-                positions += range(len(prompt), len(prompt) + len(asked))
+                positions += range(len(prompt), len(prompt) + len(queries))
         rows.sort(key=lambda row: (len(row[0]) > 0, len(row[0]) + len(row[1])), reverse=True)
         groups: list[list[tuple[range, range]]] = []
         for row in rows:
@@ -74,13 +69,13 @@ class Packed:
             else:
                 groups.append([row])
         self.blocks = [_Block(group, self.SHORT_PROMPT, device) for group in groups]
-        found = torch.empty(len(ids), dtype=torch.long)  # where each of the K finds its result among those of the blocks
+        found = torch.empty(len(ids), dtype=torch.long)  # the index of each token's result among those of the blocks
         offset = 0
         for block, group in zip(self.blocks, groups):
             height, width = block.queries.shape
-            for i, (seen, asked) in enumerate(group):
+            for i, (seen, queries) in enumerate(group):
                 first = offset + i * width + (len(seen) if block.mask is None else 0)
-                found[asked.start : asked.stop] = torch.arange(first, first + len(asked))
+                found[queries.start : queries.stop] = torch.arange(first, first + len(queries))
             offset += height * width
         self.found = found.to(device)
         self.ids, self.positions = torch.tensor([ids], device=device), torch.tensor([positions], device=device)
@@ -103,22 +98,22 @@ class Packed:
 
 
 class _Block:
-    """Rows of like length, side by side. `queries` and `keys` [rows, width]: which of the K tokens stand where; 0 where there is none.
+    """Rows of like length, side by side. `queries` and `keys` [rows, width]: indices among the K tokens, 0 for padding.
 
-    With a short prompt, or none, whole rows are asked, padded on the right, where a causal model does not look: no mask, half the work
-    inside the row, and what the prompt's tokens answer is thrown away. With a longer prompt only the completion is asked; prompts are
-    padded on the left, so that all completions begin in the same column, and a mask hides the padding.
+    With a short prompt, or none, all tokens of a row are queries, padded on the right, where a causal model does not look: no mask, half
+    the work inside the row, and the results of the prompt's tokens are thrown away. With a longer prompt only the completion's tokens are
+    queries; prompts are padded on the left, so that all completions begin in the same column, and a mask hides the padding.
     """
 
     def __init__(self, rows: list[tuple[range, range]], short_prompt: float, device):
         prompt = max(len(seen) for seen, _ in rows)
-        completion = max(len(asked) for _, asked in rows)
+        completion = max(len(queries) for _, queries in rows)
         if prompt <= short_prompt * (prompt + completion):
-            width = max(len(seen) + len(asked) for seen, asked in rows)
-            keys = [[*seen, *asked] + [0] * (width - len(seen) - len(asked)) for seen, asked in rows]
+            width = max(len(seen) + len(queries) for seen, queries in rows)
+            keys = [[*seen, *queries] + [0] * (width - len(seen) - len(queries)) for seen, queries in rows]
             self.mask = None
         else:
-            keys = [[0] * (prompt - len(seen)) + [*seen, *asked] + [0] * (completion - len(asked)) for seen, asked in rows]
+            keys = [[0] * (prompt - len(seen)) + [*seen, *queries] + [0] * (completion - len(queries)) for seen, queries in rows]
             start = torch.tensor([prompt - len(seen) for seen, _ in rows])[:, None, None, None]
             column = torch.arange(prompt + completion)
             self.mask = ((column >= start) & (column <= column[prompt:, None])).to(device)  # [rows, 1, completion, prompt + completion]
@@ -135,8 +130,8 @@ class _Block:
             mask = self.mask
             if window is not None:
                 column = torch.arange(width, device=self.keys.device)
-                asked = column[width - self.queries.shape[1] :, None]
-                band = (column <= asked) & (column > asked - window)
+                query = column[width - self.queries.shape[1] :, None]
+                band = (column <= query) & (column > query - window)
                 mask = band[None, None] if mask is None else mask & band
             if mask is not None:  # as numbers: torch would make them of a boolean mask in every layer
                 mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from rlvr.config import TrainConfig
-from rlvr.policy import LOGITS_AT_ONCE
+from rlvr.engine.scorer import LOGITS_AT_ONCE
 
 GIB = 2**30
 

@@ -1,14 +1,18 @@
 """Out of memory? Put less through the model at once and try again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
-from rlvr.config import SettingError
 from rlvr.common.text import say
+from rlvr.config import SettingError
 
 Result = TypeVar("Result")
+NO_ROOM = "Out of memory for the weights, their gradients and the optimiser. Choose a smaller model."
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -19,36 +23,78 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+@contextmanager
+def room_or_a_sentence():
+    """Turns running out of memory where nothing can be halved into one sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise (SettingError(NO_ROOM) if out_of_memory(error) else error) from None
+
+
+def _check_halving_helps(error: Exception, flag: str, size: int) -> None:
+    """Raise `error` if memory is not its cause, and SettingError if nothing is left to halve."""
+    if not out_of_memory(error):
+        raise error
+    if size == 1:
+        raise SettingError(f"Out of memory, even with {flag} 1. Lower --max-new-tokens, or choose a smaller model.") from None
+
+
+def _half(flag: str, size: int) -> int:
+    """Half the size, which it says. Call it when the exception is gone, and with it the tensors that its traceback held."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    say(f"out of memory: {flag} is {size // 2} from here on")
+    return size // 2
+
+
 class Budget:
-    """How much goes through the model at once: what a flag says, halved whenever memory runs out, and remembered from then on."""
+    """A batch size that halves itself when memory runs out, and stays halved."""
 
     def __init__(self, flag: str, size: int):
-        self.flag = flag  # as in --sampling-rows
-        self.asked = self.size = size
+        self.flag = flag  # as in --micro-batch-tokens
+        self.wanted = self.size = size
 
     def run(self, work: Callable[[int], Result]) -> Result:
-        """work(size), tried anew with half the size while it runs out of memory. So it must be a function that can be called again: what
-        it changes before it fails, it must change back. Raises SettingError when there is nothing left to halve."""
+        """work(size), tried again with half the size while it runs out of memory. Work must be a function that can be called again: what
+        it changes before it fails, it must change back. Raises SettingError when nothing is left to halve."""
         while True:
             try:
                 return work(self.size)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if self.size == 1:
-                    raise SettingError(
-                        f"Out of memory, even with {self.flag} 1. Lower --max-new-tokens, or choose a smaller model."
-                    ) from None
-            # Only here is the exception gone, and with it the tensors that its traceback held.
-            self.size //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            say(f"out of memory: {self.flag} is {self.size} from here on")
+                _check_halving_helps(error, self.flag, self.size)
+            self.size = _half(self.flag, self.size)
 
-    def state(self) -> list[int]:
-        return [self.asked, self.size]
 
-    def restore(self, state: list[int]) -> None:
-        """The halved size of a checkpoint, unless the flag was changed since."""
-        if state[0] == self.asked:
-            self.size = state[1]
+class InHalves:
+    """A `complete` (see rollout.py) that never runs more rows at once than fit, and remembers how many that were.
+
+    The draws are fixed by u, so the two halves of a batch give what the whole would have given, but for rounding.
+    """
+
+    def __init__(self, complete: Callable):
+        self.complete = complete
+        self.rows: float = float("inf")  # the most that may run side by side
+
+    def __call__(
+        self, model, prompts, repeats: int, stop_ids: set[int], temperature: float, top_p: float, u: Tensor, on_ended=lambda rows: None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n = len(u)
+        if n <= self.rows:
+            try:
+                return self.complete(model, prompts, repeats, stop_ids, temperature, top_p, u, on_ended)
+            except (RuntimeError, MemoryError) as error:
+                _check_halving_helps(error, "--sampling-rows", n)
+            self.rows = _half("--sampling-rows", n)
+        cut = len(prompts) // 2 * repeats or repeats // 2  # between two prompts, or among the completions of the only one
+        parts = [
+            self(model, some, len(rows) // len(some), stop_ids, temperature, top_p, rows, on_ended)
+            for some, rows in ((prompts[: len(prompts) // 2] or prompts, u[:cut]), (prompts[len(prompts) // 2 :], u[cut:]))
+        ]
+        return joined(parts)
+
+
+def joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Results of `complete` for several batches, [n, T] each, as those of one, padded to the longest."""
+    width = max(part[0].shape[1] for part in parts)
+    return tuple(torch.cat([pad(x, (0, width - x.shape[1])) for x in same]) for same in zip(*parts))

@@ -14,184 +14,18 @@ damages it later, the hashes tell, and the one before it is used. Nothing here i
 
 import hashlib
 import json
-import platform
-import random
 import re
-from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
-import numpy
-import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlvr.config import SettingError
 from rlvr.common.files import remove_folder, replace_folder
 from rlvr.common.text import say
-from rlvr.rollout import Rollouts
+from rlvr.config import SettingError
 
 NAME = re.compile(r"step-(\d+)(?:\+(\d+))?")
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------------
-# What is saved: the state of a Trainer as tensors (by file) and as JSON
-
-
-def trainer_state(trainer) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """Everything that the rest of the run depends on -> (tensors by file name, JSON). The tensors are the trainer's own, not copies.
-
-    The learning rate needs no scheduler here: it is a function of the step number.
-    """
-    moments = trainer.optimizer.state_dict()["state"]
-    tensors = {
-        "weights": dict(zip(_names(trainer), trainer.weights.parameters, strict=True)),
-        "optimizer": {key: x for i, values in moments.items() for key, x in _flat(values, str(i))},
-    }
-    version, numbers, gauss = trainer.shuffle.getstate()
-    state = {
-        "step_number": trainer.step_number,
-        "queue": trainer.queue,
-        "entropies": trainer.entropies,
-        "plateau": trainer.plateau,
-        "failed_updates_in_a_row": trainer.failed_updates_in_a_row,
-        "micro_batch_tokens": trainer.micro_batch_tokens.state(),
-        "sampling_rows": trainer.sampling_rows.state(),
-        "shuffle": [version, list(numbers), gauss],
-        "generator": _hex(trainer.generator.get_state()),
-        "random": random_states(),
-        "made_with": _made_with(trainer),
-        "reward": trainer.reward_name,
-        "unfinished": None,
-    }
-    if trainer.unfinished is not None:
-        tensors["batch"], state["unfinished"] = _pack(trainer.unfinished)
-        state["seconds"] = trainer.seconds
-    return tensors, state
-
-
-def restore_trainer(trainer, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
-    """Put a Trainer that was made with the same settings into a saved state."""
-    with torch.no_grad():
-        for name, weight in zip(_names(trainer), trainer.weights.parameters, strict=True):
-            weight.copy_(tensors["weights"][name])
-    trainer.weights.write_back()
-    moments: dict[int, dict] = {}
-    for key, value in tensors["optimizer"].items():
-        i, *inside, name = key.split(".")
-        place = moments.setdefault(int(i), {})
-        for part in inside:
-            place = place.setdefault(part, {})
-        place[name] = int(value) if value.dtype == torch.int64 else value
-    trainer.optimizer.load_state_dict({"state": moments, "param_groups": trainer.optimizer.state_dict()["param_groups"]})
-    for name in ("step_number", "queue", "entropies", "plateau", "failed_updates_in_a_row"):
-        setattr(trainer, name, state[name])
-    trainer.micro_batch_tokens.restore(state["micro_batch_tokens"])
-    trainer.sampling_rows.restore(state["sampling_rows"])
-    version, numbers, gauss = state["shuffle"]
-    trainer.shuffle.setstate((version, tuple(numbers), gauss))
-    trainer.generator.set_state(_unhex(state["generator"]))
-    restore_random_states(state["random"])
-    if state["unfinished"] is not None:
-        trainer.unfinished = _unpack(tensors["batch"], state["unfinished"])
-        trainer.seconds.update(state["seconds"])
-    now = _made_with(trainer)
-    if changed := [f"{k} {v} (now {now[k]})" for k, v in state["made_with"].items() if now.get(k) != v]:
-        say(f"note: the checkpoint was made with {', '.join(changed)}; the numbers from here on may differ in their last digits.")
-
-
-def _flat(values: dict, name: str) -> Iterator[tuple[str, Tensor]]:
-    """An optimiser's numbers of one weight as tensors with paths for names. AdamW has tensors; in 8 bits, also a count and a dictionary."""
-    for key, x in values.items():
-        if isinstance(x, dict):
-            yield from _flat(x, f"{name}.{key}")
-        elif isinstance(x, int):
-            yield f"{name}.{key}", torch.tensor(x)
-        else:  # a table that all weights share must be there for each: safetensors takes no tensor twice
-            yield f"{name}.{key}", x.clone() if key.startswith("qmap") else x
-
-
-def _names(trainer) -> list[str]:
-    return [name for name, p in trainer.policy.model.named_parameters() if p.requires_grad]
-
-
-def _made_with(trainer) -> dict[str, str]:
-    """What rounding depends on."""
-    device = trainer.policy.model.device
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": f"{device.type} {kind}",
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-@lru_cache(maxsize=1)  # asked at every checkpoint
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux
-        return platform.processor() or platform.machine()
-
-
-def model_fingerprint(model) -> str:
-    """A hash of what a run begins with: names, shapes, precision and some numbers of each weight. A pass over all would take seconds."""
-    some = {name: p.detach().flatten()[:: max(1, p.numel() // 7)].tolist() for name, p in model.named_parameters()}
-    return fingerprint(some, [(str(p.dtype), list(p.shape)) for p in model.parameters()])
-
-
-def _pack(step) -> tuple[dict[str, Tensor], dict]:
-    """A step in progress -> its tensors, and the rest as JSON."""
-    parts = {"": vars(step), "sampled.": vars(step.sampled)}
-    tensors = {prefix + k: v for prefix, values in parts.items() for k, v in values.items() if isinstance(v, Tensor)}
-    rest = {prefix + k: v for prefix, values in parts.items() for k, v in values.items() if prefix + k not in tensors and k != "sampled"}
-    return tensors, rest
-
-
-def _unpack(tensors: dict[str, Tensor], rest: dict):
-    from rlvr.train import Step
-
-    values = tensors | rest
-    sampled = Rollouts(**{k.removeprefix("sampled."): v for k, v in values.items() if k.startswith("sampled.")})
-    return Step(sampled=sampled, **{k: v for k, v in values.items() if not k.startswith("sampled.")})
-
-
-def _hex(state: Tensor) -> str:
-    return state.cpu().numpy().tobytes().hex()
-
-
-def _unhex(text: str) -> Tensor:
-    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-def random_states() -> dict:
-    """The global generators. This library draws from its own ones; a reward function or a model may draw from these."""
-    version, numbers, gauss = random.getstate()
-    name, keys, *rest = numpy.random.get_state()
-    return {
-        "python": [version, list(numbers), gauss],
-        "numpy": [name, keys.tolist(), *rest],
-        "torch": _hex(torch.get_rng_state()),
-        "cuda": [_hex(x) for x in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_states(state: dict) -> None:
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = state["numpy"]
-    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
-    torch.set_rng_state(_unhex(state["torch"]))
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([_unhex(x) for x in state["cuda"]])
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------------
-# How it is written and read
 
 
 def save(

@@ -1,6 +1,11 @@
 """The run folder: which one a run gets, and whether it is free."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from rlvr.common.files import first_free
 from rlvr.config import SettingError, TrainConfig
@@ -25,3 +30,29 @@ def run_folder(c: TrainConfig) -> Path:
 def in_use(path: Path) -> bool:
     """Whether a path is anything but free, an empty folder, or one whose run was killed before it wrote its settings."""
     return path.exists() and not (path.is_dir() and all(p.name == LOCK or p.suffix == ".part" for p in path.iterdir()))
+
+
+@contextmanager
+def claimed_run_folder(config: TrainConfig) -> Iterator[Path]:
+    """The folder of this run, locked against any other process until this one ends, however it ends. Raises SettingError."""
+    while True:
+        folder = Path(config.resume) if config.resume else run_folder(config)
+        lock = FileLock(folder / LOCK)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            if not isinstance(error, Timeout):
+                remedy = "Check its permissions." if config.resume else "Choose another --out."
+                raise SettingError(f"The run folder {str(folder)!r} cannot be written ({error}). {remedy}") from None
+            if config.resume or config.name:
+                remedy = "Wait until it has ended." if config.resume else "Wait until it has ended, or choose another --name."
+                raise SettingError(f"Another process is writing the run folder {folder}. {remedy}") from None
+            time.sleep(0.05)  # it took the name in this very moment: look for the next one
+            continue
+        try:
+            if config.resume or not in_use(folder):
+                yield folder
+                return
+        finally:
+            lock.release()

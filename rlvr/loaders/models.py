@@ -1,0 +1,163 @@
+"""Model folders, run folders and Hub ids: which model a name means, whether it can be trusted, and loading it. Nothing that comes with a
+model is run: none of its code (trust_remote_code), and no pickle (weights are read from safetensors alone)."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from rlvr.common.text import one_line
+from rlvr.config import TINY_MODEL, SettingError
+from rlvr.loaders.adapters import chain, check_adapter, check_peft, is_adapter, merged
+from rlvr.loaders.json_file import json_object
+
+
+def resolve_model(name: str) -> str:
+    """'tiny' -> the shipped folder; a run folder -> the model in it; anything else stays as it is."""
+    if name == "tiny":
+        return str(TINY_MODEL)
+    inside = os.path.join(name, "model")
+    return inside if os.path.isfile(os.path.join(inside, "config.json")) or is_adapter(inside) else name
+
+
+def check_model_name(name: str) -> str:
+    """The path or Hub id behind a name, checked as far as that goes without loading. Raises SettingError."""
+    path = resolve_model(name)
+    folder = Path(path)
+    if not os.path.isdir(path):
+        is_path = path.count("/") > 1 or path.startswith((".", "/", "~")) or ("/" in path and os.path.isdir(folder.parent))
+        if is_path or os.path.exists(path):
+            raise SettingError(f"There is no model folder {path}. Name a Hugging Face model folder, a run folder or a Hub id.")
+        return path
+    if is_adapter(folder):
+        check_peft()
+        check_adapter(folder)
+        return path
+    config = json_object(folder / "config.json")
+    if config is None:
+        raise SettingError(
+            f"The folder {path} holds no model (no config.json). Name a Hugging Face model folder, a run folder or a Hub id."
+        )
+    if "preset" in config:  # that of a run
+        raise SettingError(f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {path}")
+    for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
+        json_object(folder / file)
+    if not has_tokenizer(folder):
+        raise SettingError(f"The model folder {path} has no tokenizer. Save the tokenizer there too: tokenizer.save_pretrained({path!r}).")
+    if not any(folder.glob("*.safetensors")):
+        pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]
+        weights = f"only a pickle of weights ({pickles[0]}), which could run any code when opened" if pickles else "no weights"
+        raise SettingError(f"The model folder {path} has {weights}. Save them as safetensors: model.save_pretrained({path!r}).")
+    return path
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"))
+
+
+def choose_device(device: str, cuda_graphs: bool = False) -> str:
+    """What --device comes to on this machine. Raises SettingError if it has no such device."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
+        raise SettingError(f"There is no {device} device here. Choose --device cpu, or auto.")
+    if cuda_graphs and device != "cuda":
+        raise SettingError(f"--cuda-graphs needs a CUDA GPU, but the device is {device}. Leave it out.")
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """What --dtype comes to on a device."""
+    return dtype if dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+
+
+def load_model(name: str, device: str, dtype: str):
+    """The model on its device, its tokenizer, and the tokens that end a text: a model folder, a run folder or a Hub id.
+
+    Raises SettingError when the folder, the model or its tokenizer is missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    _silence()
+    path = check_model_name(name)
+    try:
+        *adapters, base = chain(path, check_model_name)
+        with_tokenizer = next((folder for folder in adapters if has_tokenizer(Path(folder))), base)
+        tokenizer = AutoTokenizer.from_pretrained(with_tokenizer, trust_remote_code=False)
+        if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
+            raise ValueError("its tokenizer has no vocabulary")
+        model = _load_weights(base, name, dtype)
+        for folder in reversed(adapters):
+            model = merged(model, folder)
+        if damaged := [weight for weight, p in model.named_parameters() if not p.isfinite().all()]:
+            raise ValueError(f"its weights hold NaN or infinity in {damaged[0]}")
+        model.to(device)
+    except SettingError:
+        raise
+    except Exception as error:  # a damaged folder makes transformers raise nearly every kind of error
+        raise SettingError(
+            f"The model {name!r} cannot be loaded ({_reason(error)}). Check its name and its files, or choose another model."
+        ) from None
+    eos = model.generation_config.eos_token_id
+    ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+    stop_ids = {i for i in ends if isinstance(i, int) and 0 <= i < model.get_input_embeddings().weight.shape[0]}
+    if not stop_ids:
+        raise SettingError(
+            f"The model {name!r} names no token that ends a text. Set eos_token in its tokenizer or its generation_config.json."
+        )
+    return model, tokenizer, stop_ids
+
+
+def _load_weights(base: str, name: str, dtype: str):
+    from transformers import AutoModelForCausalLM
+
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        base, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    if missing := sorted(loading["missing_keys"]):  # transformers has filled them with random numbers
+        raise ValueError(f"its weights lack {missing[0]}")
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers has put an adapter of the Hub into its base on its own
+        remedy = f"Fetch it first, as in: hf download {name} --local-dir my_adapter"
+        raise SettingError(f"The model {name!r} is an adapter on the Hub. {remedy}")
+    return model
+
+
+def _silence() -> None:
+    """No page of warnings or retries before our one sentence."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+
+
+def _reason(error: Exception) -> str:
+    """Why a model could not be loaded, in one line."""
+    text = one_line(error)
+    if "trust_remote_code" in " ".join(str(error).split()):
+        return "it needs Python code that comes with it, and such code is not run here"
+    if "ignore_mismatched_sizes" in " ".join(str(error).split()):
+        return "its weights have other shapes than its config.json says"
+    return text if isinstance(error, (ValueError, OSError)) else one_line(f"{type(error).__name__}: {error}")
+
+
+def positions(model) -> float:
+    """How many tokens, prompt and completion together, the model was made for."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+
+
+def check_length(model, prompts: list[list[int]], max_new_tokens: int) -> None:
+    """Refuse prompts and completions that do not fit the model: its vocabulary, or the positions it was made for. Raises SettingError."""
+    highest, vocabulary = max(map(max, prompts)), model.get_input_embeddings().weight.shape[0]
+    if highest >= vocabulary:
+        raise SettingError(
+            f"The tokenizer makes token {highest} of a prompt, but the model knows only {vocabulary} tokens. "
+            "Save the tokenizer that belongs to the model beside it."
+        )
+    longest = max(map(len, prompts)) + max_new_tokens
+    if longest > positions(model):
+        raise SettingError(
+            f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {positions(model)}. "
+            "Lower --max-new-tokens or --max-prompt-tokens."
+        )

@@ -1,0 +1,148 @@
+"""`eval.py`: several models on several sets of problems, side by side."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rlvr.common.files import first_free, write_atomically
+from rlvr.common.text import table
+from rlvr.config import EvalConfig, SettingError
+from rlvr.data import Problem, encode_prompts, load_held_out
+from rlvr.evaluate import evaluate
+from rlvr.loaders.models import check_length, check_model_name, choose_device, positions
+from rlvr.policy import load_policy
+from rlvr.run.settings import check_can_write, check_size, read_config
+
+
+def compare(config: EvalConfig) -> dict:
+    """Evaluate models on sets of problems, print a table with intervals for each set, and write it with every problem's counts as JSON.
+
+    With several sets a last table has the layout of the paper's: a row per model, a column per set, and the mean over the sets.
+    Returns what it wrote. Raises SettingError: before the first model runs, for names, files and --out that cannot work; for a later model
+    that cannot be loaded, after what was measured before it is written.
+    """
+    models, sets = list(dict.fromkeys(config.models)), list(dict.fromkeys(part.strip() for part in config.data.split(",")))  # each once
+    for name in models:
+        check_model_name(name)
+    c = prompts_of_the_run(config)
+    path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{'-'.join(Path(data).name.split('.')[0] for data in sets)}.json")
+    if os.path.lexists(path):
+        raise SettingError(f"There is a file or folder {path} already. Choose another --out, or delete it.")
+    check_can_write(path.parent, "the folder of --out")
+    if c.threads:
+        torch.set_num_threads(c.threads)
+    choose_device(c.device, c.cuda_graphs)
+    problems = {}
+    for data in sets:
+        most = c.problems or (400 if data == "tiny" else 0)
+        problems[data] = load_held_out(data, most, level=c.level, problem_column=c.problem_column, answer_column=c.answer_column)
+        check_size(len(problems[data]) * c.completions, c.max_new_tokens or _usual_length(data), "--problems and --completions")
+    results = {data: {} for data in sets}
+    try:
+        for name in models:
+            for data, measured in _measure(c, name, problems):
+                results[data][name] = measured
+    finally:
+        written = _write(c, results, path) if results[sets[-1]] else {}
+    return written
+
+
+def _measure(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> Iterator[tuple[str, dict]]:
+    """Load one model, and evaluate it on every set: (name of the set, what was measured). Raises SettingError before it measures."""
+    policy, prepared = load_policy(name, c.device, c.dtype, c.engine, c.cuda_graphs), {}
+    for data, all_of_it in problems.items():
+        fitting, prompts, too_long = encode_prompts(policy.tokenizer, all_of_it, c.instruction, c.max_prompt_tokens, c.system, c.template)
+        room = positions(policy.model) - max(map(len, prompts))
+        max_new_tokens = c.max_new_tokens or max(1, int(min(_usual_length(data), room)))
+        check_length(policy.model, prompts, max_new_tokens)
+        prepared[data] = fitting, prompts, too_long, max_new_tokens
+    for data, (fitting, prompts, too_long, max_new_tokens) in prepared.items():
+        started = time.perf_counter()
+        result = evaluate(
+            policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, seed=c.seed,
+            max_new_tokens=max_new_tokens, sampling_rows=c.sampling_rows, progress=name if len(problems) == 1 else f"{name} on {data}",
+        )  # fmt: skip
+        if too_long:
+            print(f"{name}: {too_long} of {len(problems[data])} problems of {data} left out, prompt over {c.max_prompt_tokens} tokens")
+        yield data, {
+            "metrics": {k: dict(zip(("mean", "low", "high"), v)) for k, v in result.metrics.items()},
+            "mean_length": result.rollouts.lengths.float().mean().item(),
+            "truncated": 1 - result.rollouts.finished.float().mean().item(),
+            "max_new_tokens": max_new_tokens,
+            "prompts_left_out": too_long,
+            "seconds": time.perf_counter() - started,
+            "problems": result.rows,
+        }
+
+
+def _write(c: EvalConfig, results: dict[str, dict[str, dict]], path: Path) -> dict:
+    """Print the tables and write the file."""
+    for data in results:
+        _print_set(c, data, results[data])
+    if len(results) > 1:
+        _print_paper_layout(c, results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = {"settings": dataclasses.asdict(c), "results": results}
+    write_atomically(path, json.dumps(written, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+    return written
+
+
+def prompts_of_the_run(c: EvalConfig) -> EvalConfig:
+    """The settings, with prompts and length as a run among the models was trained with, unless the command line says how prompts look.
+
+    All models get the same. Of several runs that differ, none decides, and a line says so.
+    """
+    names = ("instruction", "system", "template")
+    if any(getattr(c, name) != getattr(EvalConfig(models=[]), name) for name in names):
+        return c
+    runs = []
+    for name in c.models:
+        if Path(name, "metrics.csv").is_file():
+            with contextlib.suppress(SettingError):  # a run of another version: its model will do
+                runs.append(read_config(Path(name)))
+    found = {tuple(getattr(run, name) for name in names) for run in runs}
+    if len(found) > 1:
+        print("note: these runs were trained with different prompts; all are measured with the usual ones. --template says which to take")
+    if len(found) != 1 or (prompts := dict(zip(names, found.pop()))) == {name: getattr(c, name) for name in names}:
+        return c
+    longest = c.max_new_tokens or max(run.max_new_tokens for run in runs)
+    shown = ", ".join(f"--{name} {value!r}" for name, value in prompts.items())
+    print(f"as in training: {shown}, --max-new-tokens {longest}")
+    return dataclasses.replace(c, **prompts, max_new_tokens=longest)
+
+
+def _usual_length(data: str) -> int:
+    return 120 if data == "tiny" else 1024
+
+
+def _print_set(c: EvalConfig, data: str, results: dict[str, dict]) -> None:
+    """The table of one set: a row per model, with intervals."""
+    shown, rows = [f"{metric}@{c.completions}" for metric in ("acc", "maj", "pass")], []  # the other pass@k are in the file
+    for name, result in results.items():
+        numbers = ["{mean:.3f} [{low:.3f}, {high:.3f}]".format(**result["metrics"][k]) for k in shown]
+        rows.append([name, str(len(result["problems"])), *numbers, f"{result['mean_length']:.0f}", f"{result['truncated']:.1%}"])
+    longest = max(result["max_new_tokens"] for result in results.values())
+    print(
+        f"\n{data}: {c.completions} completions each, temperature {c.temperature}, top-p {c.top_p}, at most {longest} tokens; "
+        "in brackets 95 % intervals over problems\n"
+    )
+    print(table(["model", "problems", *shown, "length", "truncated"], rows))
+
+
+def _print_paper_layout(c: EvalConfig, results: dict[str, dict[str, dict]]) -> None:
+    """Several sets side by side, in percent, and their mean."""
+    n = c.completions
+    rows = []
+    for name in next(iter(results.values())):
+        cells = [[results[data][name]["metrics"][f"{metric}@{n}"]["mean"] for metric in ("acc", "maj", "pass")] for data in results]
+        cells.append([sum(column) / len(column) for column in zip(*cells)])
+        rows.append([name, *(" / ".join(f"{100 * x:.1f}" for x in cell) for cell in cells)])
+    print(f"\nacc@{n} / maj@{n} / pass@{n}, in percent\n")
+    print(table(["model", *results, "mean"], rows))

@@ -1,0 +1,142 @@
+"""What a step was like: the numbers of a row of metrics.csv (tutorials/glossary.md explains each), and the seconds that its parts took."""
+
+import time
+from collections import Counter, defaultdict
+
+import torch
+from torch import Tensor
+
+from rlvr.config import SettingError
+from rlvr.entropy import entropy_by_correctness, log_perplexity
+from rlvr.reward import overlong_penalty
+from rlvr.rollout import Rollouts
+from rlvr.run.defects import DEFECTS, defects
+from rlvr.verifier import stats as verifier_stats
+
+# Columns of metrics.csv: one row per step; empty where a step has no such number (no wrong completion, no evaluation).
+COLUMNS = (
+    "step stage shaped accuracy reward reward_std entropy entropy_right entropy_wrong log_ppl log_ppl_right log_ppl_wrong length "
+    "length_right length_wrong truncated completions groups groups_kept groups_all_right groups_all_wrong sampling_rounds loss clipped_low "
+    "clipped_high kl grad_norm lr updates skipped_updates logp_drift verifier_kills reward_failures "
+    + " ".join(f"defect_{d}" for d in DEFECTS)
+    + " eval_pass_at_1 eval_pass_at_1_low eval_pass_at_1_high eval_pass_at_max eval_problems seconds_sampling seconds_reward "
+    "seconds_scoring seconds_update seconds_step"
+).split()
+
+
+class Watch:
+    """Measures a trainer's steps from outside: wraps its methods, and makes the row of a step that is finished."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.seconds: dict[str, float] = defaultdict(float)  # of this step, by part
+        self.seen = {"rounds": 0, "kills": 0, "drift": None}  # of this step
+        trainer.begin = self._begin(trainer.begin)
+        trainer.score = self._timed("reward", self._a_sentence_if_it_fails(trainer.score))
+        trainer.policy.sample = self._timed("sampling", trainer.policy.sample)
+        trainer.policy.rescore = self._timed("scoring", trainer.policy.rescore)
+        trainer.update = self._timed("update", trainer.update)
+
+    def _timed(self, part: str, work):
+        def timed(*args, **kw):
+            started = time.perf_counter()
+            result = work(*args, **kw)
+            self.seconds[part] += time.perf_counter() - started
+            if part == "sampling":
+                self.seen["rounds"] += 1
+            elif part == "scoring":
+                self.seen["drift"] = result
+            return result
+
+        return timed
+
+    def _begin(self, begin):
+        timed = self._timed("begin", begin)
+
+        def watched():
+            self.seconds.clear()
+            self.seen = {"rounds": 0, "kills": -_kills(), "drift": None}
+            step = timed()
+            self.seen["kills"] += _kills()
+            return step
+
+        return watched
+
+    def _a_sentence_if_it_fails(self, score):
+        def scored(*args):
+            try:
+                return score(*args)
+            except (ValueError, ImportError) as error:
+                raise SettingError(str(error)) from None
+
+        return scored
+
+    def row(self, step) -> dict[str, float | str | None]:
+        """The numbers of a step, by the names of COLUMNS; None where it has no such number."""
+        trainer, c = self.trainer, self.trainer.config
+        penalty = overlong_penalty(step.rollouts.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
+        shaped = c.method != "grpo" and trainer.shaping_is_on()
+        row = {"step": trainer.number, "stage": "plateau" if trainer.plateau else "rising", "shaped": int(shaped)}
+        steps = [trainer.problems[i].solution_steps for i in step.problems]
+        row |= batch_metrics(step.rollouts, step.rewards > 0, step.rewards + penalty, steps)
+        row |= {"groups_kept": sum(map(len, step.mini_batches)), "sampling_rounds": self.seen["rounds"]}
+        row |= {"verifier_kills": self.seen["kills"], "reward_failures": int(step.rewards.isnan().sum()), "logp_drift": self.seen["drift"]}
+        row |= {"lr": trainer.optimizer.learning_rate(trainer.number)} | update_metrics(step.updates, row["logp_drift"])
+        row |= {f"seconds_{part}": self.seconds[part] for part in ("sampling", "reward", "scoring", "update")}
+        return row | {"seconds_step": self.seconds["begin"] + self.seconds["update"]}
+
+
+def _kills() -> int:
+    return sum(verifier_stats[k] for k in ("timeouts", "crashes", "skipped"))
+
+
+def mean(values: Tensor) -> float | None:
+    """None of nothing."""
+    return values.float().mean().item() if len(values) else None
+
+
+def entropies(rollouts: Rollouts, correct: Tensor) -> dict[str, float | None]:
+    """Token means of the entropy (every token counts the same) over all, right and wrong completions."""
+    right, wrong = entropy_by_correctness(rollouts.entropy, rollouts.mask, correct)
+    return {"entropy": mean(rollouts.entropy[rollouts.mask]), "entropy_right": right, "entropy_wrong": wrong}
+
+
+def batch_metrics(batch: Rollouts, correct: Tensor, rewards: Tensor, steps: list[int | None]) -> dict[str, float | None]:
+    """What a batch of completions looks like, before filtering. `steps`: solution steps of each row's problem, for the defects.
+
+    The perplexities are means over completions of the log-perplexity. A reward of NaN (not scored) is left out of the reward's mean and
+    counts as not right.
+    """
+    scored = rewards[~rewards.isnan()]
+    log_ppl = log_perplexity(batch.old_logp, batch.mask)
+    right_in_group = torch.stack([correct[batch.group == g].float().mean() for g in batch.group.unique()])
+    found = [defects(text, done, n) for text, done, n in zip(batch.text, batch.finished.tolist(), steps)]
+    metrics = {
+        "accuracy": mean(correct),
+        "reward": mean(scored),
+        "reward_std": scored.std().item(),
+        "truncated": mean(~batch.finished),
+        "completions": len(batch),
+        "groups": len(right_in_group),
+        "groups_all_right": mean(right_in_group == 1),
+        "groups_all_wrong": mean(right_in_group == 0),
+    } | entropies(batch, correct)
+    for suffix, rows in (("", torch.ones_like(correct)), ("_right", correct), ("_wrong", ~correct)):
+        metrics["log_ppl" + suffix] = mean(log_ppl[rows])
+        metrics["length" + suffix] = mean(batch.lengths[rows])
+    return metrics | {f"defect_{name}": sum(f[name] for f in found) / len(found) for name in DEFECTS}
+
+
+def update_metrics(updates: list[dict], drift: float | None) -> dict[str, float | None]:
+    """What the updates of a step were like, as means over their tokens. drift: of completions scored again, where there were any."""
+    made = [update for update in updates if not update["skipped"]]
+    sums = Counter()
+    for update in made:
+        sums.update(update)
+    tokens = max(sums["tokens"], 1)
+    metrics = {name: sums[name] / tokens for name in ("loss", "clipped_low", "clipped_high")}
+    metrics |= {"updates": len(made), "skipped_updates": len(updates) - len(made)}
+    metrics["grad_norm"] = sums["grad_norm"] / len(made) if made else None
+    metrics["kl"] = sums["kl"] / tokens if "kl" in sums else None
+    metrics["logp_drift"] = drift if drift is not None or not sums["first_tokens"] else sums["drift"] / sums["first_tokens"]
+    return metrics

@@ -1,0 +1,326 @@
+"""The session around the training loop: the run folder, checkpoints, the log, evaluations and signals. It resumes a run, and ends it.
+
+    with session(trainer, held_out, Step) as run:
+        for step in run.steps():
+            while not step.finished and run.may_go_on():
+                trainer.update(step)
+            run.log(step)
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from rlvr.common.files import write_atomically
+from rlvr.common.text import printable, say
+from rlvr.config import SettingError
+from rlvr.engine.memory import NO_ROOM, out_of_memory
+from rlvr.evaluate import Evaluation
+from rlvr.run import checkpoint
+from rlvr.run.cli import resume_command
+from rlvr.run.folder import claimed_run_folder
+from rlvr.run.held_out import HeldOut
+from rlvr.run.log import Log
+from rlvr.run.metrics import Watch, entropies
+from rlvr.run.publish import push
+from rlvr.run.state import model_fingerprint, restore_trainer, reward_name, trainer_state, undone_if_it_fails
+from rlvr.run.stop import Stop
+from rlvr.run.summary import save_model, say_end, summarise, write_summary
+
+NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite loss or gradient before the run gives up
+
+
+@contextmanager
+def session(trainer, held_out: HeldOut, step_type: type):
+    """A `Session` in its folder, which is locked against other processes. However the run ends, what was done is saved.
+
+    step_type: what the trainer's `begin` returns, to make one from a checkpoint.
+    """
+    with claimed_run_folder(trainer.config) as folder, Stop() as stop:
+        run = Session(trainer, held_out, step_type, folder, stop)
+        try:
+            yield run
+            run.finish()
+        except KeyboardInterrupt:
+            raise run.interrupted() from None
+        except Exception as error:
+            run.save_what_was_done()
+            raise (SettingError(NO_ROOM) if out_of_memory(error) else error) from None
+        finally:
+            run.close()
+
+
+class Session:
+    """One run in progress."""
+
+    def __init__(self, trainer, held_out: HeldOut, step_type: type, folder: Path, stop: Stop):
+        self.trainer, self.config, self.held_out, self.step_type = trainer, trainer.config, held_out, step_type
+        self.folder, self.stop = folder, stop
+        self.watch = Watch(trainer)
+        self.started, self.saving_seconds = time.perf_counter(), 0.0
+        self.step = None  # the step in progress
+        self.updates = self.last_step = 0  # updates made, and the last step logged
+        self.evaluated: dict[str, float] = {}  # numbers of an evaluation, for the row of its step
+        self.first: dict | None = None  # the evaluation before the first step: number of problems, and metrics
+        self.last: dict | None = None  # and after the last step
+        self.saved: Path | None = None  # the newest checkpoint
+        self.save_failed = False  # the last attempt at one
+        self.summary: dict = {}  # when all is done
+        self.log_files: Log | None = None
+        self.bar: tqdm | None = None
+
+    @property
+    def steps_done(self) -> int:
+        return self.trainer.number - (self.step is not None)
+
+    def seconds(self) -> float:
+        """Since the run began, without the time between being stopped and resumed."""
+        return time.perf_counter() - self.started
+
+    # -----------------------------------------------------------------------------------------------------------------------------------
+    # The loop
+
+    def steps(self) -> Iterator:
+        """The steps that are left to do. Each is begun, or found half done in the newest checkpoint, and must be logged before the next."""
+        c = self.config
+        self._open()
+        if self.trainer.number == 0:
+            self._evaluate(0, c.final_eval_problems)
+        self.stop.nothing_to_save = False
+        self.bar = tqdm(total=c.steps, initial=self.steps_done, desc=c.method, unit="step")
+        while self.steps_done < c.steps and not self.stop.asked:
+            if self.step is None:
+                with undone_if_it_fails(self.trainer):
+                    self.step = self.trainer.begin()
+            yield self.step
+
+    def may_go_on(self) -> bool:
+        """Whether another update may be made: False after a second signal. Raises SettingError if too many came to nothing."""
+        self._check_finite()
+        return not self.stop.now()
+
+    def log(self, step) -> None:
+        """Record a step that is finished: evaluation, CSV row, a few completions, progress bar, checkpoint. A step that is not waits."""
+        self._check_finite()
+        if not step.finished:
+            return
+        self.step, c, number = None, self.config, self.trainer.number
+        try:
+            if number == c.steps:
+                self._evaluate(number, c.final_eval_problems)
+            elif c.eval_every and number % c.eval_every == 0:
+                self._evaluate(number, c.eval_problems)
+        finally:  # whatever becomes of its evaluation, the step is done
+            self._record(step, number)
+        self.bar.update()
+        due = self.save_failed or (c.save_every and number % c.save_every == 0)
+        if due and number < c.steps:  # after the last step it is saved when the run ends
+            self.save()
+
+    def _record(self, step, number: int) -> None:
+        batch, correct, row = step.rollouts, step.rewards > 0, self.watch.row(step)
+        self.log_files.row(row | self.evaluated)
+        self.log_files.completions(number, batch, correct, step.shaped)
+        self.evaluated, self.last_step = {}, number
+        self.updates += row["updates"]
+        shown = {"reward": f"{row['reward']:+.2f}", "accuracy": f"{row['accuracy']:.2f}", "entropy": f"{row['entropy']:.3f}"}
+        self.bar.set_postfix(shown, refresh=False)
+        if self.config.show_every and (number == 1 or number % self.config.show_every == 0):
+            i = (number * 7919) % len(batch)  # any row, but not always the same one
+            prompt = self.trainer.policy.tokenizer.decode(batch.prompt_ids[i], skip_special_tokens=True)
+            verdict = "right" if correct[i] else "wrong"
+            say(f"\n--- step {number}, a sample ({verdict}, {int(batch.lengths[i])} tokens)\n{printable(prompt + batch.text[i])}\n---")
+
+    def _evaluate(self, number: int, problems: int) -> None:
+        """Print an evaluation and keep its numbers for the row of its step, which is logged next; step 0 gets a row here."""
+        result = self.held_out.measure(self.trainer.policy, self.config, problems)
+        if result is None:
+            return
+        n, k, kept = len(result.rows), self.config.eval_completions, {"problems": len(result.rows), "metrics": result.metrics}
+        mean, low, high = result.metrics["pass@1"]
+        most = result.metrics[f"pass@{k}"][0]
+        say(f"step {number}: held-out pass@1 {mean:.3f} [{low:.3f}, {high:.3f}], pass@{k} {most:.3f} ({n} problems)")
+        self.evaluated = {"eval_pass_at_1": mean, "eval_pass_at_1_low": low, "eval_pass_at_1_high": high, "eval_pass_at_max": most,
+                          "eval_problems": n}  # fmt: skip
+        if number == 0:
+            self.first = kept
+            self.log_files.row({"step": 0, "stage": "rising"} | entropies(result.rollouts, torch.tensor(result.correct)) | self.evaluated)
+            self.evaluated = {}
+        if number == self.config.steps:
+            self.last = kept
+
+    def _check_finite(self) -> None:
+        """Give up if no update could be made for too long, and say why, as far as it shows. Raises SettingError."""
+        optimizer = self.trainer.optimizer
+        if optimizer.skipped_in_a_row < NON_FINITE_LIMIT:
+            return
+        optimizer.skipped_in_a_row = 0  # resumed, the run may try again
+        last = f"loss {self.step.updates[-1]['loss']:g}, gradient norm {self.step.updates[-1]['grad_norm']:g}"
+        what = f"Loss or gradient was not finite in {NON_FINITE_LIMIT} updates in a row (the last: {last})"
+        if not all(p.isfinite().all() for p in optimizer.weights.parameters):
+            raise SettingError(f"{what}, and so are the weights. Go back to a model folder whose weights are sound.")
+        if not self.step.rollouts.old_logp.isfinite().all():
+            raise SettingError(f"{what}; the model gives NaN already when it samples, with finite weights. Choose --dtype float32.")
+        raise SettingError(f"{what}; the weights are those of the last good update. Start again with a lower --lr, or --dtype float32.")
+
+    # -----------------------------------------------------------------------------------------------------------------------------------
+    # Begin and resume
+
+    def _open(self) -> None:
+        """Resume from the newest checkpoint, if asked to, and open the files of the run. Raises SettingError."""
+        c, problems, held_out = self.config, self.trainer.problems, self.held_out.problems
+        self.data = checkpoint.fingerprint(
+            [(p.problem, p.answer) for p in problems], self.trainer.prompts, [(p.problem, p.answer) for p in held_out]
+        )
+        self.model = model_fingerprint(self.trainer.policy.model)
+        planned = self._resume() if c.resume else c.steps
+        try:
+            # The settings first: from here on the folder is a run, which can be resumed.
+            write_atomically(self.folder / "config.json", json.dumps(dataclasses.asdict(c) | {"resume": ""}, indent=2) + "\n")
+            self.log_files = Log(self.folder, c, self.last_step if self.saved else -1, self.trainer.policy.tokenizer)
+        except OSError as error:
+            raise SettingError(f"The run folder {self.folder} cannot be written ({error}). Make room, or check its permissions.") from None
+        self._say_what_runs(planned)
+
+    def _resume(self) -> int:
+        """Put the trainer into the state of the newest checkpoint. Returns for how many steps the run was planned."""
+        c = self.config
+        found = checkpoint.load_newest(self.folder / "checkpoints")
+        if found is None and (self.folder / "summary.json").exists():
+            raise SettingError(f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {self.folder}")
+        if found is None:
+            return c.steps
+        self.saved, tensors, state = found
+        if state["data"] != self.data:
+            raise SettingError(
+                f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or start anew."
+            )
+        if state["model"] != self.model:
+            raise SettingError(
+                f"The model {c.model} is not what {self.folder} began with, in weights or precision. Put it back, on such a device."
+            )
+        if state["reward"] != (name := reward_name(self.trainer)):
+            raise SettingError(
+                f"{self.folder} was trained with the reward function {state['reward']}, not {name}. Pass that one to train()."
+            )
+        self.step = restore_trainer(self.trainer, tensors, state, self.step_type)
+        self.watch.seconds.update(state["watch"][0])
+        self.watch.seen.update(state["watch"][1])
+        if self.steps_done > c.steps:
+            raise SettingError(f"{self.folder} has made {self.steps_done} steps already. Choose --steps {self.steps_done} or more.")
+        self.last_step = self.steps_done
+        self.updates, self.first, self.last = (state["log"][name] for name in ("updates", "first", "last"))
+        self.started -= state["log"]["seconds"]
+        if self.steps_done < c.steps:  # it was made longer
+            self.last = None
+        return state["log"]["steps"]
+
+    def _say_what_runs(self, planned: int) -> None:
+        c, policy, name = self.config, self.trainer.policy, reward_name(self.trainer)
+        trained = sum(p.numel() for p in self.trainer.optimizer.weights.parameters)
+        adapter = f", of which {trained / 1e6:.2f} M are trained (LoRA, rank {c.lora_rank})" if c.lora_rank else ""
+        held_out = len(self.held_out.problems)
+        measured = f"{held_out} held-out problems" if held_out else "no held-out problems (name some with --eval-data)"
+        say(
+            f"{c.method} on {c.model}: {sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters{adapter}, "
+            f"{policy.model.dtype}, {policy.model.device}; {len(self.trainer.problems)} problems, {measured}; {c.steps} steps of "
+            f"{c.prompts_per_step} prompts x {c.completions_per_prompt} completions{'' if name == 'verify_all' else f'; reward {name}'}\n"
+            f"run folder: {self.folder}"
+        )
+        if self.saved:
+            say(f"resumed from {self.saved.name}: {self.steps_done} steps done{self._and_half()}")
+        elif c.resume:
+            say("there is no checkpoint: the run begins anew")
+        if self.steps_done == c.steps:
+            say("it is complete; --steps makes it longer")
+        elif self.saved and c.lr_schedule == "linear" and c.steps != planned:
+            say(f"note: {c.steps} steps instead of {planned}: the learning rate follows the new length from here on")
+        if c.report_to == "tensorboard":
+            say(f"to watch it: tensorboard --logdir {self.folder / 'tensorboard'}")
+
+    def _and_half(self) -> str:
+        """How far a step came that was stopped between two updates."""
+        return f" and {len(self.step.updates)} updates of the next" if self.step else ""
+
+    # -----------------------------------------------------------------------------------------------------------------------------------
+    # Save and end
+
+    def save(self, must: bool = False) -> None:
+        """Write a checkpoint. If that fails (a full disk), say so and go on without; `must`: raise SettingError."""
+        began, c = time.perf_counter(), self.config
+        tensors, state = trainer_state(self.trainer, self.step)
+        state |= {"data": self.data, "model": self.model, "watch": [self.watch.seconds, self.watch.seen]}
+        state["log"] = {"updates": self.updates, "first": self.first, "last": self.last, "seconds": self.seconds(), "steps": c.steps}
+        self.save_failed = False
+        try:
+            self.log_files.sync()  # the checkpoint says that these rows are there
+            self.saved = checkpoint.save(
+                self.folder / "checkpoints", tensors, state, steps_done=self.steps_done, updates=len(self.step.updates) if self.step else None,
+                keep=c.keep, keep_every=c.keep_every,
+            )  # fmt: skip
+        except OSError as error:
+            self.save_failed = True
+            failed = f"The checkpoint of step {self.steps_done} could not be written ({error}); {self._saved_as()}"
+            if must:
+                raise SettingError(f"{failed} Make room, then: {resume_command(c, self.folder)}") from None
+            say(f"{failed} The run goes on.")
+        self.saving_seconds += time.perf_counter() - began
+
+    def _saved_as(self) -> str:
+        found = checkpoint.checkpoints(self.folder / "checkpoints")
+        return f"the newest checkpoint is {found[0]}." if found else "there is no checkpoint yet."
+
+    def save_what_was_done(self) -> None:
+        """After an error: the steps that were done, and the batch of the one that was not."""
+        if self.trainer.optimizer.between_updates and self.trainer.number and self.log_files and self.steps_done == self.last_step:
+            self.save()
+
+    def finish(self) -> None:
+        """Save checkpoint and model, write summary.json, draw curves.png, print the table. Raises SettingError if the disk is full."""
+        c, failed = self.config, None
+        self.bar.close()
+        try:
+            self.save(must=True)
+        except SettingError as error:
+            failed = error  # no room for a checkpoint; the model alone is smaller
+        stopped_by = self.stop.name if self.steps_done < c.steps else None
+        self.summary = summarise(self, stopped_by)
+        try:
+            save_model(self, self.summary)
+            figure = write_summary(self, self.summary)
+        except (OSError, SafetensorError) as error:
+            raise SettingError(
+                f"The model or the figure could not be written ({error}); {self._saved_as()} Make room, then: "
+                f"{resume_command(c, self.folder)}"
+            ) from None
+        say_end(self, self.summary, figure)
+        if stopped_by:
+            say(
+                f"\n{stopped_by}: stopped after step {self.steps_done} of {c.steps}{self._and_half()}; all is saved.\n"
+                f"To go on: {resume_command(c, self.folder)}"
+            )
+        elif c.push_to_hub:
+            say(f"uploaded to {push(self.folder / 'model', c.push_to_hub)}")
+        if failed:
+            raise failed
+
+    def interrupted(self) -> SettingError:
+        """What to say after Ctrl-C that could not wait."""
+        if self.trainer.number == 0 and not self.config.resume:
+            ended = SettingError(f"Interrupted before the first step; nothing was trained. {self.folder} can be deleted.")
+        else:
+            ended = SettingError(f"Stopped at once; {self._saved_as()} To go on: {resume_command(self.config, self.folder)}")
+        ended.exit_code = self.stop.exit_code or 130
+        return ended
+
+    def close(self) -> None:
+        for thing in (self.bar, self.log_files):
+            if thing is not None:
+                thing.close()

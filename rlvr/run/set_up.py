@@ -1,0 +1,110 @@
+"""What happens before the first step: every check that needs no model, the memory a run will need, and loading what the settings name."""
+
+from collections.abc import Callable
+
+import torch
+
+from rlvr.advantage import method_parts
+from rlvr.common.text import say
+from rlvr.config import SettingError, TrainConfig
+from rlvr.data import Problem, has_test_split, load_held_out, load_problems
+from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
+from rlvr.engine.optimizer import make_adamw
+from rlvr.loaders.adapters import add_lora, chain, check_peft
+from rlvr.loaders.models import check_length, check_model_name, choose_device, choose_dtype, resolve_model
+from rlvr.policy import Policy, load_policy
+from rlvr.run.folder import run_folder
+from rlvr.run.held_out import HeldOut, encode
+from rlvr.run.publish import check_hub
+from rlvr.run.reward_function import load_reward
+from rlvr.run.settings import check_train
+from rlvr.run.trackers import check_tracker
+
+
+def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem], list[list[int]], Callable | None, HeldOut]:
+    """Check the settings and load what they name: policy, problems, their prompts, the reward function, held-out problems.
+
+    reward: a function passed from Python; None: --reward, or is the answer right? Raises SettingError.
+    """
+    _check(c)
+    if c.threads:
+        torch.set_num_threads(c.threads)
+    reward = _reward(c, reward)
+    problems, held_out = _problems(c)
+    say_memory(c)
+    policy = load_policy(c.model, c.device, c.dtype, c.engine, c.cuda_graphs)
+    if c.lora_rank:
+        add_lora(policy.model, c.lora_rank, c.lora_alpha, c.seed, resolve_model(c.model))
+    problems, prompts = encode(c, policy, problems, "problems")
+    measured = HeldOut(*encode(c, policy, held_out, "held-out problems")) if held_out else HeldOut([], [])
+    check_length(policy.model, prompts + measured.prompts, c.max_new_tokens)
+    return policy, problems, prompts, reward, measured
+
+
+def _check(c: TrainConfig) -> None:
+    """Refuse what cannot work, before anything is loaded. Raises SettingError."""
+    check_train(c)
+    try:
+        method_parts(c.method)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    check_model_name(c.model)
+    choose_device(c.device, c.cuda_graphs)
+    check_tracker(c.report_to)
+    if c.lora_rank:
+        check_peft()
+    make_adamw(c, [torch.nn.Parameter(torch.zeros(1))])
+    if c.push_to_hub:
+        check_hub(c.push_to_hub)
+    if not c.resume:
+        run_folder(c)
+
+
+def _reward(c: TrainConfig, reward: Callable | None) -> Callable | None:
+    if c.reward and reward:
+        raise SettingError(f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
+    if not c.reward:
+        return reward
+    try:
+        return load_reward(c.reward)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+
+
+def _problems(c: TrainConfig) -> tuple[list[Problem], list[Problem]]:
+    """The problems to train on, and the held-out ones."""
+    columns = dict(problem_column=c.problem_column, answer_column=c.answer_column)
+    problems, held_out = load_problems(c.data, "train", seed=c.seed, level=c.level, **columns), []
+    held_out_data = c.eval_data or (c.data if has_test_split(c.data) else "")
+    if held_out_data and c.final_eval_problems:
+        held_out = load_held_out(held_out_data, c.final_eval_problems, level=c.level, **columns)
+        known = {p.problem for p in problems}
+        if both := sum(p.problem in known for p in held_out):
+            say(f"note: {both} of {len(held_out)} held-out problems are among those of --data too: what they show is not held out")
+    return problems, held_out
+
+
+def say_memory(c: TrainConfig) -> None:
+    """Print what memory the run will need, before a model is loaded, and what to change if that is not free."""
+    if c.model == "tiny":
+        return
+    from transformers import AutoConfig
+
+    device = choose_device(c.device)
+    *_, base = chain(resolve_model(c.model), check_model_name)
+
+    def again(c: TrainConfig) -> Estimate:
+        return estimate(c, shape, device, choose_dtype(c.dtype, device))
+
+    try:
+        shape = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        e = again(c)
+    except Exception:  # a damaged folder, a model that is no language model: loading it says what is wrong
+        return
+    say(f"memory at most: {e}")
+    free = free_memory(device)
+    if free is not None and (remedy := advice(c, free, again)):
+        say(f"note: {remedy}")
+    positions = getattr(shape.get_text_config(), "max_position_embeddings", None) or float("inf")
+    if c.max_new_tokens >= positions:  # with the prompts, it is checked again once they are known
+        raise SettingError(f"--max-new-tokens is {c.max_new_tokens}, but the model has positions for {positions} tokens. Lower it.")

@@ -1,0 +1,75 @@
+"""The end of a run: its model with a card, summary.json, curves.png, and the table that it prints."""
+
+import json
+from pathlib import Path
+
+from rlvr.common.files import replace_folder, write_atomically
+from rlvr.common.text import say, table
+from rlvr.loaders.adapters import save_lora
+from rlvr.run.publish import merge, model_card
+
+
+def summarise(run, stopped_by: str | None) -> dict:
+    """What summary.json holds. run: a Session."""
+    k = run.config.eval_completions
+
+    def metric(result: dict | None, name: str) -> float | None:
+        return result["metrics"][name][0] if result else None
+
+    return {
+        "method": run.config.method,
+        "seed": run.config.seed,
+        "steps": run.steps_done,
+        "stopped_by": stopped_by,
+        "wall_seconds": round(run.seconds(), 1),
+        "saving_seconds": round(run.saving_seconds, 2),
+        "pass_at_1_start": metric(run.first, "pass@1"),
+        "pass_at_1_end": metric(run.last, "pass@1"),
+        f"pass_at_{k}_start": metric(run.first, f"pass@{k}"),
+        f"pass_at_{k}_end": metric(run.last, f"pass@{k}"),
+        "plateau_step": run.trainer.plateau,
+    }
+
+
+def save_model(run, summary: dict) -> None:
+    """Write the model with its tokenizer and card; with --lora-merge the adapter, and the whole model beside it."""
+    c, policy = run.config, run.trainer.policy
+    card = model_card(c, summary, {"start": run.first, "end": run.last})
+
+    def write(folder: Path) -> None:
+        save_lora(policy.model, folder) if c.lora_rank else policy.model.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    replace_folder(run.folder / ("adapter" if c.lora_merge else "model"), write)
+    if c.lora_merge:
+        merge(run.folder / "adapter", run.folder / "model", str(policy.model.dtype).removeprefix("torch."))
+
+
+def write_summary(run, summary: dict) -> Path:
+    """summary.json, and curves.png, whose path is returned."""
+    from rlvr.run.figures import draw_curves
+
+    write_atomically(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return draw_curves(run.folder)
+
+
+def say_end(run, summary: dict, figure: Path) -> None:
+    """The held-out table, how long the run took, and where its results are."""
+    names = ["pass@1", f"pass@{run.config.eval_completions}", f"maj@{run.config.eval_completions}"]
+    rows = [
+        [f"{when} ({result['problems']} problems)", *("{:.3f} [{:.3f}, {:.3f}]".format(*result["metrics"][n]) for n in names)]
+        for when, result in (("start", run.first), ("end", run.last))
+        if result
+    ]
+    if rows:
+        say("\n" + table(["held-out, 95 % interval", *names], rows))
+    if not run.updates and run.steps_done:
+        say(
+            "\nNo update was made: no group had both right and wrong completions. If nearly all are wrong (groups_all_wrong in "
+            "metrics.csv), choose easier problems or a better model; if nearly all are right, harder problems."
+        )
+    minutes, seconds = divmod(round(summary["wall_seconds"]), 60)
+    plateau = summary["plateau_step"]
+    stage = f"the plateau began at step {plateau}" if plateau else "still in the rising stage"
+    say(f"\n{minutes} min {seconds} s; {stage}\nmodel:  {run.folder / 'model'}\nfigure: {figure}")
