@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import rlvr.evaluate
-import rlvr.train
+import rlvr.policy
+import rlvr.run.set_up
 from rlvr import verifier
 from rlvr.config import TINY_MODEL, SettingError, TrainConfig
 from rlvr.run.cli import parse_train
@@ -166,7 +167,7 @@ def test_the_memory_estimate_runs_no_code_of_a_model(tmp_path, monkeypatch):
     for name in ("tokenizer.json", "model.safetensors"):
         (folder / name).write_text("{}")
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # the answer to "Do you wish to run the custom code?"
-    rlvr.train.say_memory(TrainConfig(model=str(folder), device="cpu"))
+    rlvr.run.set_up.say_memory(TrainConfig(model=str(folder), device="cpu"))
     assert not mark.exists()
 
 
@@ -422,7 +423,7 @@ EVIL = [
 
 
 def test_a_completion_is_written_as_json_and_shown_without_control_characters(tmp_path, mark, monkeypatch, capfd):
-    sample = rlvr.train.sample
+    sample = rlvr.policy.sample
 
     def write_evil(*args, **settings):
         rollouts = sample(*args, **settings)
@@ -431,7 +432,7 @@ def test_a_completion_is_written_as_json_and_shown_without_control_characters(tm
 
     evil = ["\n".join(EVIL[i:] + EVIL[:i]) for i in range(len(EVIL))]  # each ends with another one
 
-    monkeypatch.setattr(rlvr.train, "sample", write_evil)
+    monkeypatch.setattr(rlvr.policy, "sample", write_evil)
     monkeypatch.setattr(rlvr.evaluate, "sample", write_evil)
     Path("x.jsonl").write_text(json.dumps({"problem": "1+1", "answer": "2"}) + "\n")
     command = "train.py --data x.jsonl --eval-data x.jsonl --steps 1 --prompts-per-step 2 --completions-per-prompt 4 --max-new-tokens 3 "
