@@ -84,7 +84,7 @@ def save_lora(model, folder: Path) -> None:
 def check_adapter(folder: Path) -> dict:
     """The settings in an adapter folder, which may come from somebody else. Raises SettingError for anything but plain LoRA."""
     settings = json_object(folder / CONFIG_FILE, "adapter") or {}
-    if settings.get("peft_type") != "LORA" or settings.get("megatron_config"):  # some versions of peft import the module that megatron_config names
+    if settings.get("peft_type") != "LORA" or settings.get("megatron_config"):  # peft may import the module it names
         raise SettingError(f"The adapter {folder} is not plain LoRA. Merge it into its base where it was made, and name the whole model.")
     if not (folder / "adapter_model.safetensors").is_file():  # peft would open a pickle instead
         raise SettingError(f"The adapter {folder} has no weights in adapter_model.safetensors. Save them so: model.save_pretrained(...).")
