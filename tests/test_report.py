@@ -13,6 +13,7 @@ import pytest
 from helpers import RUN
 
 from rlvr.analysis import probe
+from rlvr.common import text
 from rlvr.config import SettingError, TrainConfig
 from rlvr.analysis.compare_arms import METRICS
 from rlvr.analysis.probe import ProbeConfig
@@ -381,7 +382,7 @@ def test_bootstrap_of_two_samples():
 
 def test_a_finding_is_a_function_of_one_run():
     """The section asks every run, puts its name to rows and pictures, and passes over what was not probed."""
-    assert doctest.testmod(section).failed == 0
+    assert doctest.testmod(section).failed == doctest.testmod(text).failed == 0
 
     @section.section("X1", "Title", needs="fixed", together=lambda runs: ([{"runs": len(runs)}], [Panel(None, "all")]), n=3)
     def finding(run):
