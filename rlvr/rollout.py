@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,8 +109,9 @@ def complete(model, prompts, repeats: int, stop_ids: set[int], temperature: floa
     ids, valid = (x.repeat_interleave(repeats, 0) for x in left_pad(prompts, model.device))  # [N, W]
     position, cache, columns = (valid.cumsum(1) - 1).clamp(min=0), None, []
     ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # of newer and older models
     while len(columns) < u.shape[1] and not ended.all():
-        out = model(input_ids=ids, attention_mask=valid, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(input_ids=ids, attention_mask=valid, position_ids=position, use_cache=True, logits_to_keep=1, **{name: cache})
         columns.append(choose(out.logits[:, -1], temperature, top_p, u[:, len(columns)]))
         cache, ids, position = out.past_key_values, columns[-1][0][:, None], position[:, -1:] + 1
         valid = torch.cat([valid, torch.ones_like(ids, dtype=torch.bool)], 1)

@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from rlvr.engine.attention import ATTENTION
 from rlvr.rollout import Rollouts
+from rlvr.run.metrics import Watch
 
 V = 29  # vocabulary of the small models
 
@@ -123,6 +124,13 @@ def make_rollouts(prompt_lengths, lengths, groups=None, seed=0, finished=None) -
         group=torch.tensor(groups if groups is not None else [0] * n),
         text=[f"text {i}" for i in range(n)],
     )
+
+
+def one_step(trainer) -> tuple[dict, Rollouts, torch.Tensor, torch.Tensor]:
+    """A step of a trainer, and what a run would log of it: metrics, completions, whether each is correct [N], the shaped advantages."""
+    trainer.watch = getattr(trainer, "watch", None) or Watch(trainer)
+    step = trainer.step()
+    return trainer.watch.row(step), step.rollouts, step.rewards > 0, step.shaped
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ They are written to runs/pos-seed0/probe, as tensors (safetensors) and JSON. tut
 import dataclasses
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,25 +27,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from rlvr.run import checkpoint
-from rlvr.advantage import shape
-from rlvr.engine.attention import is_ours
-from rlvr.run.checkpoint import fingerprint
-from rlvr.config import SettingError, TrainConfig
-from rlvr.run.cli import parse_command, run_program
-from rlvr.run.settings import check_can_write, read_config
-from rlvr.entropy import branching_factor, log_perplexity
-from rlvr.analysis.exchange import logit_gradient_norm, relative_positions, spread
-from rlvr.run.figures import read_metrics
+from rlvr.analysis.exchange import relative_positions
+from rlvr.analysis.replay import SHOWN, change_of_step, joined, replayable, token_stats
 from rlvr.common.files import replace_folder
 from rlvr.common.text import say
-from rlvr.loss import clipped_loss
-from rlvr.policy import Policy, _logits, hidden_states, load_policy, logits_chunk, logp_and_entropy, micro_batches
+from rlvr.config import SettingError, TrainConfig
+from rlvr.entropy import log_perplexity
+from rlvr.policy import Policy, load_policy
 from rlvr.reward import answer_key, verify_all
-from rlvr.rollout import Rollouts, sample
-from rlvr.train import Trainer, set_up
+from rlvr.rollout import Rollouts
+from rlvr.run import checkpoint
+from rlvr.run.cli import parse_command, run_program
+from rlvr.run.figures import read_metrics
+from rlvr.run.log import completion
+from rlvr.run.settings import check_can_write, read_config
+from rlvr.run.state import reward_name, restore_trainer
+from rlvr.train import Step, Trainer, set_up
 
-TOP = 5  # alternatives kept for each token that the microscope shows
 EARLY, LATE = 0.2, 0.8  # relative positions below and above which a token is early or late; ours
 
 
@@ -84,172 +82,6 @@ class ProbeConfig:
     """CPU threads; 0: torch's own choice."""
 
 
-@torch.no_grad()
-def token_stats(model, rollouts: Rollouts, temperature: float, micro_batch_tokens: int, watch: Tensor | None = None) -> dict[str, Tensor]:
-    """What the model thinks at every token of some completions: a dict of [N, T] float32, 0 outside the mask.
-
-    logp: log-prob of the token; entropy; grad_norm: length of the gradient of logp in the logits; branching: how many tokens share 95 % of
-    the probability; second: the most likely token other than the one that was drawn. Besides, [N, T, TOP]: top, the most likely tokens,
-    and top_p, their probabilities; if `watch` [N, T, TOP] names tokens, top_p is theirs. Logits exist a chunk at a time.
-    """
-    size = rollouts.mask.shape
-    out = {name: torch.zeros(size) for name in ("logp", "entropy", "grad_norm", "branching")}
-    out["second"] = torch.zeros(size, dtype=torch.long)
-    out["top"] = torch.zeros(*size, TOP, dtype=torch.long) if watch is None else watch
-    out["top_p"] = torch.zeros(*size, TOP)
-    for rows in micro_batches(rollouts, torch.arange(len(rollouts)), micro_batch_tokens, is_ours(model)):
-        part = rollouts.select(rows)
-        mask = part.mask.to(model.device)
-        if not mask.any():
-            continue
-        hidden, targets = hidden_states(model, part.prompt_ids, part.completion_ids, mask)
-        row, t = part.mask.nonzero(as_tuple=True)
-        place = (rows[row], t)
-        chunk = max(1, logits_chunk(model) // 4)  # sorting them takes several times their room
-        for start in range(0, len(targets), chunk):
-            here, y = tuple(x[start : start + chunk] for x in place), targets[start : start + chunk, None]
-            z = _logits(model, hidden[start : start + chunk]).float() / temperature
-            logp = torch.log_softmax(z, -1)
-            p = logp.exp()
-            mine = p.gather(-1, y)[:, 0]
-            values = {
-                "logp": logp.gather(-1, y)[:, 0],
-                "entropy": -(p * logp.clamp(min=-1e4)).sum(-1),
-                "grad_norm": logit_gradient_norm(mine, p.square().sum(-1)),
-                "branching": branching_factor(z).float(),
-                "second": z.scatter(-1, y, float("-inf")).argmax(-1),
-            }
-            if watch is None:
-                values["top_p"], values["top"] = p.topk(min(TOP, p.shape[-1]), -1)
-            else:
-                values["top_p"] = p.gather(-1, watch[here].to(p.device))
-            for name, value in values.items():
-                out[name][here] = value.to("cpu", out[name].dtype)
-    return out
-
-
-def update_gradient(model, rollouts: Rollouts, advantages: Tensor, method: str, micro_batch_tokens: int = 4096, **strengths) -> Tensor:
-    """The gradient of one update under a method, as one long vector [parameters]: how much does the method change it?
-
-    advantages [N] float, of the rows; those of 0 are skipped and stay in the denominator. method and strengths: as in `advantage.shape`.
-    It is the gradient that `train.py` would follow without group filtering, at temperature 1, on the batch's own policy. The model's
-    own gradients are empty afterwards.
-    """
-    shaped = shape(method, advantages, rollouts.old_logp, rollouts.mask, rollouts.group, **strengths)  # [N, T]
-    denominator = int(rollouts.mask.sum())  # of the whole update, whatever the micro-batches
-    model.zero_grad()
-    for rows in micro_batches(rollouts, advantages.nonzero()[:, 0], micro_batch_tokens, is_ours(model)):
-        part = rollouts.select(rows)
-        logp, _ = logp_and_entropy(model, part.prompt_ids, part.completion_ids, part.mask)  # [n, T]
-        old_logp, mask, weights = (x.to(logp.device) for x in (part.old_logp, part.mask, shaped[rows][:, : part.mask.shape[1]]))
-        loss, _ = clipped_loss(logp, old_logp, weights, mask, denominator=denominator)
-        loss.backward()
-    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters() if p.requires_grad])
-    model.zero_grad()
-    return gradient
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------------
-# Changes: a training step, made again
-
-
-def replay(trainer: Trainer) -> tuple[dict, Rollouts, Tensor, Tensor, dict, dict] | None:
-    """The next training step of a trainer, with every token scored before and after.
-
-    Returns its metrics, the completions that were learned from, whether each is right [N], the shaped advantages [N, T], and
-    token_stats before and after (of the same alternatives). None if there was nothing to learn from in this step.
-    """
-    trainer.step(interrupted=lambda: True)  # up to the first update
-    step = trainer.unfinished
-    if step is None:
-        return None
-    model, c = trainer.policy.model, trainer.config
-    rows = torch.isin(step.sampled.group, torch.tensor(step.groups)).nonzero()[:, 0]
-    batch, correct = step.sampled.select(rows), step.correct[rows]
-    before = token_stats(model, batch, c.temperature, c.micro_batch_tokens)
-    shaped = step.shaped[rows][:, : batch.mask.shape[1]]
-    metrics = trainer.step()[0]
-    after = token_stats(model, batch, c.temperature, c.micro_batch_tokens, watch=before["top"])
-    return metrics, batch, correct, shaped, before, after
-
-
-def replayable(folder: Path, last: int, most: int) -> list[Path | None]:
-    """Checkpoints of a run of `last` steps from which one can be made again, spread evenly; None stands for the start. In order."""
-    found = [p for p in checkpoint.checkpoints(folder / "checkpoints") if "+" not in p.name and 0 < checkpoint.step_of(p) < last]
-    return [None, *spread(list(reversed(found)), most - 1)]
-
-
-def change_of_step(trainer: Trainer, shown: int) -> tuple[dict, dict[str, Tensor], list[dict]] | None:
-    """Replay the next step of a trainer -> its metrics, what became of its tokens, and `shown` completions for the microscope.
-
-    Tensors with a number for each token: row (which completion), r (relative position), token, advantage, logp and logp_after, entropy and
-    entropy_after, grad_norm, branching, step; and with one for each completion: row_step, row_group, row_correct, row_log_ppl.
-    """
-    result = replay(trainer)
-    if result is None:
-        return None
-    metrics, batch, correct, shaped, before, after = result
-    step, mask, n = trainer.step_number, batch.mask, len(batch)
-    tokens = {"row": torch.arange(n)[:, None].expand_as(mask), "token": batch.completion_ids, "advantage": shaped}
-    tokens |= {name: before[name] for name in ("logp", "entropy", "grad_norm", "branching")}
-    tokens |= {f"{name}_after": after[name] for name in ("logp", "entropy")} | {"step": torch.full(mask.shape, step)}
-    flat = {name: value[mask] for name, value in tokens.items()}
-    flat["r"] = torch.cat([torch.from_numpy(relative_positions(length)).float() for length in batch.lengths.tolist()])
-    log_ppl = log_perplexity(before["logp"], mask)
-    flat |= {"row_step": torch.full((n,), step), "row_group": batch.group, "row_correct": correct, "row_log_ppl": log_ppl}
-    lines = [
-        {"step": step, "group": int(batch.group[i])} | _completion(trainer.policy, batch, i, correct, before)
-        | {"advantage": _numbers(shaped, batch, i), "logp_after": _numbers(after["logp"], batch, i)}
-        | {"top_p_after": _numbers(after["top_p"], batch, i)}
-        for i in _right_and_wrong(correct, shown)
-    ]  # fmt: skip
-    return metrics, flat, lines
-
-
-def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Several steps as one; completions are numbered through."""
-    rows = 0
-    for part in parts:
-        part["row"] = part["row"] + rows
-        rows += len(part["row_step"])
-    return {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]} if parts else {}
-
-
-def _right_and_wrong(correct: Tensor, n: int) -> list[int]:
-    """Indices of n completions, half of them right where there are enough, spread over the batch."""
-    right, wrong = correct.nonzero()[:, 0].tolist(), (~correct).nonzero()[:, 0].tolist()
-    from_right = max((n + 1) // 2, n - len(wrong))
-    return sorted(spread(right, from_right) + spread(wrong, max(n // 2, n - len(right))))
-
-
-def _numbers(x: Tensor, batch: Rollouts, i: int) -> list:
-    n = int(batch.lengths[i])
-    values = x[i, :n]
-    return [[round(v, 4) for v in row] if isinstance(row, list) else round(row, 5) for row in values.tolist()]
-
-
-def _completion(policy: Policy, batch: Rollouts, i: int, correct: Tensor, stats: dict[str, Tensor]) -> dict:
-    """A completion with its tokens, for the microscope."""
-    return {
-        "prompt": policy.tokenizer.decode(batch.prompt_ids[i], skip_special_tokens=True),
-        "completion": batch.text[i],
-        "correct": bool(correct[i]),
-        "finished": bool(batch.finished[i]),
-        "token_ids": batch.completion_ids[i, : int(batch.lengths[i])].tolist(),
-    } | {name: _numbers(stats[name], batch, i) for name in ("logp", "entropy", "grad_norm", "branching", "top", "top_p")}
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------------
-# Fixed completions, replacements, exploration
-
-
-def _sample(policy: Policy, c: TrainConfig, prompts: Sequence[Sequence[int]], n: int, generator: torch.Generator, **kw) -> Rollouts:
-    return sample(
-        policy.model, policy.tokenizer, prompts, completions_per_prompt=n, max_new_tokens=c.max_new_tokens, stop_ids=policy.stop_ids,
-        temperature=c.temperature, generator=generator, sampling_rows=c.sampling_rows, **kw,
-    )  # fmt: skip
-
-
 def positions_to_replace(entropy: Tensor, length: int) -> dict[str, int]:
     """Where a completion is most undecided: anywhere, among its early tokens, among its late ones. entropy [T] -> index by name.
 
@@ -274,7 +106,7 @@ def replace_tokens(
     ends among `continuations` after the token as it was (kept) and after the other one (replaced). The difference is the performance
     impact of the token.
     """
-    stats = token_stats(policy.model, batch, c.temperature, c.micro_batch_tokens)
+    stats = token_stats(policy, batch, c.temperature, c.micro_batch_tokens)
     log_ppl = log_perplexity(stats["logp"], batch.mask)
     entries, prefixes = [], []
     for i in range(len(batch)):
@@ -291,7 +123,7 @@ def replace_tokens(
     live = [k for k, end in enumerate(ended) if not end]
     asked = [batch.prompt_ids[prefixes[k][0]] + prefixes[k][1] for k in live]
     texts, golds, owners = [], [], []
-    rollouts = _sample(policy, c, asked, continuations, generator, progress=progress) if live else None
+    rollouts = policy.sample(asked, continuations, c, generator, progress) if live else None
     for j, g in enumerate(rollouts.group.tolist() if live else []):
         i, prefix = prefixes[live[g]]
         rest = rollouts.completion_ids[j, : int(rollouts.lengths[j])].tolist()
@@ -313,16 +145,16 @@ def replace_tokens(
 
 def explore(policy: Policy, c: TrainConfig, prompts, problems, samples: int, seed: int, progress: str) -> dict:
     """Many completions of each problem: how many are right, how long they are, how the policy branches. Sampled as in training."""
-    rollouts = _sample(policy, c, prompts, samples, torch.Generator().manual_seed(seed), progress=progress)
+    rollouts = policy.sample(prompts, samples, c, torch.Generator().manual_seed(seed), progress)
     correct = torch.tensor(verify_all(rollouts.text, [problems[g].answer for g in rollouts.group.tolist()]))
     counts = torch.zeros(len(prompts), dtype=torch.long).index_add_(0, rollouts.group, correct.long())
     few = rollouts.select(torch.arange(0, len(rollouts), max(1, samples // 4)))  # enough for the branching factor
-    stats = token_stats(policy.model, few, c.temperature, c.micro_batch_tokens)
+    stats = token_stats(policy, few, c.temperature, c.micro_batch_tokens)
     per_completion = (stats["branching"].sum(1) / few.lengths).tolist()
     answers = [len({answer_key(rollouts.text[j]) for j in range(g * samples, (g + 1) * samples)}) for g in range(len(prompts))]
     return {
         "samples": samples,
-        "problems": fingerprint([(q.problem, q.answer) for q in problems]),
+        "problems": checkpoint.fingerprint([(q.problem, q.answer) for q in problems]),
         "correct": counts.tolist(),
         "branching": sum(per_completion) / len(per_completion),
         "entropy": stats["entropy"][few.mask].mean().item(),
@@ -331,8 +163,69 @@ def explore(policy: Policy, c: TrainConfig, prompts, problems, samples: int, see
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------------
-# The command
+class Probe:
+    """What is asked of one run: `look` at each of its models in turn, `replay` the step that follows, then `write`."""
+
+    def __init__(self, folder: Path, p: ProbeConfig, policy: Policy, c: TrainConfig, problems: list, prompts: list, rows: list[dict]):
+        self.folder, self.p, self.c = folder, p, c
+        self.logged = {int(row["step"]): row for row in rows if row["accuracy"] is not None}
+        self.plateau = next((step for step, row in self.logged.items() if row["stage"] == "plateau"), None)
+        self.generator = torch.Generator().manual_seed(p.seed)
+        most = max(p.problems, p.completions, p.fixed)
+        chosen = random.Random(p.seed).sample(range(len(problems)), min(len(problems), most))
+        self.problems, self.prompts = [problems[i] for i in chosen], [prompts[i] for i in chosen]
+        self.first = policy.sample(self.prompts[: p.fixed], 1, c, self.generator)
+        self.first_correct = torch.tensor(verify_all(self.first.text, self.answers(p.fixed)))
+        self.watch = None  # the likeliest tokens of the first model, whose probabilities are followed
+        self.changes, self.completions, self.fixed, self.replacements, self.explored = [], [], [], [], {}
+
+    def answers(self, n: int) -> list[str]:
+        return [problem.answer for problem in self.problems[:n]]
+
+    def look(self, policy: Policy, step: int, name: str | None) -> None:
+        """What is asked of a model as it is after `step` steps. name: first, last, or None for those between."""
+        p, c = self.p, self.c
+        stats = token_stats(policy, self.first, c.temperature, c.micro_batch_tokens, self.watch)
+        self.watch = stats["top"]
+        numbers = {name: stats[name] for name in SHOWN}
+        lines = [completion(policy.tokenizer, self.first, i, self.first_correct, numbers) for i in range(len(self.first))]
+        self.fixed += [{"step": step, "number": i} | line for i, line in enumerate(lines)]
+        if p.replacements and not self.replacements and (name == "last" or self.plateau is not None and step >= self.plateau):
+            n = min(p.completions, len(self.prompts))
+            batch = policy.sample(self.prompts[:n], 1, c, self.generator)
+            right = verify_all(batch.text, self.answers(n))
+            found = replace_tokens(policy, c, batch, self.answers(n), p.continuations, self.generator, progress="replacements")
+            self.replacements = [{"step": step, "correct": bool(right[entry["completion"]])} | entry for entry in found]
+        if p.exploration and name:
+            n = p.problems
+            self.explored[name] = explore(policy, c, self.prompts[:n], self.problems[:n], p.samples, p.seed, f"{name} model")
+
+    def replay(self, trainer: Trainer) -> None:
+        """The step that follows, made again."""
+        if result := change_of_step(trainer, self.p.shown):
+            flat, lines = result
+            self.changes.append(flat)
+            self.completions += lines
+            log, lr = self.logged[trainer.number], trainer.optimizer.learning_rate(trainer.number)
+            if abs(log["entropy"] - trainer.entropies[-1]) > 1e-4 * abs(log["entropy"]) or log["lr"] != lr:
+                why = "made longer later" if log["lr"] != lr else "on another machine?"
+                say(f"note: step {trainer.number} of {self.folder} was not replayed as it was ({why})")
+
+    def write(self) -> Path:
+        """The folder `probe` of the run. Raises SettingError."""
+
+        def fill(beside: Path) -> None:
+            save_file(joined(self.changes), beside / "changes.safetensors")
+            for name, rows in (("completions", self.completions), ("fixed", self.fixed), ("replacements", self.replacements)):
+                (beside / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            (beside / "exploration.json").write_text(json.dumps(self.explored) + "\n", encoding="utf-8")
+
+        path = self.folder / "probe"
+        try:
+            replace_folder(path, fill)
+        except (OSError, SafetensorError) as error:
+            raise SettingError(f"Nothing can be written to {path} ({error}). Make room, then give the command again.") from None
+        return path
 
 
 def probe(folder: Path, p: ProbeConfig) -> Path:
@@ -344,75 +237,37 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
         raise SettingError(f"The run {folder} is not finished. Continue it first: python train.py --resume {folder}")
     if p.threads:
         torch.set_num_threads(p.threads)
-    as_if_it_were_to_go_on = dataclasses.replace(config, resume=str(folder), push_to_hub="", report_to="none")
-    trainer, progress, _ = set_up(as_if_it_were_to_go_on)
-    c, policy = trainer.config, trainer.policy
-    logged = {int(row["step"]): row for row in read_metrics(folder) if row["accuracy"] is not None}
-    plateau = next((step for step, row in logged.items() if row["stage"] == "plateau"), None)
-    starts = replayable(folder, max(logged), p.steps)
-    generator = torch.Generator().manual_seed(p.seed)
-    problems, prompts = (progress.problems, progress.prompts) if progress.problems else (trainer.problems, trainer.prompts)
-    most = max(p.problems, p.completions, p.fixed)
-    chosen = random.Random(p.seed).sample(range(len(problems)), min(len(problems), most))
-    problems, prompts = [problems[i] for i in chosen], [prompts[i] for i in chosen]
-    parts, lines, fixed, replacements, explored = [], [], [], [], {}
-    first = _sample(policy, c, prompts[: p.fixed], 1, generator)
-    first_correct = torch.tensor(verify_all(first.text, [q.answer for q in problems[: p.fixed]]))
-    watch = None
-
-    def look(policy: Policy, step: int, name: str | None) -> None:
-        """What is asked of a model as it is after `step` steps."""
-        nonlocal watch, replacements
-        stats = token_stats(policy.model, first, c.temperature, c.micro_batch_tokens, watch)
-        watch = stats["top"]
-        fixed.extend({"step": step, "number": i} | _completion(policy, first, i, first_correct, stats) for i in range(len(first)))
-        if p.replacements and not replacements and (name == "last" or plateau is not None and step >= plateau):
-            n = min(p.completions, len(prompts))
-            answers, batch = [q.answer for q in problems[:n]], _sample(policy, c, prompts[:n], 1, generator)
-            right = verify_all(batch.text, answers)
-            found = replace_tokens(policy, c, batch, answers, p.continuations, generator, progress="replacements")
-            replacements = [{"step": step, "correct": bool(right[entry["completion"]])} | entry for entry in found]
-        if p.exploration and name:
-            explored[name] = explore(policy, c, prompts[: p.problems], problems[: p.problems], p.samples, p.seed, f"{name} model")
-
+    trainer, held_out = set_up(dataclasses.replace(config, resume=str(folder), push_to_hub="", report_to="none"))
+    c, source = trainer.config, held_out if held_out.problems else trainer
+    found = Probe(folder, p, trainer.policy, c, source.problems, source.prompts, read_metrics(folder))
+    last = max(found.logged)
+    starts = replayable(folder, last, p.steps)
     with tqdm(total=len(starts) + 1, desc=folder.name, unit="model") as bar:
-        for start in starts:
-            if start is not None:
-                if reason := checkpoint.damage(start):
-                    say(f"{start} is damaged ({reason}) and left out")
-                    continue
-                tensors, state = checkpoint.load(start)
-                if state["reward"] != trainer.reward_name:
-                    raise SettingError(
-                        f"{folder} was trained with the reward function {state['reward']}, which only its program has. "
-                        "Steps of such a run cannot be replayed; choose another run."
-                    )
-                checkpoint.restore_trainer(trainer, tensors, state)
-            look(policy, trainer.steps_done, None if start else "first")
-            if result := change_of_step(trainer, p.shown):
-                metrics, flat, some = result
-                parts.append(flat)
-                lines += some
-                log = logged[metrics["step"]]
-                if abs(log["entropy"] - metrics["entropy"]) > 1e-4 * abs(log["entropy"]) or log["lr"] != metrics["lr"]:
-                    why = "made longer later" if log["lr"] != metrics["lr"] else "on another machine?"
-                    say(f"note: step {metrics['step']} of {folder} was not replayed as it was ({why})")
+        for start in _restored(folder, trainer, starts):
+            found.look(trainer.policy, trainer.number, None if start else "first")
+            found.replay(trainer)
             bar.update()
-        del trainer, policy
-        look(load_policy(str(folder), c.device, c.dtype, c.sampler), max(logged), "last")
+        del trainer, source
+        found.look(load_policy(str(folder), c.device, c.dtype, c.engine, c.cuda_graphs), last, "last")
         bar.update()
+    return found.write()
 
-    def write(beside: Path) -> None:
-        save_file(_joined(parts), beside / "changes.safetensors")
-        for name, rows in (("completions", lines), ("fixed", fixed), ("replacements", replacements)):
-            (beside / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        (beside / "exploration.json").write_text(json.dumps(explored) + "\n", encoding="utf-8")
 
-    try:
-        replace_folder(folder / "probe", write)
-    except (OSError, SafetensorError) as error:
-        raise SettingError(f"Nothing can be written to {folder / 'probe'} ({error}). Make room, then give the command again.") from None
-    return folder / "probe"
+def _restored(folder: Path, trainer: Trainer, starts: Sequence[Path | None]) -> Iterator[Path | None]:
+    """Puts a trainer into the state of each checkpoint (None: as it is) that is whole. Raises SettingError."""
+    for start in starts:
+        if start is not None:
+            if reason := checkpoint.damage(start):
+                say(f"{start} is damaged ({reason}) and left out")
+                continue
+            tensors, state = checkpoint.load(start)
+            if state["reward"] != reward_name(trainer):
+                raise SettingError(
+                    f"{folder} was trained with the reward function {state['reward']}, which only its program has. "
+                    "Steps of such a run cannot be replayed; choose another run."
+                )
+            restore_trainer(trainer, tensors, state, Step)
+        yield start
 
 
 def main() -> None:

@@ -121,5 +121,5 @@ def without_cache(model, *args):
         text = input_ids if past_key_values is None else torch.cat([past_key_values, input_ids], 1)
         return SimpleNamespace(logits=model(input_ids=text, use_cache=False).logits[:, -1:], past_key_values=text)
 
-    read.device = model.device
+    read.device, read.forward = model.device, read
     return complete(read, *args)

@@ -16,7 +16,7 @@ from rlvr.config import EvalConfig, SettingError
 from rlvr.data import Problem, encode_prompts, load_held_out
 from rlvr.evaluate import evaluate
 from rlvr.loaders.models import check_length, check_model_name, choose_device, positions
-from rlvr.policy import load_policy
+from rlvr.policy import Policy, load_policy
 from rlvr.run.settings import check_can_write, check_size, read_config
 
 
@@ -24,8 +24,7 @@ def compare(config: EvalConfig) -> dict:
     """Evaluate models on sets of problems, print a table with intervals for each set, and write it with every problem's counts as JSON.
 
     With several sets a last table has the layout of the paper's: a row per model, a column per set, and the mean over the sets.
-    Returns what it wrote. Raises SettingError: before the first model runs, for names, files and --out that cannot work; for a later model
-    that cannot be loaded, after what was measured before it is written.
+    Returns what it wrote. Raises SettingError before the first model runs: for names, files, models and --out that cannot work.
     """
     models, sets = list(dict.fromkeys(config.models)), list(dict.fromkeys(part.strip() for part in config.data.split(",")))  # each once
     for name in models:
@@ -44,17 +43,16 @@ def compare(config: EvalConfig) -> dict:
         problems[data] = load_held_out(data, most, level=c.level, problem_column=c.problem_column, answer_column=c.answer_column)
         check_size(len(problems[data]) * c.completions, c.max_new_tokens or _usual_length(data), "--problems and --completions")
     results = {data: {} for data in sets}
-    try:
-        for name in models:
-            for data, measured in _measure(c, name, problems):
-                results[data][name] = measured
-    finally:
-        written = _write(c, results, path) if results[sets[-1]] else {}
-    return written
+    for name in models[1:]:  # a mistake in the last one must not cost the evaluation of the first, and one model fits into memory
+        _prepare(c, name, problems)
+    for name in models:
+        for data, measured in _measure(c, name, problems):
+            results[data][name] = measured
+    return _write(c, results, path)
 
 
-def _measure(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> Iterator[tuple[str, dict]]:
-    """Load one model, and evaluate it on every set: (name of the set, what was measured). Raises SettingError before it measures."""
+def _prepare(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> tuple[Policy, dict[str, tuple]]:
+    """A model; and for each set the problems that fit it, as prompts, how many were too long, and how long a completion may be."""
     policy, prepared = load_policy(name, c.device, c.dtype, c.engine, c.cuda_graphs), {}
     for data, all_of_it in problems.items():
         fitting, prompts, too_long = encode_prompts(policy.tokenizer, all_of_it, c.instruction, c.max_prompt_tokens, c.system, c.template)
@@ -62,6 +60,12 @@ def _measure(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> It
         max_new_tokens = c.max_new_tokens or max(1, int(min(_usual_length(data), room)))
         check_length(policy.model, prompts, max_new_tokens)
         prepared[data] = fitting, prompts, too_long, max_new_tokens
+    return policy, prepared
+
+
+def _measure(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> Iterator[tuple[str, dict]]:
+    """Evaluate one model on every set: (name of the set, what was measured)."""
+    policy, prepared = _prepare(c, name, problems)
     for data, (fitting, prompts, too_long, max_new_tokens) in prepared.items():
         started = time.perf_counter()
         result = evaluate(

@@ -28,39 +28,47 @@ class Watch:
     """Measures a trainer's steps from outside: wraps its methods, and makes the row of a step that is finished."""
 
     def __init__(self, trainer):
-        self.trainer = trainer
+        self.trainer, policy = trainer, trainer.policy
         self.seconds: dict[str, float] = defaultdict(float)  # of this step, by part
         self.seen = {"rounds": 0, "kills": 0, "drift": None}  # of this step
-        trainer.begin = self._begin(trainer.begin)
+        trainer.begin = self._begun(self._timed("begin", trainer.begin))
         trainer.score = self._timed("reward", self._a_sentence_if_it_fails(trainer.score))
-        trainer.policy.sample = self._timed("sampling", trainer.policy.sample)
-        trainer.policy.rescore = self._timed("scoring", trainer.policy.rescore)
         trainer.update = self._timed("update", trainer.update)
+        policy.sample = self._timed("sampling", self._counted(policy.sample))
+        policy.score = self._timed("scoring", policy.score)
+        policy.rescore = self._drift_kept(policy.rescore)
 
     def _timed(self, part: str, work):
         def timed(*args, **kw):
             started = time.perf_counter()
             result = work(*args, **kw)
             self.seconds[part] += time.perf_counter() - started
-            if part == "sampling":
-                self.seen["rounds"] += 1
-            elif part == "scoring":
-                self.seen["drift"] = result
             return result
 
         return timed
 
-    def _begin(self, begin):
-        timed = self._timed("begin", begin)
-
-        def watched():
+    def _begun(self, begin):
+        def begun():
             self.seconds.clear()
             self.seen = {"rounds": 0, "kills": -_kills(), "drift": None}
-            step = timed()
+            step = begin()
             self.seen["kills"] += _kills()
             return step
 
-        return watched
+        return begun
+
+    def _counted(self, sample):
+        def counted(*args, **kw):
+            self.seen["rounds"] += 1
+            return sample(*args, **kw)
+
+        return counted
+
+    def _drift_kept(self, rescore):
+        def kept(*args):
+            self.seen["drift"] = rescore(*args)
+
+        return kept
 
     def _a_sentence_if_it_fails(self, score):
         def scored(*args):

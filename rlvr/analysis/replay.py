@@ -1,0 +1,155 @@
+"""A training step made again: every token scored before and after it, and the gradient of one update."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlvr.advantage import shape
+from rlvr.analysis.exchange import logit_gradient_norm, relative_positions, spread
+from rlvr.config import TrainConfig
+from rlvr.engine import scorer
+from rlvr.entropy import branching_factor, entropy_from_logp, log_perplexity
+from rlvr.policy import Policy, micro_batches
+from rlvr.rollout import Rollouts
+from rlvr.run import checkpoint
+from rlvr.run.log import completion
+from rlvr.train import Step, Trainer
+
+TOP = 5  # alternatives kept for each token that the microscope shows
+SHOWN = ("logp", "entropy", "grad_norm", "branching", "top", "top_p")  # numbers of a token that the microscope shows
+
+
+def _logits(policy: Policy, part: Rollouts) -> Iterator[tuple[slice, Tensor]]:
+    """The logits that predict the K valid tokens of some completions, [k, V] at a time, with their place among the K."""
+    if policy.packed:
+        yield from scorer.logits_in_chunks(policy.model, part.prompt_ids, part.completion_ids, part.mask)
+        return
+    done = 0
+    for prompt, row, n in zip(part.prompt_ids, part.completion_ids.tolist(), part.lengths.tolist()):
+        ids = torch.tensor([prompt + row[:n]], device=policy.model.device)
+        yield slice(done, done + n), policy.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        done += n
+
+
+@torch.no_grad()
+def token_stats(policy: Policy, rollouts: Rollouts, temperature: float, micro_batch_tokens: int, watch: Tensor | None = None) -> dict[str, Tensor]:
+    """What the policy thinks at every token of some completions: a dict of [N, T] float32, 0 outside the mask.
+
+    logp: log-prob of the token; entropy; grad_norm: length of the gradient of logp in the logits; branching: how many tokens share 95 % of
+    the probability; second: the most likely token other than the one that was drawn. Besides, [N, T, TOP]: top, the most likely tokens,
+    and top_p, their probabilities; if `watch` [N, T, TOP] names tokens, top_p is theirs. Logits exist a chunk at a time.
+    """
+    size = rollouts.mask.shape
+    out = {name: torch.zeros(size) for name in ("logp", "entropy", "grad_norm", "branching")}
+    out["second"] = torch.zeros(size, dtype=torch.long)
+    out["top"] = torch.zeros(*size, TOP, dtype=torch.long) if watch is None else watch
+    out["top_p"] = torch.zeros(*size, TOP)
+    for rows in micro_batches(rollouts, torch.arange(len(rollouts)), micro_batch_tokens, policy.packed):
+        part = rollouts.select(rows)
+        if not part.mask.any():
+            continue
+        row, t = part.mask.nonzero(as_tuple=True)
+        for some, logits in _logits(policy, part):
+            here = rows[row[some]], t[some]
+            z, y = logits.float() / temperature, rollouts.completion_ids[here][:, None].to(logits.device)
+            logp = torch.log_softmax(z, -1)
+            p = logp.exp()
+            values = {
+                "logp": logp.gather(-1, y)[:, 0],
+                "entropy": entropy_from_logp(logp),
+                "grad_norm": logit_gradient_norm(p.gather(-1, y)[:, 0], p.square().sum(-1)),
+                "branching": branching_factor(z).float(),
+                "second": z.scatter(-1, y, float("-inf")).argmax(-1),
+            }
+            if watch is None:
+                values["top_p"], values["top"] = p.topk(min(TOP, p.shape[-1]), -1)
+            else:
+                values["top_p"] = p.gather(-1, watch[here].to(p.device))
+            for name, value in values.items():
+                out[name][here] = value.to("cpu", out[name].dtype)
+    return out
+
+
+def update_gradient(policy: Policy, rollouts: Rollouts, advantages: Tensor, method: str, micro_batch_tokens: int = 4096, **strengths) -> Tensor:
+    """The gradient of one update under a method, as one long vector [parameters]: how much does the method change it?
+
+    advantages [N] float, of the rows; those of 0 are skipped and stay in the denominator. method and strengths: as in `advantage.shape`.
+    It is `Trainer.gradient`, at temperature 1, on the batch's own policy. The model's own gradients are empty afterwards.
+    """
+    shaped = shape(method, advantages, rollouts.old_logp, rollouts.mask, rollouts.group, **strengths)  # [N, T]
+    trainer = Trainer(TrainConfig(), policy, [], [])
+    trainer.gradient(Step(rollouts, [], advantages, shaped, []), torch.arange(len(rollouts)), micro_batch_tokens)
+    parameters = trainer.optimizer.weights.parameters
+    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    trainer.optimizer.weights.zero_grad()
+    policy.model.eval()
+    return gradient
+
+
+def replay(trainer: Trainer) -> tuple[Rollouts, Tensor, Tensor, dict, dict] | None:
+    """The next training step of a trainer, with every token scored before and after.
+
+    Returns the completions that were learned from, whether each is right [N], the shaped advantages [N, T], and token_stats before and
+    after (of the same alternatives). None if this step had nothing to learn from.
+    """
+    step, policy, c = trainer.begin(), trainer.policy, trainer.config
+    rows = torch.isin(step.rollouts.group, torch.tensor(sum(step.mini_batches, []))).nonzero()[:, 0]
+    if not len(rows):
+        return None
+    batch, correct = step.rollouts.select(rows), step.rewards[rows] > 0
+    before = token_stats(policy, batch, c.temperature, c.micro_batch_tokens)
+    while not step.finished:
+        trainer.update(step)
+    after = token_stats(policy, batch, c.temperature, c.micro_batch_tokens, watch=before["top"])
+    return batch, correct, step.shaped[rows][:, : batch.mask.shape[1]], before, after
+
+
+def replayable(folder: Path, last: int, most: int) -> list[Path | None]:
+    """Checkpoints of a run of `last` steps from which one can be made again, spread evenly; None stands for the start. In order."""
+    found = [p for p in checkpoint.checkpoints(folder / "checkpoints") if "+" not in p.name and 0 < checkpoint.step_of(p) < last]
+    return [None, *spread(list(reversed(found)), most - 1)]
+
+
+def change_of_step(trainer: Trainer, shown: int) -> tuple[dict[str, Tensor], list[dict]] | None:
+    """Replay the next step of a trainer -> what became of its tokens, and `shown` completions for the microscope.
+
+    Tensors with a number for each token: row (which completion), r (relative position), token, advantage, logp and logp_after, entropy and
+    entropy_after, grad_norm, branching, step; and with one for each completion: row_step, row_group, row_correct, row_log_ppl.
+    """
+    result = replay(trainer)
+    if result is None:
+        return None
+    batch, correct, shaped, before, after = result
+    step, mask, n = trainer.number, batch.mask, len(batch)
+    tokens = {"row": torch.arange(n)[:, None].expand_as(mask), "token": batch.completion_ids, "advantage": shaped}
+    tokens |= {name: before[name] for name in ("logp", "entropy", "grad_norm", "branching")}
+    tokens |= {f"{name}_after": after[name] for name in ("logp", "entropy")} | {"step": torch.full(mask.shape, step)}
+    flat = {name: value[mask] for name, value in tokens.items()}
+    flat["r"] = torch.cat([torch.from_numpy(relative_positions(length)).float() for length in batch.lengths.tolist()])
+    log_ppl = log_perplexity(before["logp"], mask)
+    flat |= {"row_step": torch.full((n,), step), "row_group": batch.group, "row_correct": correct, "row_log_ppl": log_ppl}
+    numbers = {name: before[name] for name in SHOWN} | {"advantage": shaped, "logp_after": after["logp"], "top_p_after": after["top_p"]}
+    tokenizer = trainer.policy.tokenizer
+    lines = [
+        {"step": step, "group": int(batch.group[i])} | completion(tokenizer, batch, i, correct, numbers)
+        for i in _right_and_wrong(correct, shown)
+    ]
+    return flat, lines
+
+
+def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Several steps as one; completions are numbered through."""
+    rows = 0
+    for part in parts:
+        part["row"] = part["row"] + rows
+        rows += len(part["row_step"])
+    return {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]} if parts else {}
+
+
+def _right_and_wrong(correct: Tensor, n: int) -> list[int]:
+    """Indices of n completions, half of them right where there are enough, spread over the batch."""
+    right, wrong = correct.nonzero()[:, 0].tolist(), (~correct).nonzero()[:, 0].tolist()
+    from_right = max((n + 1) // 2, n - len(wrong))
+    return sorted(spread(right, from_right) + spread(wrong, max(n // 2, n - len(right))))
