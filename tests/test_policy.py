@@ -8,11 +8,15 @@ import pytest
 import torch
 from helpers import V, exact, make_rollouts, new_model, plain_logp_and_entropy, reference_logp_and_entropy, stock
 
-from rlvr import policy
-from rlvr.engine.attention import ATTENTION, Packed
+from rlvr import policy, rollout
 from rlvr.config import SettingError
+from rlvr.engine import choice, decoder, scorer
+from rlvr.engine.attention import ATTENTION, Packed
+from rlvr.engine.optimizer import MasterWeights
+from rlvr.entropy import token_entropy
+from rlvr.loaders.models import check_length
 from rlvr.loss import clipped_loss
-from rlvr.policy import MasterWeights, check_length, load_policy, logp_and_entropy, micro_batches, score
+from rlvr.policy import Policy, load_policy, micro_batches
 from rlvr.rollout import sample
 
 PROMPT_LENGTHS, LENGTHS = [3, 1, 7, 2, 5], [6, 9, 1, 4, 0]
@@ -23,17 +27,24 @@ def rollouts():
     return make_rollouts(PROMPT_LENGTHS, LENGTHS)
 
 
-def of(model, rollouts, temperature=1.0, **options):
-    return logp_and_entropy(model, rollouts.prompt_ids, rollouts.completion_ids, rollouts.mask, temperature, **options)
+def of(model, rollouts, temperature=1.0, plain=None, **options):
+    """The packed scorer for a model under our attention, the plain one for any other, and on request for both."""
+    ours = model.config._attn_implementation == ATTENTION and not plain
+    way = scorer.logp_and_entropy if ours else policy.logp_and_entropy
+    return way(model, rollouts.prompt_ids, rollouts.completion_ids, rollouts.mask, temperature, **options)
+
+
+both_scorers = pytest.mark.parametrize("plain", [False, True], ids=["packed", "plain"])
 
 
 # -- values -----------------------------------------------------------------------------------------------------------------------------
 
 
+@both_scorers
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_equals_one_full_forward_for_each_token(model, rollouts, temperature):
+def test_equals_one_full_forward_for_each_token(model, rollouts, temperature, plain):
     with torch.no_grad():
-        logp, entropy = of(model, rollouts, temperature)
+        logp, entropy = of(model, rollouts, temperature, plain)
     for i, n in enumerate(LENGTHS):
         completion = rollouts.completion_ids[i, :n].tolist()
         expected = reference_logp_and_entropy(model, rollouts.prompt_ids[i], completion, temperature)
@@ -44,29 +55,33 @@ def test_equals_one_full_forward_for_each_token(model, rollouts, temperature):
     assert entropy[rollouts.mask].max() - entropy[rollouts.mask].min() > 0.3, "the model would be too uniform to test anything"
 
 
-def test_row_order_and_padding_change_nothing(model, rollouts):
+@both_scorers
+def test_row_order_and_padding_change_nothing(model, rollouts, plain):
     with torch.no_grad():
-        together = torch.stack(of(model, rollouts))
+        together = torch.stack(of(model, rollouts, plain=plain))
         for i in (3, 0, 2):  # alone: no padding at all
-            alone = torch.stack(of(model, rollouts.select(torch.tensor([i]))))
+            alone = torch.stack(of(model, rollouts.select(torch.tensor([i])), plain=plain))
             torch.testing.assert_close(alone, together[:, i : i + 1, : alone.shape[2]], rtol=0, atol=1e-5)
         order = torch.tensor([4, 1, 0, 3, 2])
-        torch.testing.assert_close(torch.stack(of(model, rollouts.select(order))), together[:, order], rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.stack(of(model, rollouts.select(order), plain=plain)), together[:, order], rtol=0, atol=1e-5)
         rollouts.completion_ids[~rollouts.mask] = 7  # whatever stands at the padding
-        torch.testing.assert_close(torch.stack(of(model, rollouts)), together, rtol=0, atol=0)
+        torch.testing.assert_close(torch.stack(of(model, rollouts, plain=plain)), together, rtol=0, atol=0)
 
 
-def test_completions_without_a_token_give_zeros(qwen):
+@both_scorers
+def test_completions_without_a_token_give_zeros(qwen, plain):
     rollouts = make_rollouts([2, 3], [0, 0])
-    logp, entropy = of(qwen, rollouts)
+    logp, entropy = of(qwen, rollouts, plain=plain)
     assert torch.equal(logp, torch.zeros(2, 1)) and torch.equal(entropy, torch.zeros(2, 1))
 
 
-def test_score_returns_what_one_pass_over_all_rows_gives(model, rollouts):
+@both_scorers
+def test_score_returns_what_one_pass_over_all_rows_gives(model, rollouts, plain):
     with torch.no_grad():
-        whole = of(model, rollouts, 0.7)
+        whole = of(model, rollouts, 0.7, plain)
+    engine = {} if plain else dict(logp_and_entropy=scorer.logp_and_entropy, packed=True)
     for budget in (1, 12, 10_000):
-        for ours, expected in zip(score(model, rollouts, torch.arange(len(rollouts)), 0.7, budget), whole):
+        for ours, expected in zip(Policy(model, None, set(), **engine).score(rollouts, torch.arange(len(rollouts)), 0.7, budget), whole):
             torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
             assert not ours.requires_grad
 
@@ -111,7 +126,7 @@ def test_the_gradient_of_a_log_prob_is_that_of_its_formula(temperature):
         return (weights * (z.view(6, V) / temperature).log_softmax(-1)[range(6), targets]).sum()
 
     ours = logits.float().requires_grad_()
-    logp, entropy = policy._TokenLogp.apply(ours, targets, temperature)
+    logp, entropy = scorer._TokenLogp.apply(ours, targets, temperature)
     (logp * weights).sum().backward()
     p = (logits / temperature).softmax(-1)
     by_hand = weights[:, None] * (torch.nn.functional.one_hot(targets, V) - p) / temperature
@@ -179,15 +194,16 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(name, rollouts):
 def test_chunked_logits_give_the_same_values_and_gradients(monkeypatch, rollouts, entropy_coef):
     model = new_model("qwen")
     values, grad = of(model, rollouts, 0.6), gradient(model, rollouts, [torch.arange(5)], entropy_coef, 0.6)
-    monkeypatch.setattr(policy, "LOGITS_AT_ONCE", 3 * V)  # three positions at a time; there are 20
+    monkeypatch.setattr(scorer, "LOGITS_AT_ONCE", 3 * V)  # three positions at a time; there are 20
     for ours, expected in zip(of(model, rollouts, 0.6), values):
         torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
     assert_same_gradient(gradient(model, rollouts, [torch.arange(5)], entropy_coef, 0.6), grad)
 
 
-def test_the_gradient_of_the_entropy_is_that_of_its_definition(rollouts):
+@both_scorers
+def test_the_gradient_of_the_entropy_is_that_of_its_definition(rollouts, plain):
     model = new_model("qwen")
-    of(model, rollouts, 0.6, with_grad_entropy=True)[1].sum().backward()
+    of(model, rollouts, 0.6, plain, with_grad_entropy=True)[1].sum().backward()
     ours = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
     for prompt, completion, n in zip(rollouts.prompt_ids, rollouts.completion_ids.tolist(), LENGTHS):
@@ -197,14 +213,14 @@ def test_the_gradient_of_the_entropy_is_that_of_its_definition(rollouts):
 
 def test_the_entropy_carries_a_gradient_only_if_asked(rollouts):
     model = new_model("qwen")
-    assert not of(model, rollouts)[1].requires_grad
+    assert not of(model, rollouts)[1].requires_grad and not of(model, rollouts, plain=True)[1].requires_grad
     without, with_bonus = (gradient(model, rollouts, [torch.arange(5)], coef) for coef in (0.0, 0.5))
     assert (without - with_bonus).norm() > 0.01 * without.norm()
 
 
 def test_logits_of_all_positions_never_exist_at_once(monkeypatch, rollouts):
     """The output layer sees completion positions alone, a chunk at a time, and no logits are kept for the backward pass."""
-    monkeypatch.setattr(policy, "LOGITS_AT_ONCE", 4 * V)
+    monkeypatch.setattr(scorer, "LOGITS_AT_ONCE", 4 * V)
     model = new_model("llama")
     seen, kept = [], []
     model.get_output_embeddings().register_forward_hook(lambda _, inputs, output: seen.append(tuple(output.shape)))
@@ -367,7 +383,7 @@ def test_a_model_that_scales_its_logits_after_the_output_layer_is_followed(model
                                                                             rollouts.completion_ids[0, :6].tolist(), 1.0)[0], abs=1e-4)  # fmt: skip
 
 
-def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(monkeypatch):
+def test_a_model_that_changes_its_logits_in_an_unknown_way_needs_the_plain_engine(monkeypatch):
     from transformers import Qwen2ForCausalLM
 
     real = Qwen2ForCausalLM.forward
@@ -378,15 +394,16 @@ def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(monkeypatc
         return out
 
     monkeypatch.setattr(Qwen2ForCausalLM, "forward", forward)
-    with pytest.raises(SettingError, match="changes its logits"):
+    with pytest.raises(SettingError, match="the fast engine cannot follow. Choose --engine plain"):
         load_policy("tiny")
+    assert load_policy("tiny", engine="plain").complete.complete is rollout.complete
 
 
 def test_completions_that_would_run_past_the_positions_of_the_model_are_refused():
     policy = load_policy("tiny")  # 512 positions
-    check_length(policy, [[3] * 12], 500)
+    check_length(policy.model, [[3] * 12], 500)
     with pytest.raises(SettingError, match="make 513 tokens, but the model has positions for 512"):
-        check_length(policy, [[3], [3] * 13], 500)
+        check_length(policy.model, [[3], [3] * 13], 500)
 
 
 def new_gemma2():
@@ -417,26 +434,80 @@ def new_gpt_oss():
     return GptOssForCausalLM(GptOssConfig(**SMALL, head_dim=16, num_local_experts=2, num_experts_per_tok=1))
 
 
-@pytest.mark.parametrize("new", [new_gemma2, new_bloom, new_phimoe, new_gpt_oss])
-def test_models_that_our_attention_cannot_follow_are_refused_and_work_with_generate(new, model_folder, tmp_path):
+def new_gpt_neo():
+    """Every other layer sees four tokens, by a mask of its own."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    shape = dict(vocab_size=800, hidden_size=32, num_layers=2, num_heads=2, window_size=4)
+    return GPTNeoForCausalLM(GPTNeoConfig(**shape, attention_types=[[["global", "local"], 1]]))
+
+
+def new_mamba():
+    """Recurrent: padding on the left enters its state, and its cache has another name."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(MambaConfig(vocab_size=800, hidden_size=32, state_size=8, num_hidden_layers=2))
+
+
+def new_recurrent_gemma():
+    """Recurrent layers and windows, and a cache that it keeps in itself."""
+    from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+    windows = dict(lru_width=32, attention_window_size=16)
+    return RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**SMALL | dict(num_hidden_layers=3, intermediate_size=96), **windows))
+
+
+UNUSUAL = [new_gemma2, new_bloom, new_phimoe, new_gpt_oss, new_gpt_neo, new_mamba, new_recurrent_gemma]
+
+
+@pytest.mark.parametrize("new", UNUSUAL)
+def test_models_that_the_fast_engine_cannot_follow_are_refused_and_work_with_the_plain_one(new, model_folder, tmp_path):
+    """Sampled side by side, from prompts of unlike length, past windows, with log-probs that are those of each row alone."""
     torch.manual_seed(0)
     folder = saved(new(), model_folder, tmp_path)
-    with pytest.raises(SettingError, match="cannot follow. Choose --sampler generate"):
+    with pytest.raises(SettingError, match="cannot follow. Choose --engine plain"):
         load_policy(folder)
-    policy = load_policy(folder, sampler="generate")
-    rollouts = sample(policy.model, policy.tokenizer, [[5, 6, 7], [8]], completions_per_prompt=2, max_new_tokens=6, stop_ids={3})
-    assert rollouts.old_logp[rollouts.mask].isnan().all() and rollouts.group.tolist() == [0, 0, 1, 1]
-    logp, _ = score(policy.model, rollouts, torch.arange(4), 1.0, 100)
-    assert logp[rollouts.mask].isfinite().all() and (logp[rollouts.mask] < 0).all()
+    plain = load_policy(folder, engine="plain")
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15]]
+    settings = dict(completions_per_prompt=2, max_new_tokens=30, stop_ids={3, 9}, generator=torch.Generator().manual_seed(0))
+    rollouts = sample(plain.model, plain.tokenizer, prompts, complete=plain.complete, **settings)
+    assert rollouts.group.tolist() == [0, 0, 1, 1, 2, 2] and rollouts.lengths.max() > 20
+    logp, entropy = plain.score(rollouts, torch.arange(6), 1.0, 100)
+    for i, n in enumerate(rollouts.lengths.tolist()):
+        with torch.no_grad():
+            alone = plain_logp_and_entropy(plain.model, rollouts.prompt_ids[i], rollouts.completion_ids[i, :n].tolist(), 1.0)
+        for found in ((rollouts.old_logp, rollouts.entropy), (logp, entropy)):
+            for ours, expected in zip(found, alone):
+                torch.testing.assert_close(ours[i, :n], expected, rtol=0, atol=1e-3)
+
+
+def test_what_the_plain_engine_does_without(model_folder, tmp_path):
+    """A recurrent model is sampled without padding and, where its cache is not found, without a cache; a usual one with both."""
+    assert load_policy("tiny", engine="plain").complete.complete is rollout.complete
+    unpadded = load_policy(saved(new_mamba(), model_folder, tmp_path), engine="plain").complete.complete
+    assert unpadded is not rollout.complete and unpadded.__name__ == "complete_by_length"
+
+
+@pytest.mark.parametrize("inner", [rollout.complete, choice.without_cache])
+def test_prompts_of_one_length_together_give_the_same_completions(qwen, inner):
+    u = torch.rand(10, 12, generator=torch.Generator().manual_seed(0))
+    prompts = [[3, 4, 5], [6], [7, 8, 9], [14, 6], [9]]
+    usual, other = (way(stock(qwen), prompts, 2, {2, 9}, 1.3, 0.9, u) for way in (rollout.complete, choice.by_length(inner)))
+    lengths, _ = rollout.completion_lengths(usual[0], {2, 9})
+    mask = torch.arange(usual[0].shape[1]) < lengths[:, None]
+    assert torch.equal(usual[0][mask], other[0][:, : mask.shape[1]][mask])
+    for a, b in zip(usual[1:], other[1:]):
+        torch.testing.assert_close(a[mask], b[:, : mask.shape[1]][mask], rtol=0, atol=1e-4)
 
 
 def test_a_model_with_a_window_longer_than_what_is_tried_is_followed(model_folder, tmp_path):
     from transformers import MistralConfig, MistralForCausalLM
 
     policy = load_policy(saved(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=20)), model_folder, tmp_path))
-    rollouts = sample(policy.model, policy.tokenizer, [[5, 6, 7], [8]], completions_per_prompt=2, max_new_tokens=50, stop_ids={800})
-    exact, _ = score(stock(policy.model), rollouts, torch.arange(4), 1.0, 100)
-    packed, _ = score(policy.model, rollouts, torch.arange(4), 1.0, 100)
+    settings = dict(completions_per_prompt=2, max_new_tokens=50, stop_ids={800}, complete=policy.complete)
+    rollouts = sample(policy.model, policy.tokenizer, [[5, 6, 7], [8]], **settings)
+    exact, _ = Policy(stock(policy.model), None, set()).score(rollouts, torch.arange(4), 1.0, 100)
+    packed, _ = policy.score(rollouts, torch.arange(4), 1.0, 100)
     torch.testing.assert_close(rollouts.old_logp, exact, rtol=0, atol=1e-4)
     torch.testing.assert_close(packed, exact, rtol=0, atol=1e-4)
 
@@ -484,3 +555,15 @@ def test_rows_of_like_length_stand_side_by_side():
     assert [len(block.keys) for block in blocks] == [2, 3, 1, 1] and all(block.keys.shape[1] >= 10 for block in blocks)
     padding = sum(block.keys.numel() for block in blocks) / sum([*(10 + n - 1 for n in (30, 29, 90, 88, 3, 31)), 10])
     assert padding < 1.1
+
+
+def test_the_entropy_of_both_fast_twins_is_that_of_entropy_py():
+    """scorer._TokenLogp and decoder.choose compute it in passing. Whoever changes its definition must change them too."""
+    logits = 3 * torch.randn(50, V, generator=torch.Generator().manual_seed(0))
+    logits[:10, 4] = float("-inf")
+    for temperature in (1.0, 0.6):
+        expected = token_entropy(logits, temperature)
+        _, of_scorer = scorer._TokenLogp.apply(logits, torch.zeros(50, dtype=torch.long), temperature)
+        _, _, of_decoder = decoder.choose(logits, temperature, 1.0, torch.full((50,), 0.5))
+        for name, found in (("rlvr/engine/scorer.py", of_scorer), ("rlvr/engine/decoder.py", of_decoder)):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=f"{name} has another entropy than rlvr/entropy.py")
