@@ -12,15 +12,17 @@ import torch
 from filelock import FileLock
 from helpers import RUN, SMALL_DATA, check_equal
 
-from rlvr.run import checkpoint
-from rlvr.run import log as runlog
 from rlvr import train as train_module
-from rlvr.run.checkpoint import checkpoints, damage, load_newest, restore_trainer, save, trainer_state
-from rlvr.config import SettingError, TrainConfig, parse_train
-from rlvr.data import encode_prompts, load_problems
 from rlvr.common.files import clear_leftovers
+from rlvr.config import SettingError, TrainConfig
+from rlvr.data import encode_prompts, load_problems
 from rlvr.policy import load_policy
-from rlvr.train import Trainer, train
+from rlvr.run import checkpoint, set_up
+from rlvr.run import folder as folder_module
+from rlvr.run.checkpoint import checkpoints, damage, load_newest, save
+from rlvr.run.cli import parse_train
+from rlvr.run.state import restore_trainer, trainer_state
+from rlvr.train import Step, Trainer, train
 
 UPDATES = 2  # in each step of RUN
 
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("no_figure")
 @pytest.fixture
 def stop_in(monkeypatch):
     """stop_in(n, times): while the n-th update of the next run is made, that many signals arrive."""
-    real = Trainer._update
+    real = Trainer.update
 
     def arm(n, times=1, number=signal.SIGTERM):
         count = 0
@@ -43,7 +45,7 @@ def stop_in(monkeypatch):
                 for _ in range(times):
                     os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(Trainer, "_update", update)
+        monkeypatch.setattr(Trainer, "update", update)
 
     return arm
 
@@ -111,20 +113,20 @@ def test_stopped_between_two_updates_the_rest_of_the_batch_is_used(tmp_path, sto
 
 
 def test_stopped_after_sampling_the_whole_batch_is_used(tmp_path, monkeypatch, reference):
-    real = Trainer._begin
+    real = Trainer.begin
 
     def begin(trainer):
         step = real(trainer)
-        if trainer.step_number == 2:
+        if trainer.number == 2:
             os.kill(os.getpid(), signal.SIGINT), os.kill(os.getpid(), signal.SIGINT)
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_begin", begin)
+        patch.setattr(Trainer, "begin", begin)
         assert run(tmp_path / "run")["stopped_by"] == "SIGINT"
     assert checkpoints(tmp_path / "run" / "checkpoints")[0].name == "step-000001+0"
     with monkeypatch.context() as patch:  # the second step is not sampled again
-        patch.setattr(Trainer, "_begin", lambda trainer: pytest.fail("sampled again") if trainer.step_number == 1 else real(trainer))
+        patch.setattr(Trainer, "begin", lambda trainer: pytest.fail("sampled again") if trainer.number == 1 else real(trainer))
         resume(tmp_path / "run")
     check_equal(tmp_path / "run", reference())
 
@@ -184,16 +186,16 @@ def test_the_place_in_the_data_is_kept_over_several_passes(tmp_path, stop_in, re
 
 def test_rows_after_the_checkpoint_are_cut_from_the_logs(tmp_path, monkeypatch, reference):
     """A run that crashes has logged steps that its newest checkpoint does not know; they are made again, not logged twice."""
-    real = Trainer._begin
+    real = Trainer.begin
 
     def begin(trainer):
-        if trainer.step_number == 3:
-            trainer.between_updates = False  # as after a crash: nothing can be saved any more
+        if trainer.number == 3:
+            trainer.optimizer.between_updates = False  # as after a crash: nothing can be saved any more
             raise RuntimeError("crash")
         return real(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_begin", begin)
+        patch.setattr(Trainer, "begin", begin)
         with pytest.raises(RuntimeError, match="crash"):
             run(tmp_path / "run", save_every=2)
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 5  # header, evaluation, 3 steps
@@ -268,7 +270,7 @@ def test_python_cannot_resume_with_other_settings_either(copy):
 
 
 def test_another_model_is_refused(copy, monkeypatch):
-    real = train_module.load_policy
+    real = set_up.load_policy
 
     def changed(*args):
         policy = real(*args)
@@ -276,7 +278,7 @@ def test_another_model_is_refused(copy, monkeypatch):
             next(policy.model.parameters()).mul_(1.01)
         return policy
 
-    monkeypatch.setattr(train_module, "load_policy", changed)
+    monkeypatch.setattr(set_up, "load_policy", changed)
     with pytest.raises(SettingError, match="The model .*words is not what .* began with"):
         resume(copy, "--steps", "6")
 
@@ -290,7 +292,7 @@ def new_trainer(**settings) -> Trainer:
 
 def test_every_random_generator_is_saved(tmp_path):
     trainer = new_trainer()
-    save(tmp_path, *trainer_state(trainer), steps_done=0, updates=None, keep=1)
+    save(tmp_path, *trainer_state(trainer, None), steps_done=0, updates=None, keep=1)
 
     def draws():
         return random.random(), numpy.random.rand(), torch.rand(1).item(), trainer.shuffle.random(), torch.rand(
@@ -299,7 +301,7 @@ def test_every_random_generator_is_saved(tmp_path):
 
     first = draws()
     assert draws() != first
-    restore_trainer(trainer, *load_newest(tmp_path)[1:])
+    restore_trainer(trainer, *load_newest(tmp_path)[1:], Step)
     assert draws() == first
 
 
@@ -307,7 +309,7 @@ def test_weights_that_are_tied_are_saved_once_and_stay_tied(tmp_path):
     trainer = new_trainer()
     model = trainer.policy.model
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    save(tmp_path, *trainer_state(trainer), steps_done=0, updates=None, keep=1)
+    save(tmp_path, *trainer_state(trainer, None), steps_done=0, updates=None, keep=1)
     _, tensors, state = load_newest(tmp_path)
     assert sum(w.numel() for w in tensors["weights"].values()) == sum(p.numel() for p in model.parameters())
     ids = torch.tensor([[5, 6, 7]])
@@ -315,27 +317,27 @@ def test_weights_that_are_tied_are_saved_once_and_stay_tied(tmp_path):
         before = model(input_ids=ids).logits
         for weight in model.parameters():
             weight.zero_()
-        restore_trainer(trainer, tensors, state)
+        restore_trainer(trainer, tensors, state, Step)
         assert torch.equal(model(input_ids=ids).logits, before)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_what_memory_allowed_is_remembered_unless_the_flag_changes(tmp_path):
     trainer = new_trainer(micro_batch_tokens=4096, sampling_rows=64)
-    trainer.micro_batch_tokens.size, trainer.sampling_rows.size = 1024, 16
-    tensors, state = trainer_state(trainer)
+    trainer.micro_batch_tokens.size, trainer.policy.complete.rows = 1024, 16
+    tensors, state = trainer_state(trainer, None)
     again = new_trainer(micro_batch_tokens=4096, sampling_rows=128)
-    restore_trainer(again, tensors, json.loads(json.dumps(state)))
-    assert (again.micro_batch_tokens.size, again.sampling_rows.size) == (1024, 128)
+    restore_trainer(again, tensors, json.loads(json.dumps(state)), Step)
+    assert (again.micro_batch_tokens.size, again.policy.complete.rows) == (1024, float("inf"))
 
 
 def test_another_machine_is_noted(tmp_path, capsys):
     trainer = new_trainer()
-    tensors, state = trainer_state(trainer)
-    restore_trainer(trainer, tensors, state)
+    tensors, state = trainer_state(trainer, None)
+    restore_trainer(trainer, tensors, state, Step)
     assert "note" not in capsys.readouterr().out
     state["made_with"]["torch"] = "1.0"
-    restore_trainer(trainer, tensors, state)
+    restore_trainer(trainer, tensors, state, Step)
     assert f"made with torch 1.0 (now {torch.__version__})" in capsys.readouterr().out
 
 
@@ -475,8 +477,8 @@ def test_a_setting_that_does_not_change_the_result_can(flags, copy):
 
 
 def test_other_problems_are_refused_and_nothing_is_touched(copy, monkeypatch):
-    real = train_module.load_problems
-    monkeypatch.setattr(train_module, "load_problems", lambda *a, **k: real(*a, **k)[1:])
+    real = set_up.load_problems
+    monkeypatch.setattr(set_up, "load_problems", lambda *a, **k: real(*a, **k)[1:])
     before = listing(copy)
     with pytest.raises(SettingError, match="The problems are not those that .* began with"):
         resume(copy, "--steps", "6")
@@ -507,7 +509,7 @@ def test_two_processes_cannot_write_one_run_folder(copy, tmp_path):
 
 def test_two_runs_that_start_together_get_two_folders(tmp_path, monkeypatch):
     """Both find the name free; the one that comes second to the lock takes the next name."""
-    config, real, other = TrainConfig(**RUN, out=str(tmp_path)), runlog.run_folder, []
+    config, real, other = TrainConfig(**RUN, out=str(tmp_path)), folder_module.run_folder, []
 
     def slow(config):
         folder = real(config)
@@ -519,10 +521,10 @@ def test_two_runs_that_start_together_get_two_folders(tmp_path, monkeypatch):
             (tmp_path / "pos-seed0" / "config.json").write_text("{}")
         return folder
 
-    monkeypatch.setattr(runlog, "run_folder", slow)
-    folder, lock = runlog.claim_run_folder(config)
-    assert folder.name == "pos-seed0-2"
-    lock.release(), other[0].release()
+    monkeypatch.setattr(folder_module, "run_folder", slow)
+    with folder_module.claimed_run_folder(config) as folder:
+        assert folder.name == "pos-seed0-2"
+    other[0].release()
 
 
 def test_what_is_the_users_own_is_left_alone_and_a_half_swapped_folder_is_put_back(tmp_path):
