@@ -114,6 +114,8 @@ MUTANTS = [
      "position_bonus(advantages, mask, pos_alpha, pos_direction)", "position_bonus(advantages, mask, pos_alpha)"),
     ("methods: only the first of several applied", "advantage", "advantage",
      "for name in method_parts(method):", "for name in method_parts(method)[:1]:"),
+    ("methods: strengths keep their defaults", "advantage", "advantage", "strengths.get(key, STRENGTHS[key].default)", "STRENGTHS[key].default"),
+    ("methods: a strength is not checked for its range", "config -k declared_later", "config", "limits = at_least(0", "limits = {} and at_least(0"),
     # -- loss
     ("loss: ratio only, no clip", "loss", "loss", "torch.maximum(-ratio * advantages, -clipped * advantages)", "(-ratio * advantages)"),
     ("loss: clipped only, no maximum", "loss", "loss",
@@ -396,6 +398,7 @@ MUTANTS = [
     ("runlog: a finished run begins anew", "checkpoint -k begun_anew", "run/log", 'and (self.folder / "summary.json").exists():', "and False:"),
     ("runlog: a longer run reports its old end", "checkpoint -k no_end", "run/log", "                self.last = None", "                pass"),
     ("config: the learning rate may change", "checkpoint -k cannot_change", "run/settings", '"steps save_every keep', '"lr steps save_every keep'),
+    ("config: ranges are not checked", "config -k train_refuses", "run/settings", "if low is not None and not low", "if False and not low"),
     ("config: nothing may change", "checkpoint -k result_can", "run/settings", "if name not in MAY_CHANGE]:", "]:"),
     # -- the record of a run
     ("runlog: right and wrong swapped", "runlog", "run/log",
