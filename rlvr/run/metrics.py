@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -30,54 +31,33 @@ class Watch:
     def __init__(self, trainer):
         self.trainer, policy = trainer, trainer.policy
         self.seconds: dict[str, float] = defaultdict(float)  # of this step, by part
-        self.seen = {"rounds": 0, "kills": 0, "drift": None}  # of this step
-        trainer.begin = self._begun(self._timed("begin", trainer.begin))
-        trainer.score = self._timed("reward", self._a_sentence_if_it_fails(trainer.score))
-        trainer.update = self._timed("update", trainer.update)
-        policy.sample = self._timed("sampling", self._counted(policy.sample))
-        policy.score = self._timed("scoring", policy.score)
-        policy.rescore = self._drift_kept(policy.rescore)
+        self.seen: dict = {"rounds": 0, "kills": 0, "drift": None}  # of this step: rounds of sampling, answers given up, see rescore
+        # A context manager that is made by a function is a decorator too: what it does around a block, it does around each call.
+        trainer.begin = self._begun()(self._timed("begin")(trainer.begin))
+        trainer.score = self._timed("reward")(_a_sentence_if_it_fails()(trainer.score))
+        trainer.update = self._timed("update")(trainer.update)
+        policy.sample = self._round()(self._timed("sampling")(policy.sample))
+        policy.score = self._timed("scoring")(policy.score)
+        rescore = policy.rescore
+        policy.rescore = lambda *args: self.seen.update(drift=rescore(*args))
 
-    def _timed(self, part: str, work):
-        def timed(*args, **kw):
-            started = time.perf_counter()
-            result = work(*args, **kw)
-            self.seconds[part] += time.perf_counter() - started
-            return result
+    @contextmanager
+    def _timed(self, part: str):
+        started = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - started
 
-        return timed
+    @contextmanager
+    def _begun(self):
+        self.seconds.clear()
+        self.seen = {"rounds": 0, "kills": -_kills(), "drift": None}
+        yield
+        self.seen["kills"] += _kills()
 
-    def _begun(self, begin):
-        def begun():
-            self.seconds.clear()
-            self.seen = {"rounds": 0, "kills": -_kills(), "drift": None}
-            step = begin()
-            self.seen["kills"] += _kills()
-            return step
-
-        return begun
-
-    def _counted(self, sample):
-        def counted(*args, **kw):
-            self.seen["rounds"] += 1
-            return sample(*args, **kw)
-
-        return counted
-
-    def _drift_kept(self, rescore):
-        def kept(*args):
-            self.seen["drift"] = rescore(*args)
-
-        return kept
-
-    def _a_sentence_if_it_fails(self, score):
-        def scored(*args):
-            try:
-                return score(*args)
-            except (ValueError, ImportError) as error:
-                raise SettingError(str(error)) from None
-
-        return scored
+    @contextmanager
+    def _round(self):
+        self.seen["rounds"] += 1
+        yield
 
     def row(self, step) -> dict[str, float | str | None]:
         """The numbers of a step, by the names of COLUMNS; None where it has no such number."""
@@ -92,6 +72,15 @@ class Watch:
         row |= {"lr": trainer.optimizer.learning_rate(trainer.number)} | update_metrics(step.updates, row["logp_drift"])
         row |= {f"seconds_{part}": self.seconds[part] for part in ("sampling", "reward", "scoring", "update")}
         return row | {"seconds_step": self.seconds["begin"] + self.seconds["update"]}
+
+
+@contextmanager
+def _a_sentence_if_it_fails():
+    """Turns what a reward function says of its failure into a sentence for the user."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise SettingError(str(error)) from None
 
 
 def _kills() -> int:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 
-from rlvr.advantage import method_parts
 from rlvr.common.text import say
 from rlvr.config import SettingError, TrainConfig
 from rlvr.data import Problem, has_test_split, load_held_out, load_problems
@@ -44,10 +43,6 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
 def _check(c: TrainConfig) -> None:
     """Refuse what cannot work, before anything is loaded. Raises SettingError."""
     check_train(c)
-    try:
-        method_parts(c.method)
-    except ValueError as error:
-        raise SettingError(str(error)) from None
     check_model_name(c.model)
     choose_device(c.device, c.cuda_graphs)
     check_tracker(c.report_to)
