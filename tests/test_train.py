@@ -524,6 +524,22 @@ def test_the_csv_reads_back_equal_for_equal_seeds(tmp_path):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.usefixtures("no_figure")
+def test_a_run_with_the_plain_engine_is_the_run_with_the_fast_one(tmp_path):
+    """From end to end: training, evaluation, log. Rounding alone may part them, and in two steps of a small model it does not show."""
+    watching = dict(eval_data=SMALL_DATA, final_eval_problems=6, eval_every=1, eval_problems=4, steps=2)
+    rows = {}
+    for engine in ("fast", "plain"):
+        train(TrainConfig(**(SMALL | watching | dict(out=str(tmp_path), name=engine, engine=engine))))
+        with open(tmp_path / engine / "metrics.csv", newline="") as file:
+            rows[engine] = list(csv.DictReader(file))
+    for fast, plain in zip(rows["fast"], rows["plain"], strict=True):
+        for name in ("accuracy", "length", "groups_kept", "eval_pass_at_1", "truncated"):
+            assert fast[name] == plain[name], name
+        for name in ("entropy", "log_ppl", "grad_norm", "loss"):
+            assert fast[name] == plain[name] == "" or float(fast[name]) == pytest.approx(float(plain[name]), rel=1e-3, abs=1e-5), name
+
+
 def test_an_unknown_method_is_refused_before_any_work(tmp_path):
     with pytest.raises(SettingError, match="no method 'ppo'"):
         train(TrainConfig(method="ppo", out=str(tmp_path / "runs")))
