@@ -1,9 +1,10 @@
-"""Are these settings good? Whatever can be said before anything is loaded is said here, and what a run folder was made with is read here."""
+"""Are these settings good? All that can be said before anything is loaded. And the settings that a run folder was made with."""
 
 import json
 import os
 import re
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -16,6 +17,8 @@ MAY_CHANGE = set(
     "steps save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
     "gradient_checkpointing lora_merge report_to push_to_hub".split()
 )
+
+NO_GRAPHS = "--cuda-graphs has no effect with --engine plain. Leave one of them out."
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -50,13 +53,12 @@ def check_train(c: TrainConfig) -> None:
         _check_resumed(c)
     _check_values(c)
     _check_ranges(c)
-    _check_engine(c)
-    _check_combinations(c)
-    _check_objective(c)
-    _check_shaping(c)
-    _check_folder(c)
+    _check_method(c)
+    _refuse(_combinations(c))
     check_size(c.prompts_per_step * c.completions_per_prompt, c.max_new_tokens, "--prompts-per-step and --completions-per-prompt")
     check_size(c.final_eval_problems * c.eval_completions, c.max_new_tokens, "--final-eval-problems and --eval-completions")
+    if not c.resume:
+        check_can_write(Path(c.out, c.name), "the run folder")
 
 
 def check_eval(c: EvalConfig) -> None:
@@ -65,10 +67,18 @@ def check_eval(c: EvalConfig) -> None:
         raise SettingError("No model was named. Name one or more, as in: python eval.py tiny runs/pos-seed0")
     _check_values(c)
     _check_ranges(c)
-    _check_engine(c)
-    if not 0 < c.top_p <= 1:
-        raise SettingError(f"--top-p is {c.top_p}. Choose a number above 0 and at most 1.")
+    _refuse([
+        (not 0 < c.top_p <= 1, f"--top-p is {c.top_p}. Choose a number above 0 and at most 1."),
+        (c.engine == "plain" and c.cuda_graphs, NO_GRAPHS),
+    ])  # fmt: skip
     check_size(max(c.problems, 1) * c.completions, max(c.max_new_tokens, 1), "--problems and --completions")
+
+
+def _refuse(faults: Iterable[tuple[bool, str]]) -> None:
+    """Raises SettingError with the first message whose condition holds."""
+    for wrong, message in faults:
+        if wrong:
+            raise SettingError(message)
 
 
 def check_size(completions: int, max_new_tokens: int, flags: str) -> None:
@@ -153,65 +163,36 @@ def _check_ranges(c) -> None:
             raise SettingError(f"{_flag(field.name)} is {value}. Choose a positive number.")
 
 
-def _check_engine(c) -> None:
-    if c.engine == "plain" and c.cuda_graphs:
-        raise SettingError("--cuda-graphs has no effect with --engine plain. Leave one of them out.")
-
-
-def _check_combinations(c: TrainConfig) -> None:
-    """Settings that make no sense together."""
-    if c.lora_merge and not c.lora_rank:
-        raise SettingError("--lora-merge has nothing to merge without --lora-rank. Leave it out, or choose a rank, such as 32.")
-    if c.data == "tiny" and (c.problem_column or c.answer_column):
-        raise SettingError("The built-in problems have no columns. Leave out --problem-column and --answer-column, or name other --data.")
-    if c.eval_every and c.final_eval_problems and c.eval_problems < 1:
-        raise SettingError(
-            f"--eval-problems is {c.eval_problems}. Choose 1 or more, or --eval-every 0 to evaluate only at the start and the end."
-        )
-    if c.eval_data and not c.final_eval_problems:
-        raise SettingError("--eval-data names problems, but --final-eval-problems 0 evaluates none. Choose one of the two.")
-
-
-def _check_objective(c: TrainConfig) -> None:
-    if not (0 <= c.clip_low < 1 and c.clip_high >= 0):
-        raise SettingError(
-            f"Clip values {c.clip_low} and {c.clip_high} leave no valid range for the ratio. "
-            "Choose --clip-low from 0 to below 1, and --clip-high 0 or more."
-        )
-    if c.overlong_buffer > c.max_new_tokens:
-        raise SettingError(
-            f"--overlong-buffer {c.overlong_buffer} is longer than --max-new-tokens {c.max_new_tokens}. "
-            "Choose a shorter buffer, or 0 for none."
-        )
-
-
-def _check_shaping(c: TrainConfig) -> None:
+def _check_method(c: TrainConfig) -> None:
     try:
         method_parts(c.method)
     except ValueError as error:
         raise SettingError(str(error)) from None
     if later := [name for name in STRENGTHS if not hasattr(c, name)]:
         raise SettingError(f"These settings were made before {later[0]} was declared. Make them again, with TrainConfig = train_config().")
-    if c.shape_start == "plateau":
-        return
-    if c.shape_start < 1:
-        raise SettingError(f"--shape-start is {c.shape_start}, but steps count from 1. Choose 1 or more, or 'plateau'.")
-    if c.shape_start > c.steps:
-        raise SettingError(f"--shape-start {c.shape_start} comes after the last step, {c.steps}. Choose an earlier one.")
-    if c.shape_stop and c.shape_stop < c.shape_start:
-        raise SettingError(
-            f"The window from --shape-start {c.shape_start} to --shape-stop {c.shape_stop} is empty. "
-            "Choose a stop that is not before the start."
-        )
 
 
-def _check_folder(c: TrainConfig) -> None:
-    """Names of what is written: the run folder, and the repository on the Hub."""
-    if c.name and (c.name != Path(c.name).name or c.name in (".", "..")):
-        raise SettingError(
-            f"--name {c.name!r} is not a plain folder name. Choose a name without slashes, and --out for the folder around it."
-        )
-    if c.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", c.push_to_hub):
-        raise SettingError(f"--push-to-hub {c.push_to_hub!r} is no Hub id. Write it as your-name/my-model.")
-    if not c.resume:
-        check_can_write(Path(c.out, c.name), "the run folder")
+def _combinations(c: TrainConfig) -> Iterator[tuple[bool, str]]:
+    """Settings that make no sense together, or have a form of their own: whether it is so, and cause and remedy."""
+    yield c.engine == "plain" and c.cuda_graphs, NO_GRAPHS
+    yield c.lora_merge and not c.lora_rank, (
+        "--lora-merge has nothing to merge without --lora-rank. Leave it out, or choose a rank, such as 32.")
+    yield c.data == "tiny" and bool(c.problem_column or c.answer_column), (
+        "The built-in problems have no columns. Leave out --problem-column and --answer-column, or name other --data.")
+    yield c.eval_every and c.final_eval_problems and c.eval_problems < 1, (
+        f"--eval-problems is {c.eval_problems}. Choose 1 or more, or --eval-every 0 to evaluate only at the start and the end.")
+    yield c.eval_data and not c.final_eval_problems, (
+        "--eval-data names problems, but --final-eval-problems 0 evaluates none. Choose one of the two.")
+    yield not (0 <= c.clip_low < 1 and c.clip_high >= 0), (
+        f"Clip values {c.clip_low} and {c.clip_high} leave no valid range. Choose --clip-low from 0 to below 1, and --clip-high 0 or more.")
+    yield c.overlong_buffer > c.max_new_tokens, (
+        f"--overlong-buffer {c.overlong_buffer} is longer than --max-new-tokens {c.max_new_tokens}. Choose a shorter one, or 0 for none.")
+    if c.shape_start != "plateau":
+        yield c.shape_start < 1, f"--shape-start is {c.shape_start}, but steps count from 1. Choose 1 or more, or 'plateau'."
+        yield c.shape_start > c.steps, f"--shape-start {c.shape_start} comes after the last step, {c.steps}. Choose an earlier one."
+        yield c.shape_stop and c.shape_stop < c.shape_start, (
+            f"The window from --shape-start {c.shape_start} to --shape-stop {c.shape_stop} is empty. Choose a later stop.")
+    yield c.name and (c.name != Path(c.name).name or c.name in (".", "..")), (
+        f"--name {c.name!r} is not a plain folder name. Choose a name without slashes, and --out for the folder around it.")
+    yield c.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", c.push_to_hub), (
+        f"--push-to-hub {c.push_to_hub!r} is no Hub id. Write it as your-name/my-model.")  # fmt: skip
