@@ -14,6 +14,7 @@ from presets import SHAPES, shape_of
 
 from rlvr.config import PRESET_MEMORY, PRESETS, TrainConfig
 from rlvr.engine.estimate import GIB, advice, estimate, free_memory
+from rlvr.run import set_up
 
 PARAMETERS = {  # as the models' pages give them
     "smollm2-135m": 134_515_008,
@@ -145,22 +146,18 @@ def test_a_model_with_learned_positions_has_an_estimate_too():
 
 @pytest.mark.parametrize("free, said", [(2**40, False), (2**29, True)])
 def test_a_run_says_what_it_needs_before_it_loads_a_model(free, said, model_folder, monkeypatch, capsys):
-    from rlvr import train
-
-    monkeypatch.setattr(train, "free_memory", lambda device: free)
-    train.say_memory(TrainConfig(model=str(model_folder), device="cpu"))
+    monkeypatch.setattr(set_up, "free_memory", lambda device: free)
+    set_up.say_memory(TrainConfig(model=str(model_folder), device="cpu"))
     printed = capsys.readouterr().out
     assert printed.startswith("memory at most: ") and "GiB (weights 0.8, optimiser 0.0" in printed
     assert ("note: That does not fit into the 0.5 GiB that are free here. Choose a smaller model." in printed) == said
-    train.say_memory(TrainConfig())  # the built-in model fits everywhere
+    set_up.say_memory(TrainConfig())  # the built-in model fits everywhere
     assert not capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_estimated_is_left_to_the_loader(tmp_path, capsys):
-    from rlvr import train
-
     (tmp_path / "config.json").write_text('{"model_type": "no such thing"}')
     for name in ("tokenizer.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
-    train.say_memory(TrainConfig(model=str(tmp_path), device="cpu"))
+    set_up.say_memory(TrainConfig(model=str(tmp_path), device="cpu"))
     assert not capsys.readouterr().out

@@ -14,8 +14,10 @@ from helpers import make_rollouts
 import rlvr.evaluate
 from rlvr.config import EvalConfig
 from rlvr.data import Problem
-from rlvr.evaluate import bootstrap_interval, compare, evaluate, majority, pass_at_k
+from rlvr.evaluate import bootstrap_interval, evaluate, majority, pass_at_k
 from rlvr.policy import Policy
+from rlvr.run import compare as module
+from rlvr.run.compare import compare, prompts_of_the_run
 
 # -- pass@k -----------------------------------------------------------------------------------------------------------------------------
 
@@ -156,8 +158,6 @@ def test_models_are_compared_in_one_table_and_one_file(model_folder, tmp_path, c
 
 def test_several_sets_are_evaluated_in_one_go_with_a_table_in_the_layout_of_the_paper(tmp_path, monkeypatch, capsys):
     """Two models, two sets: every set with intervals, then a row for each model with all sets in percent, and their mean."""
-    from rlvr import evaluate as module
-
     sets = {}
     for name, answers in (("one", ["1", "2"]), ("two", ["1"])):
         sets[name] = str(tmp_path / f"{name}.jsonl")
@@ -170,11 +170,11 @@ def test_several_sets_are_evaluated_in_one_go_with_a_table_in_the_layout_of_the_
         return dataclasses.replace(batch, text=texts)
 
     monkeypatch.setattr(module, "check_model_name", lambda name: name)
-    monkeypatch.setattr(module, "load_policy", lambda name, *_: types.SimpleNamespace(model=name, tokenizer=None, stop_ids={2}))
+    monkeypatch.setattr(module, "load_policy", lambda name, *_: types.SimpleNamespace(model=name, tokenizer=None, stop_ids={2}, complete=None))
     monkeypatch.setattr(module, "encode_prompts", lambda tokenizer, problems, *_: (problems, [[3]] * len(problems), 0))
     monkeypatch.setattr(module, "check_length", lambda *_: None)
     monkeypatch.setattr(module, "positions", lambda policy: 512)
-    monkeypatch.setattr(module, "sample", sample)
+    monkeypatch.setattr(rlvr.evaluate, "sample", sample)
     out = tmp_path / "eval.json"
     written = compare(EvalConfig(models=["right", "half"], data=",".join(sets.values()), completions=2, out=str(out), device="cpu"))
     printed = capsys.readouterr().out
@@ -190,7 +190,6 @@ def test_several_sets_are_evaluated_in_one_go_with_a_table_in_the_layout_of_the_
 
 def test_a_run_and_what_it_is_compared_with_get_the_prompts_of_its_training(tmp_path, capsys):
     from rlvr.config import TrainConfig
-    from rlvr.evaluate import prompts_of_the_run
 
     def run(name, **settings):
         folder = tmp_path / name

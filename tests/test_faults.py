@@ -13,23 +13,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import RUN, STORIES, check_equal
+from helpers import RUN, STORIES, check_equal, one_step
 from safetensors import SafetensorError
 
 from rlvr import reward
-from rlvr.run import checkpoint
-from rlvr.run import figures
-from rlvr.common import files, text
-from rlvr.run import stop
 from rlvr import train as train_module
-from rlvr.run.checkpoint import checkpoints, damage
+from rlvr.common import files, text
 from rlvr.config import SettingError, TrainConfig
-from rlvr.run.cli import parse_train
 from rlvr.data import encode_prompts, load_problems
+from rlvr.engine import decoder
 from rlvr.engine.memory import Budget
-from rlvr.policy import load_policy
+from rlvr.policy import Policy, load_policy
 from rlvr.reward import rewards_from
-from rlvr.rollout import sample
+from rlvr.rollout import complete, sample
+from rlvr.run import checkpoint, figures, held_out, session, set_up, stop
+from rlvr.run.checkpoint import checkpoints, damage
+from rlvr.run.cli import parse_train
+from rlvr.run.log import Log
+from rlvr.run.state import undone_if_it_fails
 from rlvr.train import Trainer, train
 from rlvr.verifier import ANSWER_SECONDS
 
@@ -98,7 +99,7 @@ def with_little_memory(monkeypatch, trainer, most: int, kind="cuda", training=Tr
 def test_out_of_memory_in_the_update_halves_the_micro_batch_and_changes_nothing_but_rounding(kind, monkeypatch, capsys):
     plain, tight = make_trainer(), make_trainer()
     seen = with_little_memory(monkeypatch, tight, most=60, kind=kind)
-    (a, *_), (b, *_) = plain.step(), tight.step()
+    (a, *_), (b, *_) = one_step(plain), one_step(tight)
     assert max(seen) > 60 and tight.micro_batch_tokens.size < 4096 / 2
     assert f"out of memory: --micro-batch-tokens is {tight.micro_batch_tokens.size} from here on" in capsys.readouterr().out
     torch.testing.assert_close(weights(tight), weights(plain), rtol=0, atol=2e-5)
@@ -143,7 +144,7 @@ def test_out_of_memory_with_bfloat16_masters_does_not_count_twice_either(monkeyp
 
         with monkeypatch.context() as patch:
             patch.setattr(train_module, "clipped_loss", clipped_loss)
-            norms.append(trainer.step()[0]["grad_norm"])
+            norms.append(one_step(trainer)[0]["grad_norm"])
         assert len(calls) > 3
         return norms[0]
 
@@ -153,8 +154,8 @@ def test_out_of_memory_with_bfloat16_masters_does_not_count_twice_either(monkeyp
 def test_out_of_memory_in_sampling_halves_the_rows_and_changes_nothing(monkeypatch, capsys):
     plain, tight = make_trainer(), make_trainer()
     seen = with_little_memory(monkeypatch, tight, most=4, training=False)
-    (_, batch, *_), (_, tight_batch, *_) = plain.step(), tight.step()
-    assert max(seen) > 4 and tight.sampling_rows.size == 4
+    batch, tight_batch = plain.step().rollouts, tight.step().rollouts
+    assert max(seen) > 4 and tight.policy.complete.rows == 4
     assert "--sampling-rows is 4 from here on" in capsys.readouterr().out
     assert torch.equal(batch.completion_ids, tight_batch.completion_ids) and batch.text == tight_batch.text
     torch.testing.assert_close(tight_batch.old_logp, batch.old_logp, rtol=0, atol=1e-4)
@@ -162,15 +163,16 @@ def test_out_of_memory_in_sampling_halves_the_rows_and_changes_nothing(monkeypat
     assert torch.equal(tight.generator.get_state(), plain.generator.get_state())  # the next batch is the same too
 
 
+@pytest.mark.parametrize("complete", [complete, decoder.complete], ids=["plain", "fast"])
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 0.9)])
-def test_a_completion_does_not_depend_on_its_neighbours(temperature, top_p, model, tokenizer):
+def test_a_completion_does_not_depend_on_its_neighbours(temperature, top_p, complete, model, tokenizer):
     prompts = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [14, 6]]
 
     def completions(rows):
         generator = torch.Generator().manual_seed(0)
         rollouts = sample(
             model, tokenizer, prompts, completions_per_prompt=3, max_new_tokens=20, stop_ids={2}, temperature=temperature, top_p=top_p,
-            generator=generator, sampling_rows=rows,
+            generator=generator, sampling_rows=rows, complete=complete,
         )  # fmt: skip
         return [ids[:n].tolist() for ids, n in zip(rollouts.completion_ids, rollouts.lengths)]
 
@@ -180,16 +182,17 @@ def test_a_completion_does_not_depend_on_its_neighbours(temperature, top_p, mode
 
 def test_old_log_probs_that_are_recomputed_survive_it_too(monkeypatch):
     plain, tight = make_trainer(old_logp="recompute"), make_trainer(old_logp="recompute")
-    real = train_module.score
+    real = Policy.score
 
-    def tight_score(model, rollouts, rows, temperature, tokens):
+    def tight_score(policy, rollouts, rows, temperature, tokens):
         if tokens > 1000:
             raise MESSAGES["cuda"]()
-        return real(model, rollouts, rows, temperature, tokens)
+        return real(policy, rollouts, rows, temperature, tokens)
 
-    _, batch, *_ = plain.step()
-    monkeypatch.setattr(train_module, "score", tight_score)
-    _, tight_batch, *_ = tight.step()
+    batch = plain.step().rollouts
+    monkeypatch.setattr(Policy, "score", tight_score)
+    tight_batch = tight.step().rollouts
+    assert tight.micro_batch_tokens.size <= 1000
     torch.testing.assert_close(tight_batch.old_logp, batch.old_logp, rtol=0, atol=1e-4)
 
 
@@ -218,13 +221,13 @@ def test_real_memory_that_runs_out():
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import resource, torch
 torch.set_num_threads(1)
-from helpers import STORIES
+from helpers import STORIES, one_step
 from test_faults import make_trainer
 settings = dict(model="tiny", data=STORIES, max_new_tokens=60, overlong_buffer=0, micro_batch_tokens=10**6)
 trainer = make_trainer(prompts_per_step=64, mini_batch_prompts=64, completions_per_prompt=16, **settings)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
-metrics, *_ = trainer.step()
+metrics, *_ = one_step(trainer)
 print("updates", metrics["updates"], "size", trainer.micro_batch_tokens.size)
 """
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -309,23 +312,23 @@ def test_a_disk_that_stays_full_ends_the_run_with_one_sentence_and_what_was_save
     check_equal(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("name", ["csv_file", "jsonl_file"])
+@pytest.mark.parametrize("name", ["metrics", "rollouts"])
 def test_rows_that_do_not_fit_wait_and_no_checkpoint_is_written_without_them(whole, name, tmp_path, monkeypatch, capsys):
-    real, real_save, log = train_module.RunLog.step, checkpoint.save, []
+    real, real_save, log = Log.row, checkpoint.save, []
 
-    def step(self, metrics, *args):
+    def row(self, numbers):
         file = getattr(self, name)
-        if metrics["step"] == 2:
+        if numbers["step"] == 2:
             file.file = FullFile(file.file, room=17)
-        if metrics["step"] == 4:
+        if numbers["step"] == 4:
             file.file.room = 10**9  # there is room again
-        real(self, metrics, *args)
+        real(self, numbers)
 
     def save(*args, steps_done, **kwargs):
         log.append(steps_done)
         return real_save(*args, steps_done=steps_done, **kwargs)
 
-    monkeypatch.setattr(train_module.RunLog, "step", step)
+    monkeypatch.setattr(Log, "row", row)
     monkeypatch.setattr(checkpoint, "save", save)
     run(tmp_path / "run")
     assert log == [1, 4]
@@ -339,7 +342,7 @@ def test_a_model_that_does_not_fit_leaves_the_checkpoint(error, tmp_path, monkey
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module.RunLog, "_finish", fails)
+        patch.setattr(session, "save_model", fails)
         with pytest.raises(SettingError, match=r"could not be written .*the newest checkpoint is .*step-000004. Make room, then"):
             run(tmp_path / "run")
     resume(tmp_path / "run")
@@ -422,7 +425,7 @@ def test_a_reward_of_nan_does_not_poison_its_group(monkeypatch):
     """The row gets advantage 0; the others are normalised without it; it is counted, and it makes no group look mixed."""
     pattern = [1.0, -1.0, 1.0, math.nan] + [1.0, 1.0, 1.0, math.nan] + [1.0, -1.0, -1.0, -1.0] + [math.nan, -1.0, -1.0, -1.0]
     trainer = make_trainer(lambda r, g: pattern, method="grpo", filter_groups=True, overlong_buffer=0)
-    metrics, batch, correct, shaped = trainer.step()
+    metrics, batch, correct, shaped = one_step(trainer)
     assert (metrics["reward_failures"], metrics["groups_kept"]) == (3, 2)
     assert metrics["reward"] == pytest.approx(sum(p for p in pattern if p == p) / 13) and math.isfinite(metrics["reward_std"])
     a = shaped[:, 0].tolist()
@@ -453,17 +456,18 @@ def test_a_step_that_fails_where_a_new_pass_over_the_data_begins_leaves_the_trai
     fail = [True]
 
     def fails_once(responses, golds):
-        if fail and trainer.step_number == 3:
+        if fail and trainer.number == 3:
             raise RuntimeError
         return plus(responses, golds)
 
     def after(reward):
         nonlocal trainer
         trainer = make_trainer(reward, prompts_per_step=24)  # 64 problems: the third step needs a second pass
-        while trainer.steps_done < 3:
+        while trainer.number < 3:
             try:
-                trainer.step()
-            except SettingError:
+                with undone_if_it_fails(trainer):
+                    trainer.step()
+            except ValueError:
                 torch.rand(1), fail.clear()
         return weights(trainer)
 
@@ -472,7 +476,7 @@ def test_a_step_that_fails_where_a_new_pass_over_the_data_begins_leaves_the_trai
 
 
 def test_a_step_whose_evaluation_fails_is_not_lost(tmp_path, monkeypatch):
-    real, calls = train_module.evaluate, []
+    real, calls = held_out.evaluate, []
 
     def evaluate(*args, **settings):
         calls.append(1)
@@ -480,7 +484,7 @@ def test_a_step_whose_evaluation_fails_is_not_lost(tmp_path, monkeypatch):
             raise RuntimeError("evaluation broke")
         return real(*args, **settings)
 
-    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    monkeypatch.setattr(held_out, "evaluate", evaluate)
     with pytest.raises(RuntimeError, match="evaluation broke"):
         run(tmp_path / "run", save_every=0)
     assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
@@ -511,10 +515,10 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(bad, monkeypat
         return (loss + bad if len(calls) == 1 else loss), stats
 
     monkeypatch.setattr(train_module, "clipped_loss", clipped_loss)
-    metrics, *_ = trainer.step()
+    metrics, *_ = one_step(trainer)
     assert (metrics["updates"], metrics["skipped_updates"]) == (1, 1)
     assert math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
-    assert torch.isfinite(weights(trainer)).all() and trainer.failed_updates_in_a_row == 0
+    assert torch.isfinite(weights(trainer)).all() and trainer.optimizer.skipped_in_a_row == 0
 
 
 def test_it_stops_after_ten_with_a_diagnosis_and_the_weights_are_the_last_good_ones(tmp_path, monkeypatch):
@@ -530,31 +534,35 @@ def test_it_stops_after_ten_with_a_diagnosis_and_the_weights_are_the_last_good_o
         run(tmp_path / "run", plus, steps=30)  # every group teaches, so every update has a loss
     assert str(caught.value) == (
         "Loss or gradient was not finite in 10 updates in a row (the last: loss nan, gradient norm nan); the weights are those of the last "
-        "good update. Start anew with a lower --lr, or with --dtype float32."
+        "good update. Start again with a lower --lr, or --dtype float32."
     )
     assert len(calls) == 12
     newest = checkpoints(tmp_path / "run" / "checkpoints")[0]
     assert all(w.isfinite().all() for w in checkpoint.load_file(newest / "weights.safetensors").values())
 
 
-def test_the_diagnosis_tells_a_broken_model_from_a_learning_rate():
+def test_the_diagnosis_tells_a_broken_model_from_a_learning_rate(tmp_path, monkeypatch):
     def message(spoil):
-        trainer = make_trainer(lambda r, g: plus(r, g), mini_batch_prompts=1, prompts_per_step=10)
-        spoil(trainer)
-        with pytest.raises(SettingError) as caught:
-            trainer.step()
+        def spoiled(*args):
+            policy = load_policy(*args)
+            spoil(policy.model)
+            return policy
+
+        monkeypatch.setattr(set_up, "load_policy", spoiled)
+        once = dict(mini_batch_prompts=1, prompts_per_step=10, final_eval_problems=0, eval_data="")
+        with pytest.raises(SettingError, match="in 10 updates in a row") as caught:
+            run(tmp_path / spoil.__name__, plus, **once)
         return str(caught.value)
 
-    def weights_are_nan(trainer):
+    def weights_are_nan(model):
         with torch.no_grad():
-            trainer.weights.parameters[0].fill_(math.nan)
+            next(model.parameters()).fill_(math.nan)
 
-    def model_overflows(trainer):
-        head = trainer.policy.model.get_output_embeddings()
-        head.register_forward_hook(lambda *args: args[-1] * math.nan)
+    def model_overflows(model):
+        model.get_output_embeddings().register_forward_hook(lambda *args: args[-1] * math.nan)
 
     assert "and so are the weights" in message(weights_are_nan)
-    assert "the model gives NaN already when it samples, with weights that are finite" in message(model_overflows)
+    assert "the model gives NaN already when it samples, with finite weights" in message(model_overflows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -581,7 +589,7 @@ def test_a_model_that_never_stops_or_stops_at_once(bias, length, truncated, meth
     trainer = make_trainer(lambda r, g: plus(r, g), method=method)
     Biased(monkeypatch, trainer, bias)
     for _ in range(2):
-        metrics, batch, _, shaped = trainer.step()
+        metrics, batch, _, shaped = one_step(trainer)
         assert (metrics["length"], metrics["truncated"], metrics["updates"]) == (length, truncated, 2)
         assert set(batch.lengths.tolist()) == {length} and shaped.isfinite().all() and shaped.abs().max() > 0.1
     assert torch.isfinite(weights(trainer)).all() and all(math.isfinite(e) for e in trainer.entropies)
@@ -606,7 +614,7 @@ def test_100_hostile_answers_in_a_row_while_a_run_goes_on(tmp_path, monkeypatch)
         with monkeypatch.context() as patch:
             if number == 3:
                 patch.setattr(trainer, "reward", lambda texts, golds: reward.verify_all(answers, [r"\sqrt{2}+\pi"] * 100))
-            metrics, *_ = trainer.step()
+            metrics, *_ = one_step(trainer)
         seconds.append(metrics["seconds_step"])
         if number == 3:
             assert metrics["accuracy"] == 0 and metrics["verifier_kills"] > 5
@@ -641,7 +649,7 @@ def test_the_signals_are_handled_during_the_run_and_given_back_after_it(name, ca
 
 
 def test_before_the_first_step_there_is_nothing_to_finish(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "evaluate", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(held_out, "evaluate", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SettingError, match="Interrupted before the first step; nothing was trained.") as caught:
         run(tmp_path / "run")
     assert caught.value.exit_code == 128 + signal.SIGTERM
@@ -660,16 +668,16 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 
 def test_the_third_signal_stops_at_once_and_what_was_saved_stays(whole, tmp_path, monkeypatch):
-    real = Trainer._backward
+    real = Trainer.gradient
 
-    def backward(trainer, *args):
-        if trainer.step_number == 3:
+    def gradient(trainer, *args):
+        if trainer.number == 3:
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGINT)
         return real(trainer, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_backward", backward)
+        patch.setattr(Trainer, "gradient", gradient)
         with pytest.raises(SettingError, match=r"Stopped at once; the newest checkpoint is .*step-000002. To go on: .* --resume"):
             run(tmp_path / "run")
     resume(tmp_path / "run")

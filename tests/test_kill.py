@@ -38,13 +38,14 @@ def live(folder: str, settings: dict, phase, kill_at: int, half_row: int) -> Non
     half_row: of which write to the logs only half is made before it is killed."""
     import torch
 
-    from rlvr.run import checkpoint
-    from rlvr.run import figures
-    from rlvr.common import files
-    from rlvr.run import log as runlog
     from rlvr import train as train_module
+    from rlvr.common import files
     from rlvr.config import TrainConfig
+    from rlvr.policy import Policy
+    from rlvr.run import checkpoint, figures, held_out
     from rlvr.run.cli import parse_train
+    from rlvr.run.log import Log
+    from rlvr.run.session import Session
 
     torch.set_num_threads(1)
     figures.draw_curves = lambda folder: folder / "curves.png"
@@ -62,10 +63,17 @@ def live(folder: str, settings: dict, phase, kill_at: int, half_row: int) -> Non
         setattr(owner, name, wrapped)
 
     for owner, name, index in (
-        (train_module, "sample", 1), (train_module.Trainer, "_update", 2), (checkpoint, "save", 3), (runlog.RunLog, "_write", 4),
-        (train_module, "evaluate", 5), (train_module, "_run", 6), (runlog.RunLog, "_finish", 7),
+        (Policy, "sample", 1), (train_module.Trainer, "update", 2), (checkpoint, "save", 3), (Log, "_write", 4), (held_out, "evaluate", 5),
+        (Session, "finish", 7),
     ):  # fmt: skip
         named(owner, name, index)
+    begun = Session._open
+
+    def begin(session):
+        phase.value = 6
+        begun(session)
+
+    Session._open = begin
     if kill_at:
         left = kill_at
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from helpers import SMALL_DATA, SMALL_MODEL, make_rollouts
 
-from rlvr import train as train_module
 from rlvr.config import TrainConfig
-from rlvr.run.log import RunLog, batch_metrics
-from rlvr.train import Trainer, train
+from rlvr.run import held_out
+from rlvr.run.log import Log
+from rlvr.run.metrics import batch_metrics
+from rlvr.run.session import Session
+from rlvr.train import train
 
 
 def test_the_numbers_of_a_batch_worked_out_by_hand():
@@ -54,11 +56,11 @@ def test_the_numbers_of_a_batch_worked_out_by_hand():
 def run(tmp_path_factory):
     """A run of two steps that logs every completion. Its steps are recorded; its evaluations say 0.1, 0.2, 0.3, one after the other."""
     steps, evaluations = [], []
-    real_step, real_evaluate = Trainer.step, train_module.evaluate
+    real_log, real_evaluate = Session.log, held_out.evaluate
 
-    def step(trainer, **settings):
-        steps.append(real_step(trainer, **settings))
-        return steps[-1]
+    def log(session, step):
+        steps.append(step)
+        real_log(session, step)
 
     def evaluate(*args, **settings):
         evaluations.append(len(evaluations) + 1)
@@ -72,8 +74,8 @@ def run(tmp_path_factory):
         overlong_buffer=10, out=str(tmp_path_factory.mktemp("runs")), name="r",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
-        patch.setattr(train_module, "evaluate", evaluate)
+        patch.setattr(Session, "log", log)
+        patch.setattr(held_out, "evaluate", evaluate)
         summary = train(config)
     return SimpleNamespace(folder=Path(config.out) / "r", steps=steps, summary=summary)
 
@@ -81,7 +83,8 @@ def run(tmp_path_factory):
 def test_each_line_of_rollouts_is_the_completion_that_was_logged(run):
     lines = [json.loads(line) for line in (run.folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == [1] * 16 + [2] * 16
-    for number, (_, batch, correct, shaped) in enumerate(run.steps):
+    for number, step in enumerate(run.steps):
+        batch, correct, shaped = step.rollouts, step.rewards > 0, step.shaped
         assert len(set(shaped[batch.mask].tolist())) > 2  # advantages differ: a mix-up would show
         for i, line in enumerate(lines[16 * number : 16 * number + 16]):
             n = int(batch.lengths[i])
@@ -105,6 +108,9 @@ def test_each_evaluation_stands_in_the_row_of_its_step(run):
 
 @pytest.mark.parametrize("kept, n, rows", [(4, 8, [0, 2, 4, 6]), (16, 4, [0, 1, 2, 3]), (3, 4, [0, 1, 2]), (0, 4, [])])
 def test_the_logged_completions_are_spread_over_the_batch_each_once(kept, n, rows):
-    log = object.__new__(RunLog)
-    log.config = TrainConfig(log_completions=kept)
-    assert log._spread(n) == rows
+    log, batch, written = object.__new__(Log), make_rollouts([3] * n, [2] * n), []
+    log.config, log.rollouts = TrainConfig(log_completions=kept), None
+    log.tokenizer = SimpleNamespace(decode=lambda ids, **settings: str(ids))
+    log._write = lambda file, text: written.append(text)
+    log.completions(1, batch, torch.ones(n, dtype=torch.bool), batch.entropy)
+    assert [json.loads(line)["completion"] for line in "".join(written).splitlines()] == [batch.text[i] for i in rows]
