@@ -1,8 +1,10 @@
-"""The reference of assignment 2: rlvr itself. Its log-probs come from a model; here a table of logits stands in for one."""
+"""The reference of assignment 2: rlvr itself. Where the library asks a model for its logits, a table of logits answers."""
+
+from types import SimpleNamespace
 
 import torch
 
-from rlvr import advantage, policy
+from rlvr import advantage, policy, rollout
 
 ASSIGNMENT = "a2"
 
@@ -10,20 +12,27 @@ group_advantages = advantage.grpo_advantages
 
 
 def completion_mask(ids, stop_ids):
-    # as Decoder._close and sample() of rlvr/rollout.py: lengths first, then the mask
-    stop = torch.isin(ids, torch.tensor(stop_ids))
-    lengths = torch.where(stop.any(1), stop.int().argmax(1) + 1, ids.shape[1])
-    return torch.arange(ids.shape[1])[None] < lengths[:, None]
+    lengths, _ = rollout.completion_lengths(ids, set(stop_ids))
+    return torch.arange(ids.shape[1]) < lengths[:, None]
 
 
 def token_logp(logits, ids, temperature):
-    logp, _ = policy._TokenLogp.apply(logits.flatten(0, 1), ids.flatten(), temperature)
-    return logp.view(ids.shape)
+    one_token = [[0]] * len(ids)  # as a prompt: its logits are those at t = 0
+    return policy.logp_and_entropy(table(logits), one_token, ids, torch.ones_like(ids, dtype=torch.bool), temperature)[0]
 
 
 def completion_logp(logits, ids, prompt_lengths, lengths, temperature):
-    mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-    row, t = mask.nonzero(as_tuple=True)
-    place = prompt_lengths[row] + t
-    logp, _ = policy._TokenLogp.apply(logits[row, place - 1], ids[row, place], temperature)
-    return torch.zeros(mask.shape).masked_scatter(mask, logp)
+    t = torch.arange(int(lengths.max()))
+    prompts = [row[:n] for row, n in zip(ids.tolist(), prompt_lengths.tolist())]
+    completions = ids.gather(1, (prompt_lengths[:, None] + t).clamp(max=ids.shape[1] - 1))
+    return policy.logp_and_entropy(table(logits), prompts, completions, t < lengths[:, None], temperature)[0]
+
+
+def table(logits):
+    """A model that says the same whatever it reads."""
+
+    def model(input_ids, use_cache):
+        return SimpleNamespace(logits=logits)
+
+    model.device = logits.device
+    return model
