@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -87,10 +88,11 @@ def timed(work, device: str, repeats: int = 2) -> float:
 
 
 def sampling_rows(folder: str, card_of, rows: int, length: int, device: str, prompts: int):
-    """Our sampler with and without CUDA graphs, transformers' generate and its continuous batching, all to `length` tokens."""
+    """Our sampler with and without CUDA graphs, its plain twin, transformers' generate and its continuous batching, all to `length` tokens."""
     import torch
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
+    from rlvr.engine import decoder
     from rlvr.policy import load_policy
     from rlvr.rollout import sample
 
@@ -103,9 +105,11 @@ def sampling_rows(folder: str, card_of, rows: int, length: int, device: str, pro
     mean = length / sum(1 / card.sampling(rows, t) for t in range(1, length + 1))
 
     def ours(cuda_graphs: bool):
-        return lambda: sample(
-            policy.model, policy.tokenizer, ids, generator=torch.Generator().manual_seed(0), cuda_graphs=cuda_graphs, **common
-        )
+        return sampled_by(policy, partial(decoder.complete, cuda_graphs=cuda_graphs))
+
+    def sampled_by(policy, complete):
+        g = torch.Generator
+        return lambda: sample(policy.model, policy.tokenizer, ids, generator=g().manual_seed(0), complete=complete, **common)
 
     def line(name, work):
         try:
@@ -127,10 +131,13 @@ def sampling_rows(folder: str, card_of, rows: int, length: int, device: str, pro
             yield "the same tokens with CUDA graphs as without", f"{same:.1%}", "100% but for rounding"
         except Exception as error:
             yield "the same tokens with CUDA graphs as without", f"failed: {type(error).__name__}", ""
-    stock = load_policy(folder, device, "bfloat16", sampler="generate")
+    stock = load_policy(folder, device, "bfloat16", engine="plain")
+    yield line(f"sampling, the plain engine, {rows} rows to {length}", sampled_by(stock, stock.complete))
+    padded = torch.tensor([p for p in ids for _ in range(rows // prompts)], device=device)  # all of one length
 
     def generate():
-        return sample(stock.model, stock.tokenizer, ids, generator=torch.Generator().manual_seed(0), **common)
+        exactly = dict(max_new_tokens=length, min_new_tokens=length, do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
+        return stock.model.generate(padded, attention_mask=torch.ones_like(padded), pad_token_id=0, **exactly)
 
     yield line("sampling, transformers' generate", generate)
 
@@ -152,7 +159,8 @@ def update_rows(folder: str, card_of, length: int, device: str, tokens: int):
     """Forward and backward of one micro-batch of `tokens` tokens, completions of `length`."""
     import torch
 
-    from rlvr.policy import load_policy, logp_and_entropy
+    from rlvr.engine.scorer import logp_and_entropy
+    from rlvr.policy import load_policy
 
     def line(name: str, checkpointing: bool, compiled: bool):
         policy = load_policy(folder, device, "bfloat16")

@@ -20,7 +20,7 @@ def measure(vocabulary: int, length: int, chunked: bool) -> float:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from rlvr import policy
+    from rlvr.engine import scorer
     from rlvr.engine.attention import ATTENTION
 
     torch.set_num_threads(1)
@@ -28,11 +28,11 @@ def measure(vocabulary: int, length: int, chunked: bool) -> float:
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, max_position_embeddings=4096, tie_word_embeddings=True, **shape))
     model.set_attn_implementation(ATTENTION)
     if not chunked:
-        policy.LOGITS_AT_ONCE = 2**62
+        scorer.LOGITS_AT_ONCE = 2**62
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
     before = _status("VmRSS")
     ids = torch.randint(vocabulary, (1, length))
-    logp, _ = policy.logp_and_entropy(model, [[1, 2, 3]], ids, torch.ones_like(ids, dtype=torch.bool))
+    logp, _ = scorer.logp_and_entropy(model, [[1, 2, 3]], ids, torch.ones_like(ids, dtype=torch.bool))
     logp.sum().backward()
     return _status("VmHWM") - before
 

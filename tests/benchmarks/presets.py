@@ -67,9 +67,13 @@ def measure(preset: str, changes: dict, steps: int) -> str:
 
     from rlvr.config import PRESETS, TrainConfig
     from rlvr.data import Problem
+    from rlvr.engine import decoder, scorer
+    from rlvr.engine.choice import use_fast
     from rlvr.engine.estimate import estimate
     from rlvr.loaders.adapters import add_lora
-    from rlvr.policy import Policy, _put_under_our_attention, choose_device, choose_dtype
+    from rlvr.loaders.models import choose_device, choose_dtype
+    from rlvr.policy import Policy, logp_and_entropy
+    from rlvr.run.metrics import Watch
     from rlvr.train import Trainer
 
     c = TrainConfig(**{"preset": preset} | PRESETS[preset] | changes)
@@ -80,7 +84,7 @@ def measure(preset: str, changes: dict, steps: int) -> str:
     expected = estimate(c, shape, device, dtype)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype))
-    _put_under_our_attention(model, preset)
+    use_fast(model, preset, logp_and_entropy)
     if c.lora_rank:
         add_lora(model, c.lora_rank, c.lora_alpha, 0, preset)
 
@@ -90,13 +94,14 @@ def measure(preset: str, changes: dict, steps: int) -> str:
 
     prompts = torch.randint(5, 40_000, (c.prompts_per_step, c.max_prompt_tokens)).tolist()
     problems = [Problem("p", "1")] * len(prompts)
-    policy = Policy(model, Tokenizer(), {shape.vocab_size - 1})
+    policy = Policy(model, Tokenizer(), {shape.vocab_size - 1}, decoder.complete, scorer.logp_and_entropy, packed=True)
     trainer = Trainer(c, policy, problems, prompts, reward=lambda texts, golds: [(-1.0) ** i for i in range(len(texts))])
-    seconds, drift = [], []
+    watch, seconds, drift = Watch(trainer), [], []
     for _ in range(steps):
         started = time.perf_counter()
-        metrics = trainer.step()[0]
+        step = trainer.step()
         seconds.append(time.perf_counter() - started)
+        metrics = watch.row(step)
         drift.append(metrics["logp_drift"])
         if not math.isfinite(metrics["grad_norm"]) or metrics["skipped_updates"]:
             raise SystemExit(f"{preset}: the gradient is not finite in step {len(seconds)}")

@@ -35,10 +35,12 @@ def step_seconds(size: str, prompts: int, length: int, repeats: int = 1) -> dict
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from rlvr.engine.attention import ATTENTION
     from rlvr.config import TrainConfig
     from rlvr.data import Problem
+    from rlvr.engine import decoder, scorer
+    from rlvr.engine.attention import ATTENTION
     from rlvr.policy import Policy
+    from rlvr.run.metrics import Watch
     from rlvr.train import Trainer
 
     torch.manual_seed(0)
@@ -54,18 +56,19 @@ def step_seconds(size: str, prompts: int, length: int, repeats: int = 1) -> dict
         method="grpo", prompts_per_step=prompts, mini_batch_prompts=prompts, filter_groups=False, sampling_rounds=1, max_new_tokens=length,
         overlong_buffer=0, lr=1e-5,
     )  # fmt: skip
-    policy = Policy(model, NoText(), {vocabulary})
+    policy = Policy(model, NoText(), {vocabulary}, decoder.complete, scorer.logp_and_entropy, packed=True)
     ids = torch.randint(vocabulary, (prompts, 40)).tolist()
     turns = lambda completions, answers: [float(i % 2) * 2 - 1 for i in range(len(completions))]  # noqa: E731
     trainer = Trainer(config, policy, [Problem(str(i), "0") for i in range(prompts)], ids, turns)
-    rows = []
+    watch, rows = Watch(trainer), []
     for _ in range(repeats):
         started = time.perf_counter()
-        metrics, sampled, _, _ = trainer.step()
-        rows.append({"seconds": time.perf_counter() - started} | {k: metrics[f"seconds_{k}"] for k in ("sampling", "update")})
+        step = trainer.step()
+        seconds = time.perf_counter() - started
+        rows.append({"seconds": seconds} | {part: watch.seconds[part] for part in ("sampling", "update")})
     best = min(rows, key=lambda row: row["seconds"])
     parameters = sum(p.numel() for p in model.parameters())
-    return {"size": size, "parameters": parameters, "prompts": prompts, "length": length, "tokens": int(sampled.lengths.sum())} | best
+    return {"size": size, "parameters": parameters, "prompts": prompts, "length": length, "tokens": int(step.rollouts.lengths.sum())} | best
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def prepare(work: Work):
     from rlvr.reward import verify_all
 
     torch.set_num_threads(work.threads)
-    policy = load_policy(work.model, work.device, work.dtype)
+    policy = load_policy(work.model, work.device, work.dtype, cuda_graphs=work.cuda_graphs)
     problems = load_problems(work.data, "train", seed=work.seed)
     problems, prompts, _ = encode_prompts(policy.tokenizer, problems, "", work.max_prompt_tokens)
 
@@ -135,18 +135,21 @@ def ours(pipe, work: Work, after_step: Callable | None = None) -> None:
     )  # fmt: skip
     meter = Meter()
 
-    class Measured(Trainer):
-        @contextmanager
-        def _timed(self, part: str):
-            with meter.part(part), super()._timed(part):
-                yield
+    trainer = Trainer(config, policy, problems, prompts, reward)
 
-    trainer = Measured(config, policy, problems, prompts, reward)
+    def measured(part: str, work: Callable) -> Callable:
+        def run(*args):
+            with meter.part(part):
+                return work(*args)
+
+        return run
+
+    policy.sample, policy.score = measured("sampling", policy.sample), measured("scoring", policy.score)
+    trainer.update = measured("update", trainer.update)
 
     def step() -> dict:
         meter.reset()
-        _, sampled, _, _ = trainer.step()
-        return meter.read(int(sampled.lengths.sum()))
+        return meter.read(int(trainer.step().rollouts.lengths.sum()))
 
     serve(pipe, step, lambda: after_step(policy))
 
@@ -164,7 +167,8 @@ def trl(pipe, work: Work, after_step: Callable | None = None) -> None:
     from transformers.utils import logging
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlvr.policy import load_policy, resolve_model
+    from rlvr.loaders.models import resolve_model
+    from rlvr.policy import load_policy
     from rlvr.reward import overlong_penalty
 
     logging.set_verbosity_error()
