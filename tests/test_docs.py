@@ -110,15 +110,16 @@ def test_no_placeholder_is_left():
 
 def test_every_number_of_an_evaluation_has_an_entry(tmp_path, monkeypatch):
     from rlvr import evaluate
+    from rlvr.run import compare
 
-    policy = SimpleNamespace(model=SimpleNamespace(device="cpu"), tokenizer=None, stop_ids={2})
-    monkeypatch.setattr(evaluate, "check_model_name", lambda name: name)
-    monkeypatch.setattr(evaluate, "load_policy", lambda *args: policy)
-    monkeypatch.setattr(evaluate, "encode_prompts", lambda *args: ([Problem("p", "1")], [[3]], 0))
-    monkeypatch.setattr(evaluate, "check_length", lambda *args: None)
-    monkeypatch.setattr(evaluate, "positions", lambda policy: 512)
+    policy = SimpleNamespace(model=SimpleNamespace(device="cpu"), tokenizer=None, stop_ids={2}, complete=None)
+    monkeypatch.setattr(compare, "check_model_name", lambda name: name)
+    monkeypatch.setattr(compare, "load_policy", lambda *args: policy)
+    monkeypatch.setattr(compare, "encode_prompts", lambda *args: ([Problem("p", "1")], [[3]], 0))
+    monkeypatch.setattr(compare, "check_length", lambda *args: None)
+    monkeypatch.setattr(compare, "positions", lambda policy: 512)
     monkeypatch.setattr(evaluate, "sample", lambda *args, **kwargs: make_rollouts([1, 1], [3, 4]))
-    written = evaluate.compare(EvalConfig(models=["tiny"], completions=2, problems=1, out=str(tmp_path / "eval.json")))
+    written = compare.compare(EvalConfig(models=["tiny"], completions=2, problems=1, out=str(tmp_path / "eval.json")))
     result = written["results"]["tiny"]["tiny"]  # of the built-in problems, the built-in model
     names = set(result) | set(result["problems"][0])
     for interval in result["metrics"].values():

@@ -82,7 +82,7 @@ SMALLER = {
     7: [FEWER_PROMPTS, ('"test", 64)', '"test", 24)')],
     8: [("repeats=3", "repeats=1"), ("(1, 8, 64, 512)", "(1, 8, 64)")],
     9: [("prompts_per_step=4, completions_per_prompt=4, mini_batch_prompts=4", "prompts_per_step=2, completions_per_prompt=4, mini_batch_prompts=2"),
-        ('complete("auto", 64)', 'complete("auto", 24)')],
+        ('answers("auto", 64)', 'answers("auto", 24)')],
     10: [("prompts_per_step=12, mini_batch_prompts=6", FEW),
          ("eval_problems=48,\n                    final_eval_problems=48", "eval_problems=8,\n                    final_eval_problems=8"),
          ("log_completions=4,", 'log_completions=4, eval_data="../tests/data/stories.jsonl",'),
