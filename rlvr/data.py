@@ -45,9 +45,7 @@ def load_problems(
     return [Problem(*pair) for pair in pairs[: limit or None]]
 
 
-def load_held_out(
-    data: str, limit: int, seed: int = 0, level: int = 1, problem_column: str = "", answer_column: str = ""
-) -> list[Problem]:
+def load_held_out(data: str, limit: int, seed: int = 0, level: int = 1, problem_column: str = "", answer_column: str = "") -> list[Problem]:
     """Problems to measure on. The columns named for --data hold for this set too, if it has them. Raises SettingError."""
     if data in HUB:  # its columns are known
         problem_column = answer_column = ""
@@ -95,10 +93,8 @@ def encode_prompts(
         raise SettingError("The model's tokenizer or chat template makes nothing of the problems. Repair its tokenizer files.")
     fits = [i for i, ids in enumerate(prompts) if 0 < len(ids) <= max_prompt_tokens]
     if not fits:
-        raise SettingError(
-            f"All {len(problems)} prompts are longer than {max_prompt_tokens} tokens (the shortest has {min(map(len, prompts))}). "
-            "Raise --max-prompt-tokens."
-        )
+        cause = f"All {len(problems)} prompts are longer than {max_prompt_tokens} tokens (the shortest has {min(map(len, prompts))})"
+        raise SettingError(f"{cause}. Raise --max-prompt-tokens.")
     return [problems[i] for i in fits], [prompts[i] for i in fits], len(problems) - len(fits)
 
 

@@ -26,6 +26,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - comb(n - c, k) / comb(n, k)
 
 
+def powers_up_to(n: int) -> list[int]:
+    """The k of the pass@k that are shown: 1, 2, 4, ... and n."""
+    return [k for k in (2**i for i in range(20)) if k < n] + [n]
+
+
 def majority(keys: Sequence[str | None]) -> int | None:
     """Index of the first completion that gives the most frequent answer; the answer seen first wins a tie. None: nobody answered.
 
@@ -76,21 +81,13 @@ def evaluate(
     for i, problem in enumerate(problems):
         mine = range(i * completions, (i + 1) * completions)  # sample() returns the groups in order
         chosen = majority([answer_key(rollouts.text[j]) for j in mine])
-        rows.append(
-            {
-                "problem": problem.problem,
-                "answer": problem.answer,
-                "correct": sum(correct[j] for j in mine),
-                "majority_correct": chosen is not None and correct[mine[chosen]],
-                "mean_length": rollouts.lengths[list(mine)].float().mean().item(),
-                "truncated": int((~rollouts.finished[list(mine)]).sum()),
-            }
-        )
-    ks = [k for k in (2**i for i in range(20)) if k < completions] + [completions]
-    per_problem = {
-        f"acc@{completions}": [r["correct"] / completions for r in rows],
-        f"maj@{completions}": [float(r["majority_correct"]) for r in rows],
-    }
-    per_problem |= {f"pass@{k}": [pass_at_k(completions, r["correct"], k) for r in rows] for k in ks}
+        row = {"problem": problem.problem, "answer": problem.answer, "correct": sum(correct[j] for j in mine)}
+        row["majority_correct"] = chosen is not None and correct[mine[chosen]]
+        row["mean_length"] = rollouts.lengths[list(mine)].float().mean().item()
+        row["truncated"] = int((~rollouts.finished[list(mine)]).sum())
+        rows.append(row)
+    per_problem = {f"acc@{completions}": [r["correct"] / completions for r in rows]}
+    per_problem[f"maj@{completions}"] = [float(r["majority_correct"]) for r in rows]
+    per_problem |= {f"pass@{k}": [pass_at_k(completions, r["correct"], k) for r in rows] for k in powers_up_to(completions)}
     metrics = {name: (sum(v) / len(v), *bootstrap_interval(v)) for name, v in per_problem.items()}
     return Evaluation(metrics, rows, rollouts, correct)

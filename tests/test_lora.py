@@ -14,8 +14,8 @@ from rlvr.run import publish
 from rlvr.config import SettingError, TrainConfig
 from rlvr.run.cli import parse_train
 from rlvr.run.figures import read_metrics
-from rlvr.loaders.adapters import add_lora, chain, is_adapter, without_lora
-from rlvr.loaders.models import check_model_name
+from rlvr.loaders.adapters import add_lora, is_adapter, without_lora
+from rlvr.loaders.models import chain, check_model_name
 from rlvr.policy import load_policy, logp_and_entropy
 from rlvr.rollout import sample
 from rlvr.train import train
@@ -100,7 +100,7 @@ def test_a_run_trains_the_adapter_and_saves_it_in_the_format_of_peft(run):
     from transformers import AutoModelForCausalLM
 
     folder = run / "model"
-    assert is_adapter(folder) and chain(str(folder), check_model_name) == [str(folder), SMALL_MODEL] and not (folder / "model.safetensors").exists()
+    assert is_adapter(folder) and chain(str(folder)) == [str(folder), SMALL_MODEL] and not (folder / "model.safetensors").exists()
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
     weights = load_file(folder / "adapter_model.safetensors")
     assert max(w.abs().max() for n, w in weights.items() if "lora_B" in n) > 1e-3
@@ -193,7 +193,7 @@ def test_an_adapter_without_a_tokenizer_has_that_of_its_base(tmp_path, run):
 def test_an_adapter_on_an_adapter_keeps_both(tmp_path, run):
     """A run that starts from a run with an adapter: its adapter belongs to the merged model, not to the first base."""
     train(TrainConfig(**(LORA | dict(out=str(tmp_path), name="second", model=str(run), steps=2, lora_rank=2))))
-    assert chain(str(tmp_path / "second" / "model"), check_model_name)[1:] == [str(run / "model"), SMALL_MODEL]
+    assert chain(str(tmp_path / "second" / "model"))[1:] == [str(run / "model"), SMALL_MODEL]
     ids = torch.tensor([[5, 6, 7, 8]])
     second, first, base = (load_policy(str(path)).model(input_ids=ids).logits for path in (tmp_path / "second", run, SMALL_MODEL))
     add = load_policy(str(run)).model

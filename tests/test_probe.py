@@ -10,15 +10,21 @@ import torch
 from helpers import RUN, WORDS, WordTokenizer, make_rollouts, new_model, reference_logp_and_entropy, stock
 from safetensors.torch import load_file
 
-from rlvr.run import checkpoint
-from rlvr.analysis import probe
 from rlvr.advantage import ppl_weights
-from rlvr.config import SettingError, TrainConfig, read_config, run_program
-from rlvr.run.figures import read_metrics
+from rlvr.analysis import probe
+from rlvr.analysis.exchange import spread
+from rlvr.analysis.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens
+from rlvr.analysis.replay import TOP, replay, replayable, token_stats, update_gradient
+from rlvr.config import SettingError, TrainConfig
+from rlvr.engine import scorer
 from rlvr.policy import Policy
-from rlvr.analysis.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens, replayable, spread, token_stats, update_gradient
 from rlvr.rollout import Rollouts
-from rlvr.train import set_up, train
+from rlvr.run import checkpoint
+from rlvr.run.cli import run_program
+from rlvr.run.figures import read_metrics
+from rlvr.run.settings import read_config
+from rlvr.run.state import restore_trainer
+from rlvr.train import Step, set_up, train
 
 PROBE = dict(runs=[], steps=3, shown=4, fixed=3, completions=4, continuations=2, problems=3, samples=4)
 
@@ -36,12 +42,17 @@ def run(tmp_path_factory):
 # Numbers of a token
 
 
+def policy_of(model, plain: bool = False) -> Policy:
+    return Policy(model, None, {2}) if plain else Policy(model, None, {2}, logp_and_entropy=scorer.logp_and_entropy, packed=True)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk", [2**26, 40])  # of a vocabulary of 29: one position at a time
+@pytest.mark.parametrize("chunk", [2**26, 40, "plain"])  # of a vocabulary of 29: one position at a time; without the packed scorer
 def test_token_stats_are_those_of_the_whole_distribution(monkeypatch, temperature, chunk):
-    monkeypatch.setattr("rlvr.policy.LOGITS_AT_ONCE", chunk)
+    plain = chunk == "plain"
+    monkeypatch.setattr("rlvr.engine.scorer.LOGITS_AT_ONCE", 0 if plain else chunk)
     model, batch = new_model("qwen"), make_rollouts([3, 5, 2], [4, 1, 6], groups=[0, 1, 2])
-    stats = token_stats(model, batch, temperature, 16)
+    stats = token_stats(policy_of(stock(model) if plain else model, plain), batch, temperature, 16)
     twin = stock(model).double()
     for i, prompt in enumerate(batch.prompt_ids):
         completion = batch.completion_ids[i, : batch.lengths[i]].tolist()
@@ -54,8 +65,8 @@ def test_token_stats_are_those_of_the_whole_distribution(monkeypatch, temperatur
             order = p.argsort(descending=True).tolist()
             assert stats["grad_norm"][i, t].item() == pytest.approx((torch.eye(len(p))[token] - p).norm().item(), abs=1e-4)
             assert stats["second"][i, t] == next(v for v in order if v != token)
-            assert stats["top"][i, t].tolist() == order[: probe.TOP]
-            assert stats["top_p"][i, t].tolist() == pytest.approx(p[order[: probe.TOP]].tolist(), abs=1e-5)
+            assert stats["top"][i, t].tolist() == order[:TOP]
+            assert stats["top_p"][i, t].tolist() == pytest.approx(p[order[:TOP]].tolist(), abs=1e-5)
             assert stats["branching"][i, t] == next(k for k in range(1, len(p) + 1) if p[order[:k]].sum() >= 0.95 - 1e-6)
     for name in ("logp", "entropy", "grad_norm", "branching"):
         assert not stats[name][~batch.mask].any()
@@ -64,8 +75,8 @@ def test_token_stats_are_those_of_the_whole_distribution(monkeypatch, temperatur
 def test_the_gradient_of_an_update_is_that_of_its_loss_written_out():
     """One row at a time with transformers' own attention: the sum of ratio * advantage over the tokens of all rows, the idle ones included."""
     model, batch = new_model("qwen"), make_rollouts([3, 3, 2, 2], [4, 2, 6, 3], groups=[0, 0, 1, 1])
-    twin, advantages = stock(model), torch.tensor([0.7, -0.7, 0.0, 0.0])
-    batch.old_logp = token_stats(model, batch, 1.0, 64)["logp"]  # the policy has not moved: every ratio is 1
+    twin, policy, advantages = stock(model), policy_of(model), torch.tensor([0.7, -0.7, 0.0, 0.0])
+    batch.old_logp = token_stats(policy, batch, 1.0, 64)["logp"]  # the policy has not moved: every ratio is 1
     weights = ppl_weights(batch.old_logp, batch.mask, batch.group, 0.2)
     for i, prompt in enumerate(batch.prompt_ids):
         ids = prompt + batch.completion_ids[i, : batch.lengths[i]].tolist()
@@ -73,18 +84,18 @@ def test_the_gradient_of_an_update_is_that_of_its_loss_written_out():
         for place in range(len(prompt), len(ids)):
             (-weights[i] * advantages[i] * logp[place - 1, ids[place]] / batch.mask.sum()).backward(retain_graph=True)
     wanted = torch.cat([p.grad.flatten() for p in twin.parameters()])
-    got = update_gradient(model, batch, advantages, "ppl", micro_batch_tokens=8, ppl_alpha=0.2)
+    got = update_gradient(policy, batch, advantages, "ppl", micro_batch_tokens=8, ppl_alpha=0.2)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
-    plain = update_gradient(model, batch, advantages, "grpo")
-    assert (got - plain).norm() > 1e-3 and torch.equal(update_gradient(model, batch, advantages, "ppl", ppl_alpha=0.0), plain)
+    plain = update_gradient(policy, batch, advantages, "grpo")
+    assert (got - plain).norm() > 1e-3 and torch.equal(update_gradient(policy, batch, advantages, "ppl", ppl_alpha=0.0), plain)
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_watched_tokens_keep_their_places():
-    model, batch = new_model("llama"), make_rollouts([3], [5])
-    watch = torch.randint(0, 29, (1, 5, probe.TOP), generator=torch.Generator().manual_seed(1))
-    stats = token_stats(model, batch, 1.0, 99, watch)
-    everything = token_stats(model, batch, 1.0, 99)
+    policy, batch = policy_of(new_model("llama")), make_rollouts([3], [5])
+    watch = torch.randint(0, 29, (1, 5, TOP), generator=torch.Generator().manual_seed(1))
+    stats = token_stats(policy, batch, 1.0, 99, watch)
+    everything = token_stats(policy, batch, 1.0, 99)
     assert torch.equal(stats["top"], watch)
     place = (everything["top"][0, 0] == watch[0, 0, 0]).nonzero()
     if len(place):
@@ -111,9 +122,12 @@ def test_a_replayed_step_is_the_step_that_was_made(run):
 
 def test_the_state_after_a_replay_is_that_of_the_next_checkpoint(run):
     """Scored after step 3 means: with the weights of the checkpoint of step 3."""
-    trainer, _, _ = set_up(replace(read_config(run), resume=str(run)))
-    checkpoint.restore_trainer(trainer, *checkpoint.load(run / "checkpoints" / "step-000002"))
-    probe.replay(trainer)
+    trainer, _ = set_up(replace(read_config(run), resume=str(run)))
+    restore_trainer(trainer, *checkpoint.load(run / "checkpoints" / "step-000002"), Step)
+    batch, correct, shaped, before, after = replay(trainer)
+    assert shaped.shape == batch.mask.shape == before["logp"].shape and torch.equal(before["top"], after["top"])
+    logged = next(row for row in read_metrics(run) if row["step"] == 3)
+    assert correct.float().mean().item() == pytest.approx(logged["accuracy"], abs=1e-6)  # nothing was filtered
     saved = load_file(run / "checkpoints" / "step-000003" / "weights.safetensors")
     for name, p in trainer.policy.model.named_parameters():
         assert torch.equal(p, saved[name]), name
@@ -159,9 +173,8 @@ def test_a_run_that_was_stopped_is_not_replayed_beyond_its_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_generate_samples(tmp_path):
-    """The sampler then has no entropies; the probe has its own."""
-    train(TrainConfig(**(RUN | dict(steps=2, out=str(tmp_path), name="run", keep_every=1, sampler="generate"))))
+def test_a_model_with_the_plain_engine(tmp_path):
+    train(TrainConfig(**(RUN | dict(steps=2, out=str(tmp_path), name="run", keep_every=1, engine="plain"))))
     probe.probe(tmp_path / "run", ProbeConfig(**PROBE))
     found = json.loads((tmp_path / "run" / "probe" / "exploration.json").read_text())
     assert all(model["entropy"] > 0 for model in found.values())
@@ -217,7 +230,7 @@ def test_a_replacement_by_hand(monkeypatch):
     monkeypatch.setattr(probe, "token_stats", lambda *a: stats)
     asked = []
 
-    def fake(policy, c, prompts, n, generator, **kw):
+    def fake(prompts, n, c, generator, progress=""):
         asked.extend(prompts)
         rows = [[8, 2] if 20 in p else [7, 2] for p in prompts for _ in range(n)]
         k = len(rows)
@@ -225,8 +238,8 @@ def test_a_replacement_by_hand(monkeypatch):
                         torch.ones(k, dtype=torch.bool), torch.zeros(k, 2), torch.zeros(k, 2), torch.arange(len(prompts)).repeat_interleave(n),
                         [""] * k)  # fmt: skip
 
-    monkeypatch.setattr(probe, "_sample", fake)
     policy = Policy(None, Boxes(), {2})
+    monkeypatch.setattr(policy, "sample", fake)
     entries = replace_tokens(policy, TrainConfig(max_new_tokens=20), batch, ["7"], 3, torch.Generator())
     prompt = batch.prompt_ids[0]
     # anywhere and early: token 1 (r = 1/6); late (r > 0.8) only the stop token, which is left alone

@@ -23,9 +23,8 @@ from rlvr.analysis.report.__main__ import ReportConfig, report, unique_names
 from rlvr.analysis.report.arms import Experiment
 from rlvr.analysis.report.microscope import microscope_data
 from rlvr.analysis.report.page import _json
-from rlvr.analysis.report.picture import Panel, draw
 from rlvr.analysis.report.run import Run, bootstrap, share_of_largest
-from rlvr.analysis.report.section import Section, percent
+from rlvr.analysis.report.section import Panel, Section, draw, percent
 from rlvr.train import train
 
 LABELS = "S1 S2 S3 S4 S5 S6 S7 I1 I2 I3 T1 T2 T3 E1 E2 E3".split()
@@ -34,7 +33,7 @@ LABELS = "S1 S2 S3 S4 S5 S6 S7 I1 I2 I3 T1 T2 T3 E1 E2 E3".split()
 def made_up(**parts) -> SimpleNamespace:
     """A run of which only the given parts exist."""
     columns = {"stage": None, "eval_pass_at_1": None}
-    run = SimpleNamespace(name="made-up", folder="runs/made-up", plateau=None, completions=[], fixed=[], replacements=[], exploration={}, changes=None,
+    run = SimpleNamespace(name="made-up", folder="runs/made-up", plateau=None, completions=[], fixed=[], replacements=[], exploration={}, changes={},
                           config=TrainConfig(), **{k: v for k, v in parts.items() if k == "token"})  # fmt: skip
     vars(run).update(parts)
     if "steps" in parts:
@@ -287,17 +286,17 @@ def made_experiment(tmp_path, **gains) -> Experiment:
 
 
 def test_i3_and_t3_against_the_signs_of_the_paper(tmp_path):
-    section = instance.weights_by_perplexity(made_experiment(tmp_path, ppl_high=-0.1))
+    section = instance.weights_by_perplexity([], made_experiment(tmp_path, ppl_high=-0.1))
     assert [v.run for v in section.verdicts] == ["ppl-strong minus grpo", "ppl-high minus grpo", "ppl-strong minus ppl-high"]
     high = {r["metric"]: r for r in section.rows if r["arm"] == "ppl-high"}
     assert high["pass_at_1"]["difference"] == pytest.approx(-0.098) and high["pass_at_1"]["n"] == 5 and high["pass_at_1"]["high"] < 0
     assert section.verdicts[1].agrees is False  # accuracy falls as the paper says, but so does entropy
     assert len(drawn(section, tmp_path)) == 3
-    section = position.bonus_by_position(made_experiment(tmp_path, pos_strong=0.1, pos_early=0.1, pos_plateau=-0.1))
+    section = position.bonus_by_position([], made_experiment(tmp_path, pos_strong=0.1, pos_early=0.1, pos_plateau=-0.1))
     assert [v.agrees for v in section.verdicts] == [True, True, False, None]
-    unclear = position.bonus_by_position(made_experiment(tmp_path, pos_strong=-0.002))
+    unclear = position.bonus_by_position([], made_experiment(tmp_path, pos_strong=-0.002))
     assert unclear.verdicts[0].agrees is None and "cannot be told apart" in unclear.verdicts[0].text
-    assert instance.weights_by_perplexity(None).verdicts[0].agrees is None
+    assert instance.weights_by_perplexity([], None).verdicts[0].agrees is None
 
 
 def test_an_experiment_is_read_back(tmp_path):

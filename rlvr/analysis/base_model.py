@@ -38,13 +38,10 @@ def describe(model: str, problems: int = 400) -> dict[str, float]:
     entropy_right, entropy_wrong = entropy_by_correctness(rollouts.entropy, rollouts.mask, torch.tensor(result.correct))
     solution_steps = [stories[g].solution_steps for g in rollouts.group.tolist()]
     found = [defects(text, done, n) for text, done, n in zip(rollouts.text, rollouts.finished.tolist(), solution_steps)]
-    return {
-        **{name: result.metrics[name][0] for name in ("pass@1", "pass@8", "maj@8")},
-        "entropy, right answers": entropy_right,
-        "entropy, wrong answers": entropy_wrong,
-        "mean length": rollouts.lengths.float().mean().item(),
-        **{name.replace("_", " "): sum(f[name] for f in found) / len(found) for name in DEFECTS},
-    }
+    numbers = {name: result.metrics[name][0] for name in ("pass@1", "pass@8", "maj@8")}
+    numbers |= {"entropy, right answers": entropy_right, "entropy, wrong answers": entropy_wrong}
+    numbers["mean length"] = rollouts.lengths.float().mean().item()
+    return numbers | {name.replace("_", " "): sum(f[name] for f in found) / len(found) for name in DEFECTS}
 
 
 def compare(models: list[str], problems: int = 400) -> None:

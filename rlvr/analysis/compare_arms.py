@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from rlvr.common.text import interval, table
-from rlvr.run.figures import COLOURS, INK, read_metrics
+from rlvr.common.text import interval, markdown_table, table
+from rlvr.run.figures import COLOURS, INK, read_metrics, series
 
 BASELINE = "grpo"
 # Arms that are also compared with each other. All arms share the baseline's runs: if those were lucky, every arm looks worse than it is.
@@ -32,16 +32,11 @@ CURVES = {"pass_at_1": "held-out pass@1", "entropy": "token entropy (nats)"}  # 
 def measure(folder: Path) -> dict[str, float]:
     """The numbers of METRICS, from the metrics.csv of a finished run."""
     rows = read_metrics(folder)
-    held_out = [(r["step"], r["eval_pass_at_1"]) for r in rows if r["eval_pass_at_1"] is not None]
+    held_out = list(zip(*series(rows, "eval_pass_at_1")))
     trained = [r for r in rows if r["accuracy"] is not None]
     late = trained[-max(1, len(trained) // 5) :]
-    return {
-        "pass_at_1": held_out[-1][1],
-        "area": area(held_out),
-        "pass_at_max": [r["eval_pass_at_max"] for r in rows if r["eval_pass_at_max"] is not None][-1],
-        "entropy_late": fmean(r["entropy"] for r in late),
-        "length_late": fmean(r["length"] for r in late),
-    }
+    numbers = {"pass_at_1": held_out[-1][1], "area": area(held_out), "pass_at_max": series(rows, "eval_pass_at_max")[1][-1]}
+    return numbers | {f"{name}_late": fmean(r[name] for r in late) for name in ("entropy", "length")}
 
 
 def area(curve: Sequence[tuple[float, float]]) -> float:
@@ -61,8 +56,8 @@ def curves(arm: str, seed: int, folder: Path) -> list[dict]:
         if row["entropy"] is not None:
             entropies.append(row["entropy"])
         if row["eval_pass_at_1"] is not None and entropies:
-            numbers = {"pass_at_1": row["eval_pass_at_1"], "entropy": fmean(entropies)}
-            out.append({"arm": arm, "seed": seed, "step": int(row["step"])} | numbers)
+            point = {"arm": arm, "seed": seed, "step": int(row["step"]), "pass_at_1": row["eval_pass_at_1"], "entropy": fmean(entropies)}
+            out.append(point)
             entropies = []
     return out
 
@@ -153,15 +148,10 @@ def markdown(results: Sequence[dict], baseline: str = BASELINE, says: dict[str, 
         arm, n = rows[0][:2]
         cells = [f"{mean} ± {sd}" + (f"<br>{gap} {inside}" if gap else "") for _, _, mean, sd, gap, inside in rows]
         arms.append([f"`{arm}`", (says or {}).get(arm, ""), n, *cells])
-    text = _markdown_table(["arm", "what it is", "n", *HEADINGS], arms)
+    text = markdown_table(["arm", "what it is", "n", *HEADINGS], arms)
     if pairs := contrasts(results):
-        text += "\n" + _markdown_table(["arms against each other", "n", *HEADINGS], pairs)
-    return text
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    first, *others = ("| " + " | ".join(row) + " |\n" for row in (header, *rows))
-    return first + "|" + "---|" * len(header) + "\n" + "".join(others)
+        text += "\n\n" + markdown_table(["arms against each other", "n", *HEADINGS], pairs)
+    return text + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -226,9 +216,8 @@ def _draw_metric(axis, metric: str, pairs: dict[int, list[float]]) -> None:
         if abs(mean) <= edge:
             near[y] = gaps, colour
             continue
-        side = 1 if mean > 0 else -1
-        text = difference_text(gaps, metric).replace(" ", "\n", 1)
-        axis.text(0.95 * side * edge, y, text, fontsize=7, color=colour, va="center", ha="right" if side > 0 else "left")
+        x, ha = (0.95 * edge, "right") if mean > 0 else (-0.95 * edge, "left")
+        axis.text(x, y, difference_text(gaps, metric).replace(" ", "\n", 1), fontsize=7, color=colour, va="center", ha=ha)
     paired_differences(axis, near)
     axis.set_title(METRICS[metric][0], fontsize=10)
     axis.grid(axis="x", alpha=0.2)
@@ -243,7 +232,7 @@ def draw_arms(rows: Sequence[dict], path: Path) -> None:
     for axis, column in zip(figure.subplots(1, 2), CURVES):
         arms_over_steps(axis, rows, column, list(dict.fromkeys(r["arm"] for r in rows)))
         axis.grid(alpha=0.2)
-    for labels in (figure.axes[1].yaxis.set_major_formatter, figure.axes[1].yaxis.set_minor_formatter):
-        labels(lambda value, _: f"{value:g}")
+    for write_labels in (figure.axes[1].yaxis.set_major_formatter, figure.axes[1].yaxis.set_minor_formatter):
+        write_labels(lambda value, _: f"{value:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=120)

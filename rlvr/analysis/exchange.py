@@ -6,26 +6,24 @@ numpy; entropies are in nats, changes of probability are differences of probabil
 
 import re
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
+Numbers = Sequence[float]
 CATEGORIES = ("formal reasoning", "logical structuring", "metacognitive", "semantic support")
-_LOGICAL = set(
-    "so then next now therefore thus hence because since but however if else first second third finally and or also as while when given "
-    "implies consequently otherwise either both unless although instead suppose".split()
-)
-_META = set(
-    "let lets wait check verify recheck think hmm actually maybe perhaps recall notice note remember consider try see wonder sure "
-    "mistake wrong correct double again anyway alternatively".split()
-)
+_LOGICAL = set("so then next now therefore thus hence because since but however if else first second third finally and or also as while "
+               "when given implies consequently otherwise either both unless although instead suppose".split())  # fmt: skip
+_META = set("let lets wait check verify recheck think hmm actually maybe perhaps recall notice note remember consider try see wonder sure "
+            "mistake wrong correct double again anyway alternatively".split())  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Stages
 
 
-def stage_slopes(values: Sequence[float], split: int) -> tuple[float, float]:
+def stage_slopes(values: Numbers, split: int) -> tuple[float, float]:
     """Change per step before and after a split: the least-squares slopes of values[:split] and values[split:]. NaN for fewer than two
     values. S1.
 
@@ -33,15 +31,13 @@ def stage_slopes(values: Sequence[float], split: int) -> tuple[float, float]:
     (1.0, 0.5)
     """
 
-    def slope(y: Sequence[float]) -> float:
+    def slope(y: Numbers) -> float:
         return float(np.polyfit(np.arange(len(y)), y, 1)[0].round(12)) if len(y) > 1 else float("nan")
 
     return slope(values[:split]), slope(values[split:])
 
 
-def drop_shares(
-    entropy_right: Sequence[float], entropy_wrong: Sequence[float], tokens_right: Sequence[float], tokens_wrong: Sequence[float]
-) -> dict[str, float]:
+def drop_shares(entropy_right: Numbers, entropy_wrong: Numbers, tokens_right: Numbers, tokens_wrong: Numbers) -> dict[str, float]:
     """How much of the fall of the mean entropy comes from right answers, from wrong ones, and from wrong answers becoming right. S2.
 
     Each argument has one value per step. The mean entropy of a step is w H_right + (1 - w) H_wrong, with w the share of right answers among
@@ -62,11 +58,8 @@ def drop_shares(
     def between(x):
         return (x[1:] + x[:-1]) / 2
 
-    parts = {
-        "right": -(between(w) * np.diff(right)).sum(),
-        "wrong": -(between(1 - w) * np.diff(wrong)).sum(),
-        "mix": -(np.diff(w) * (between(right) - between(wrong))).sum(),
-    }
+    parts = {"right": -(between(w) * np.diff(right)).sum(), "wrong": -(between(1 - w) * np.diff(wrong)).sum()}
+    parts["mix"] = -(np.diff(w) * (between(right) - between(wrong))).sum()
     out = {"total": sum(parts.values())} | parts
     inside = parts["right"] + parts["wrong"]
     out["wrong_share"] = parts["wrong"] / inside if inside > 0 else float("nan")
@@ -82,14 +75,13 @@ def token_shift(before: Sequence[tuple[int, float]], after: Sequence[tuple[int, 
     names = [f"{kind}_{when}" for when in ("before", "after") for kind in ("count", "share", "entropy")]
     out: dict[int, dict[str, float]] = {}
     for name, sample in (("before", before), ("after", after)):
-        sums: dict[int, list[float]] = {}
+        entropies = defaultdict(list)
         for token, entropy in sample:
-            sums.setdefault(token, []).append(entropy)
-        for token, values in sums.items():
+            entropies[token].append(entropy)
+        for token, values in entropies.items():
             row = out.setdefault(token, {n: float("nan") if n.startswith("entropy") else 0.0 for n in names})
-            row[f"count_{name}"] = len(values)
-            row[f"share_{name}"] = len(values) / len(sample)
-            row[f"entropy_{name}"] = float(np.mean(values))
+            here = {"count": len(values), "share": len(values) / len(sample), "entropy": float(np.mean(values))}
+            row |= {f"{kind}_{name}": number for kind, number in here.items()}
     return out
 
 
@@ -133,8 +125,7 @@ def by_quantile(x: np.ndarray, y: np.ndarray, bins: int = 10) -> tuple[np.ndarra
     >>> by_quantile(np.array([4.0, 1.0, 3.0, 2.0]), np.array([40.0, 10.0, 30.0, 20.0]), bins=2)
     (array([1.5, 3.5]), array([15., 35.]))
     """
-    order = np.argsort(x, kind="stable")
-    parts = np.array_split(order, bins)
+    parts = np.array_split(np.argsort(x, kind="stable"), bins)
     return np.array([x[i].mean() for i in parts]), np.array([y[i].mean() for i in parts])
 
 
@@ -150,16 +141,13 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
         return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
     a, b = ranks(np.asarray(x)), ranks(np.asarray(y))
-    if a.std() == 0 or b.std() == 0:
-        return float("nan")
-    return float(np.round(np.corrcoef(a, b)[0, 1], 12))
+    return float(np.round(np.corrcoef(a, b)[0, 1], 12)) if a.std() and b.std() else float("nan")
 
 
 def largest(change: np.ndarray, top: float = 0.01) -> np.ndarray:
     """Which tokens are among the share `top` with the largest change, up or down (at least one): bool, like `change`."""
-    n = max(1, round(top * len(change)))
     out = np.zeros(len(change), bool)
-    out[np.argsort(-np.abs(change), kind="stable")[:n]] = True
+    out[np.argsort(-np.abs(change), kind="stable")[: max(1, round(top * len(change)))]] = True
     return out
 
 
@@ -251,8 +239,6 @@ def overlaps(sets: dict[str, set[int]]) -> dict[tuple[str, ...], int]:
     >>> overlaps({"a": {1, 2}, "b": {2, 3, 4}})
     {('a',): 1, ('b',): 2, ('a', 'b'): 1}
     """
-    counts: dict[tuple[str, ...], int] = {}
-    for element in set().union(*sets.values()):
-        where = tuple(name for name, members in sets.items() if element in members)
-        counts[where] = counts.get(where, 0) + 1
+    everything = set().union(*sets.values())
+    counts = Counter(tuple(name for name, members in sets.items() if element in members) for element in everything)
     return dict(sorted(counts.items(), key=lambda item: (len(item[0]), item[0])))

@@ -48,15 +48,13 @@ ARMS = {
     "pos": Arm("--method pos", "bonus for late tokens, α = 0.1 as released"),
     "pos-strong": Arm(f"--method pos --pos-alpha {STRONG_POS}", f"bonus for late tokens, α = {STRONG_POS}"),
     "pos-early": Arm(f"--method pos --pos-alpha {STRONG_POS} --pos-direction early", f"bonus for early tokens, α = {STRONG_POS}"),
-    "pos-plateau": Arm(
-        f"--method pos --pos-alpha {STRONG_POS} --shape-start plateau", f"bonus for late tokens, α = {STRONG_POS}, from the plateau on"
-    ),
+    "pos-plateau": Arm(f"--method pos --pos-alpha {STRONG_POS} --shape-start plateau",
+                       f"bonus for late tokens, α = {STRONG_POS}, from the plateau on"),
     "positive-only": Arm("--method grpo --learn-from positive", "learns from right answers alone"),
     "negative-only": Arm("--method grpo --learn-from negative", "learns from wrong answers alone"),
-    "ppl-dropped": Arm(
-        f"--method ppl --ppl-alpha {STRONG_PPL} --no-ppl-apply", "perplexity factor computed and dropped, as in the released code"
-    ),
-}
+    "ppl-dropped": Arm(f"--method ppl --ppl-alpha {STRONG_PPL} --no-ppl-apply",
+                       "perplexity factor computed and dropped, as in the released code"),
+}  # fmt: skip
 # One round of sampling costs a third less time than two, and every arm then sees the same problems in every step.
 COMMON = "--sampling-rounds 1 --threads 1 --save-every 10 --show-every 0"
 
@@ -94,13 +92,14 @@ class Run:
     seed: int
     flags: list[str]
     folder: Path
+    wanted: TrainConfig  # what the flags come to
     process: subprocess.Popen | None = None
 
     @property
     def done(self) -> bool:
         try:
             summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-            return summary["stopped_by"] is None and summary["steps"] == parse_train(self.flags).steps
+            return summary["stopped_by"] is None and summary["steps"] == self.wanted.steps
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -110,10 +109,8 @@ class Run:
 
     def steps(self) -> int:
         """Rows of metrics.csv so far."""
-        try:
-            return max(0, (self.folder / "metrics.csv").read_bytes().count(b"\n") - 2)  # without the header and the first evaluation
-        except OSError:
-            return 0
+        path = self.folder / "metrics.csv"
+        return max(0, path.read_bytes().count(b"\n") - 2) if path.is_file() else 0  # without the header and the first evaluation
 
 
 def plan(config: ExperimentConfig) -> list[Run]:
@@ -132,35 +129,29 @@ def plan(config: ExperimentConfig) -> list[Run]:
         name = f"{arm}-seed{seed}"
         flags = [*shlex.split(COMMON), "--level", str(config.level), "--steps", str(config.steps), *common, *shlex.split(ARMS[arm].flags)]
         flags += ["--seed", str(seed), "--out", config.out, "--name", name]
-        run, wanted = Run(arm, seed, flags, Path(config.out, name)), parse_train(flags)
-        if run.begun:
-            _check_settings(run.folder, wanted)
-        runs.append(run)
+        runs.append(Run(arm, seed, flags, Path(config.out, name), parse_train(flags)))
+        if runs[-1].begun:
+            _check_settings(runs[-1])
     return runs
 
 
-def _check_settings(folder: Path, wanted: TrainConfig) -> None:
-    """Raise SettingError unless the run in the folder was made with these settings, as far as they decide its numbers."""
-    found = read_config(folder)
+def _check_settings(run: Run) -> None:
+    """Raise SettingError unless the run in the folder was made with its settings, as far as they decide its numbers."""
+    found = read_config(run.folder)
     free = MAY_CHANGE - {"steps"} | {"name", "out", "resume"}
     for name in (field.name for field in dataclasses.fields(found) if field.name not in free):
-        if getattr(found, name) != getattr(wanted, name):
-            raise SettingError(
-                f"{folder} is there with other settings (--{name.replace('_', '-')} {getattr(found, name)}). "
-                "Choose another --out, or give the same flags."
-            )
+        if getattr(found, name) != getattr(run.wanted, name):
+            other = f"--{name.replace('_', '-')} {getattr(found, name)}"
+            raise SettingError(f"{run.folder} is there with other settings ({other}). Choose another --out, or give the same flags.")
 
 
 def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) -> list[Run]:
     """Run what is not done, `jobs` at a time, each in a process of its own. Returns those that failed. A signal stops the runs so that
     they can go on later, then raises KeyboardInterrupt."""
-    waiting = [run for run in runs if not run.done]
-    steps = {id(run): parse_train(run.flags).steps for run in runs}
-    running: list[Run] = []
-    failed: list[Run] = []
+    waiting, running, failed = [run for run in runs if not run.done], [], []
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tqdm(total=sum(steps.values()), unit="step", smoothing=0.05) as bar:
+        with tqdm(total=sum(run.wanted.steps for run in runs), unit="step", smoothing=0.05) as bar:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     running.append(_start(waiting.pop(0)))
@@ -173,7 +164,7 @@ def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) ->
                         failed.append(run)
                         say(f"{run.folder.name} failed; its last words are in {_log(run)}")
                 bar.set_description(", ".join(run.folder.name for run in running))
-                bar.n = sum(min(run.steps(), steps[id(run)]) for run in runs)
+                bar.n = sum(min(run.steps(), run.wanted.steps) for run in runs)
                 bar.refresh()
     except KeyboardInterrupt:
         say("stopping: every run ends its step and saves; the same command goes on from there")
@@ -219,8 +210,7 @@ def experiment(config: ExperimentConfig) -> list[dict]:
     runs, out = plan(config), Path(config.out)
     check_can_write(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
-    jobs = config.jobs or os.cpu_count() or 1
-    left = sum(not run.done for run in runs)
+    jobs, left = config.jobs or os.cpu_count() or 1, sum(not run.done for run in runs)
     at_once = min(jobs, left or 1)
     say(f"{len(config.arms)} arms, {config.seeds} seeds: {len(runs)} runs, {len(runs) - left} done; {at_once} at a time; in {out}")
     try:

@@ -39,6 +39,7 @@ from rlvr.rollout import Rollouts
 from rlvr.run import checkpoint
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.figures import read_metrics
+from rlvr.run.held_out import HeldOut
 from rlvr.run.log import completion
 from rlvr.run.settings import check_can_write, read_config
 from rlvr.run.state import reward_name, restore_trainer
@@ -97,9 +98,8 @@ def positions_to_replace(entropy: Tensor, length: int) -> dict[str, int]:
 
 
 def replace_tokens(
-    policy: Policy, c: TrainConfig, batch: Rollouts, answers: Sequence[str], continuations: int, generator: torch.Generator,
-    progress: str = "",
-) -> list[dict]:  # fmt: skip
+    policy: Policy, c: TrainConfig, batch: Rollouts, answers: Sequence[str], continuations: int, generator: torch.Generator
+) -> list[dict]:
     """At a token of high entropy, go on with the likeliest other token instead; finish both ways afresh. I2, T2; the rules are ours.
 
     One entry for each completion and place (anywhere, early, late): log_ppl, correct, the place r, entropy there, and the share of right
@@ -109,37 +109,29 @@ def replace_tokens(
     stats = token_stats(policy, batch, c.temperature, c.micro_batch_tokens)
     log_ppl = log_perplexity(stats["logp"], batch.mask)
     entries, prefixes = [], []
-    for i in range(len(batch)):
-        n = int(batch.lengths[i])
+    for i, n in enumerate(batch.lengths.tolist()):
         ids = batch.completion_ids[i, :n].tolist()
         for where, t in positions_to_replace(stats["entropy"][i], n).items():
-            other = int(stats["second"][i, t])
-            entropy = stats["entropy"][i, t].item()
+            other, entropy = int(stats["second"][i, t]), stats["entropy"][i, t].item()
             entries.append({"completion": i, "where": where, "r": t / n, "entropy": entropy, "log_ppl": log_ppl[i].item(),
                             "token": ids[t], "other": other})  # fmt: skip
             prefixes += [(i, ids[: t + 1]), (i, [*ids[:t], other])]
     # An end of text put in the middle ends the completion there: nothing is sampled after it.
-    ended = [prefix[-1] in policy.stop_ids for _, prefix in prefixes]
-    live = [k for k, end in enumerate(ended) if not end]
-    asked = [batch.prompt_ids[prefixes[k][0]] + prefixes[k][1] for k in live]
-    texts, golds, owners = [], [], []
-    rollouts = policy.sample(asked, continuations, c, generator, progress) if live else None
-    for j, g in enumerate(rollouts.group.tolist() if live else []):
-        i, prefix = prefixes[live[g]]
-        rest = rollouts.completion_ids[j, : int(rollouts.lengths[j])].tolist()
-        whole = prefix + rest
-        fits = len(whole) <= c.max_new_tokens  # one that is longer would have been cut off
-        texts.append(policy.tokenizer.decode(whole, skip_special_tokens=True) if fits else "")
-        golds.append(answers[i])
-        owners.append(live[g])
-    for k, end in enumerate(ended):
-        if end:
-            texts += [policy.tokenizer.decode(prefixes[k][1], skip_special_tokens=True)] * continuations
-            golds += [answers[prefixes[k][0]]] * continuations
-            owners += [k] * continuations
-    right = torch.zeros(len(prefixes))
-    right.index_add_(0, torch.tensor(owners), torch.tensor(verify_all(texts, golds), dtype=torch.float32))
-    share = (right / continuations).view(-1, 2).tolist()
+    wholes = [[prefix] * continuations for _, prefix in prefixes]
+    live = [k for k, (_, prefix) in enumerate(prefixes) if prefix[-1] not in policy.stop_ids]
+    if live:
+        asked = [batch.prompt_ids[i] + prefix for i, prefix in (prefixes[k] for k in live)]
+        rollouts = policy.sample(asked, continuations, c, generator, "replacements")
+        rest = [row[:n] for row, n in zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist())]
+        for g, k in enumerate(live):
+            wholes[k] = [prefixes[k][1] + ids for ids in rest[g * continuations : (g + 1) * continuations]]
+    texts, golds = [], []
+    for (i, _), ways in zip(prefixes, wholes):
+        fits = [len(ids) <= c.max_new_tokens for ids in ways]  # one that is longer would have been cut off
+        texts += [policy.tokenizer.decode(ids, skip_special_tokens=True) if fit else "" for ids, fit in zip(ways, fits)]
+        golds += [answers[i]] * continuations
+    right = torch.tensor(verify_all(texts, golds), dtype=torch.float32).view(-1, 2, continuations)
+    share = (right.sum(-1) / continuations).tolist()
     return [e | {"kept": kept, "replaced": replaced} for e, (kept, replaced) in zip(entries, share)]
 
 
@@ -152,29 +144,24 @@ def explore(policy: Policy, c: TrainConfig, prompts, problems, samples: int, see
     stats = token_stats(policy, few, c.temperature, c.micro_batch_tokens)
     per_completion = (stats["branching"].sum(1) / few.lengths).tolist()
     answers = [len({answer_key(rollouts.text[j]) for j in range(g * samples, (g + 1) * samples)}) for g in range(len(prompts))]
-    return {
-        "samples": samples,
-        "problems": checkpoint.fingerprint([(q.problem, q.answer) for q in problems]),
-        "correct": counts.tolist(),
-        "branching": sum(per_completion) / len(per_completion),
-        "entropy": stats["entropy"][few.mask].mean().item(),
-        "different_answers": sum(answers) / len(answers),
-        "length": rollouts.lengths.float().mean().item(),
-    }
+    return {"samples": samples, "problems": checkpoint.fingerprint([(q.problem, q.answer) for q in problems]), "correct": counts.tolist(),
+            "branching": sum(per_completion) / len(per_completion), "entropy": stats["entropy"][few.mask].mean().item(),
+            "different_answers": sum(answers) / len(answers), "length": rollouts.lengths.float().mean().item()}  # fmt: skip
 
 
 class Probe:
     """What is asked of one run: `look` at each of its models in turn, `replay` the step that follows, then `write`."""
 
-    def __init__(self, folder: Path, p: ProbeConfig, policy: Policy, c: TrainConfig, problems: list, prompts: list, rows: list[dict]):
-        self.folder, self.p, self.c = folder, p, c
-        self.logged = {int(row["step"]): row for row in rows if row["accuracy"] is not None}
+    def __init__(self, folder: Path, p: ProbeConfig, trainer: Trainer, held_out: HeldOut):
+        self.folder, self.p, self.c = folder, p, trainer.config
+        self.logged = {int(row["step"]): row for row in read_metrics(folder) if row["accuracy"] is not None}
         self.plateau = next((step for step, row in self.logged.items() if row["stage"] == "plateau"), None)
         self.generator = torch.Generator().manual_seed(p.seed)
-        most = max(p.problems, p.completions, p.fixed)
-        chosen = random.Random(p.seed).sample(range(len(problems)), min(len(problems), most))
-        self.problems, self.prompts = [problems[i] for i in chosen], [prompts[i] for i in chosen]
-        self.first = policy.sample(self.prompts[: p.fixed], 1, c, self.generator)
+        source = held_out if held_out.problems else trainer
+        most = min(len(source.problems), max(p.problems, p.completions, p.fixed))
+        chosen = random.Random(p.seed).sample(range(len(source.problems)), most)
+        self.problems, self.prompts = [source.problems[i] for i in chosen], [source.prompts[i] for i in chosen]
+        self.first = trainer.policy.sample(self.prompts[: p.fixed], 1, self.c, self.generator)
         self.first_correct = torch.tensor(verify_all(self.first.text, self.answers(p.fixed)))
         self.watch = None  # the likeliest tokens of the first model, whose probabilities are followed
         self.changes, self.completions, self.fixed, self.replacements, self.explored = [], [], [], [], {}
@@ -191,14 +178,13 @@ class Probe:
         lines = [completion(policy.tokenizer, self.first, i, self.first_correct, numbers) for i in range(len(self.first))]
         self.fixed += [{"step": step, "number": i} | line for i, line in enumerate(lines)]
         if p.replacements and not self.replacements and (name == "last" or self.plateau is not None and step >= self.plateau):
-            n = min(p.completions, len(self.prompts))
-            batch = policy.sample(self.prompts[:n], 1, c, self.generator)
-            right = verify_all(batch.text, self.answers(n))
-            found = replace_tokens(policy, c, batch, self.answers(n), p.continuations, self.generator, progress="replacements")
+            batch, answers = policy.sample(self.prompts[: p.completions], 1, c, self.generator), self.answers(p.completions)
+            right = verify_all(batch.text, answers)
+            found = replace_tokens(policy, c, batch, answers, p.continuations, self.generator)
             self.replacements = [{"step": step, "correct": bool(right[entry["completion"]])} | entry for entry in found]
         if p.exploration and name:
-            n = p.problems
-            self.explored[name] = explore(policy, c, self.prompts[:n], self.problems[:n], p.samples, p.seed, f"{name} model")
+            few = slice(p.problems)
+            self.explored[name] = explore(policy, c, self.prompts[few], self.problems[few], p.samples, p.seed, f"{name} model")
 
     def replay(self, trainer: Trainer) -> None:
         """The step that follows, made again."""
@@ -238,8 +224,7 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
     if p.threads:
         torch.set_num_threads(p.threads)
     trainer, held_out = set_up(dataclasses.replace(config, resume=str(folder), push_to_hub="", report_to="none"))
-    c, source = trainer.config, held_out if held_out.problems else trainer
-    found = Probe(folder, p, trainer.policy, c, source.problems, source.prompts, read_metrics(folder))
+    c, found = trainer.config, Probe(folder, p, trainer, held_out)
     last = max(found.logged)
     starts = replayable(folder, last, p.steps)
     with tqdm(total=len(starts) + 1, desc=folder.name, unit="model") as bar:
@@ -247,7 +232,7 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
             found.look(trainer.policy, trainer.number, None if start else "first")
             found.replay(trainer)
             bar.update()
-        del trainer, source
+        del trainer
         found.look(load_policy(str(folder), c.device, c.dtype, c.engine, c.cuda_graphs), last, "last")
         bar.update()
     return found.write()
@@ -262,10 +247,8 @@ def _restored(folder: Path, trainer: Trainer, starts: Sequence[Path | None]) -> 
                 continue
             tensors, state = checkpoint.load(start)
             if state["reward"] != reward_name(trainer):
-                raise SettingError(
-                    f"{folder} was trained with the reward function {state['reward']}, which only its program has. "
-                    "Steps of such a run cannot be replayed; choose another run."
-                )
+                cause = f"{folder} was trained with the reward function {state['reward']}, which only its program has"
+                raise SettingError(f"{cause}. Its steps cannot be replayed; choose another run.")
             restore_trainer(trainer, tensors, state, Step)
         yield start
 

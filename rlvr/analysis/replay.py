@@ -34,37 +34,32 @@ def _logits(policy: Policy, part: Rollouts) -> Iterator[tuple[slice, Tensor]]:
 
 
 @torch.no_grad()
-def token_stats(policy: Policy, rollouts: Rollouts, temperature: float, micro_batch_tokens: int, watch: Tensor | None = None) -> dict[str, Tensor]:
+def token_stats(policy: Policy, rollouts: Rollouts, temperature: float, budget: int, watch: Tensor | None = None) -> dict[str, Tensor]:
     """What the policy thinks at every token of some completions: a dict of [N, T] float32, 0 outside the mask.
 
     logp: log-prob of the token; entropy; grad_norm: length of the gradient of logp in the logits; branching: how many tokens share 95 % of
     the probability; second: the most likely token other than the one that was drawn. Besides, [N, T, TOP]: top, the most likely tokens,
-    and top_p, their probabilities; if `watch` [N, T, TOP] names tokens, top_p is theirs. Logits exist a chunk at a time.
+    and top_p, their probabilities; if `watch` [N, T, TOP] names tokens, top_p is theirs. budget: the tokens of a micro-batch. Logits
+    exist a chunk at a time.
     """
     size = rollouts.mask.shape
-    out = {name: torch.zeros(size) for name in ("logp", "entropy", "grad_norm", "branching")}
+    out = {name: torch.zeros(size) for name in ("logp", "entropy", "grad_norm", "branching")} | {"top_p": torch.zeros(*size, TOP)}
     out["second"] = torch.zeros(size, dtype=torch.long)
     out["top"] = torch.zeros(*size, TOP, dtype=torch.long) if watch is None else watch
-    out["top_p"] = torch.zeros(*size, TOP)
-    for rows in micro_batches(rollouts, torch.arange(len(rollouts)), micro_batch_tokens, policy.packed):
+    for rows in micro_batches(rollouts, torch.arange(len(rollouts)), budget, policy.packed):
         part = rollouts.select(rows)
-        if not part.mask.any():
-            continue
         row, t = part.mask.nonzero(as_tuple=True)
         for some, logits in _logits(policy, part):
             here = rows[row[some]], t[some]
             z, y = logits.float() / temperature, rollouts.completion_ids[here][:, None].to(logits.device)
             logp = torch.log_softmax(z, -1)
             p = logp.exp()
-            values = {
-                "logp": logp.gather(-1, y)[:, 0],
-                "entropy": entropy_from_logp(logp),
-                "grad_norm": logit_gradient_norm(p.gather(-1, y)[:, 0], p.square().sum(-1)),
-                "branching": branching_factor(z).float(),
-                "second": z.scatter(-1, y, float("-inf")).argmax(-1),
-            }
+            # of k tokens: [k] each, and [k, TOP]
+            values = {"logp": logp.gather(-1, y)[:, 0], "entropy": entropy_from_logp(logp), "branching": branching_factor(z)}
+            values["grad_norm"] = logit_gradient_norm(p.gather(-1, y)[:, 0], p.square().sum(-1))
+            values["second"] = z.scatter(-1, y, float("-inf")).argmax(-1)
             if watch is None:
-                values["top_p"], values["top"] = p.topk(min(TOP, p.shape[-1]), -1)
+                values["top_p"], values["top"] = p.topk(TOP, -1)
             else:
                 values["top_p"] = p.gather(-1, watch[here].to(p.device))
             for name, value in values.items():
@@ -72,15 +67,15 @@ def token_stats(policy: Policy, rollouts: Rollouts, temperature: float, micro_ba
     return out
 
 
-def update_gradient(policy: Policy, rollouts: Rollouts, advantages: Tensor, method: str, micro_batch_tokens: int = 4096, **strengths) -> Tensor:
+def update_gradient(policy: Policy, batch: Rollouts, advantages: Tensor, method: str, micro_batch_tokens=4096, **strengths) -> Tensor:
     """The gradient of one update under a method, as one long vector [parameters]: how much does the method change it?
 
     advantages [N] float, of the rows; those of 0 are skipped and stay in the denominator. method and strengths: as in `advantage.shape`.
     It is `Trainer.gradient`, at temperature 1, on the batch's own policy. The model's own gradients are empty afterwards.
     """
-    shaped = shape(method, advantages, rollouts.old_logp, rollouts.mask, rollouts.group, **strengths)  # [N, T]
+    shaped = shape(method, advantages, batch.old_logp, batch.mask, batch.group, **strengths)  # [N, T]
     trainer = Trainer(TrainConfig(), policy, [], [])
-    trainer.gradient(Step(rollouts, [], advantages, shaped, []), torch.arange(len(rollouts)), micro_batch_tokens)
+    trainer.gradient(Step(batch, [], advantages, shaped, []), torch.arange(len(batch)), micro_batch_tokens)
     parameters = trainer.optimizer.weights.parameters
     gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     trainer.optimizer.weights.zero_grad()
@@ -118,8 +113,7 @@ def change_of_step(trainer: Trainer, shown: int) -> tuple[dict[str, Tensor], lis
     Tensors with a number for each token: row (which completion), r (relative position), token, advantage, logp and logp_after, entropy and
     entropy_after, grad_norm, branching, step; and with one for each completion: row_step, row_group, row_correct, row_log_ppl.
     """
-    result = replay(trainer)
-    if result is None:
+    if (result := replay(trainer)) is None:
         return None
     batch, correct, shaped, before, after = result
     step, mask, n = trainer.number, batch.mask, len(batch)
@@ -131,11 +125,9 @@ def change_of_step(trainer: Trainer, shown: int) -> tuple[dict[str, Tensor], lis
     log_ppl = log_perplexity(before["logp"], mask)
     flat |= {"row_step": torch.full((n,), step), "row_group": batch.group, "row_correct": correct, "row_log_ppl": log_ppl}
     numbers = {name: before[name] for name in SHOWN} | {"advantage": shaped, "logp_after": after["logp"], "top_p_after": after["top_p"]}
-    tokenizer = trainer.policy.tokenizer
-    lines = [
-        {"step": step, "group": int(batch.group[i])} | completion(tokenizer, batch, i, correct, numbers)
-        for i in _right_and_wrong(correct, shown)
-    ]
+    lines = []
+    for i in _right_and_wrong(correct, shown):
+        lines.append({"step": step, "group": int(batch.group[i])} | completion(trainer.policy.tokenizer, batch, i, correct, numbers))
     return flat, lines
 
 

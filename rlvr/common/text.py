@@ -6,6 +6,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +24,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in cells]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for a document."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
 def interval(mean: float, low: float, high: float, form: str | Callable[[float], str] = "+.3f", unit: str = "") -> str:
@@ -67,10 +73,8 @@ class Patient:
             return len(text)
 
     def flush(self) -> None:
-        try:
+        with suppress(OSError):
             self.stream.flush()
-        except OSError:
-            pass
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)

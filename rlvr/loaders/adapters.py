@@ -5,9 +5,9 @@ weights are trained.
 """
 
 import importlib.util
+import json
 import os
 import warnings
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from rlvr.config import SettingError
-from rlvr.loaders.json_file import json_object
 
 CONFIG_FILE = "adapter_config.json"
-MOST_ADAPTERS = 8  # in a chain, each trained on the one before
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -43,10 +41,8 @@ def add_lora(model, rank: int, alpha: float, seed: int, base: str) -> None:
 
     base = os.path.abspath(base) if os.path.isdir(base) else base
     # "all-linear" leaves out the output layer, which is also the embedding in a model with tied weights.
-    settings = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-    )  # fmt: skip
+    usual = dict(lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", base_model_name_or_path=base, **usual)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(settings, model)  # it freezes the other weights
@@ -81,6 +77,19 @@ def save_lora(model, folder: Path) -> None:
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+def json_object(file: Path, whole: str = "model folder") -> dict | None:
+    """The JSON object in a file of a model or adapter; None if no such file exists. Raises SettingError if it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise SettingError(f"The file {file} cannot be read as a JSON object. Copy the {whole} again, or name another.")
+    return content
+
+
 def check_adapter(folder: Path) -> dict:
     """The settings in an adapter folder, which may come from somebody else. Raises SettingError for anything but plain LoRA."""
     settings = json_object(folder / CONFIG_FILE, "adapter") or {}
@@ -89,28 +98,6 @@ def check_adapter(folder: Path) -> dict:
     if not (folder / "adapter_model.safetensors").is_file():  # peft would open a pickle instead
         raise SettingError(f"The adapter {folder} has no weights in adapter_model.safetensors. Save them so: model.save_pretrained(...).")
     return settings
-
-
-def chain(path: str, check_model_name: Callable[[str], str]) -> list[str]:
-    """The path of a whole model: [path]. Of an adapter: its folder, then the adapter it was trained on, and so on, down to a whole model.
-
-    check_model_name: see rlvr.loaders.models, which imports this file. Raises SettingError if an adapter does not say which model it
-    belongs to, or if that model cannot be found.
-    """
-    folders = [path]
-    while is_adapter(folders[-1]):
-        file = Path(folders[-1], CONFIG_FILE)
-        base = check_adapter(Path(folders[-1])).get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
-            raise SettingError(f"{file} does not say which model the adapter belongs to. Put its base_model_name_or_path there.")
-        try:
-            folders.append(check_model_name(base))
-        except SettingError as error:
-            cause = str(error).split(". ")[0]
-            raise SettingError(f"The base model of {file} is not usable: {cause}. Correct its base_model_name_or_path.") from None
-        if len(folders) > MOST_ADAPTERS:
-            raise SettingError(f"{path} has more than {MOST_ADAPTERS} adapters one on another, or they name each other. Merge them first.")
-    return folders
 
 
 def merged(model, folder: str | Path):

@@ -27,10 +27,9 @@ HUB = {
     "svamp": HubSet("ChilleD/SVAMP", "train", "test", "Body+Question", "Answer"),
     "math": HubSet("DigitalLearningGmbH/MATH-lighteval", "train", "test", "problem", "solution", "default"),
     "dapo-math-17k": HubSet("open-r1/DAPO-Math-17k-Processed", "train", None, "prompt", "solution", "en"),
-    "still-3-rl-90k": HubSet(
+    "still-3-rl-90k": HubSet(  # it puts the problem into a conversation with instructions of its own
         "RUC-AIBOX/STILL-3-RL-90K", "train", None, "prompt.0.content", "reward_model.ground_truth",
-        around=r".*?\nUser:\s*(.*?)\s*\nAssistant:.*",  # the set puts the problem into a conversation with instructions of its own
-    ),
+        around=r".*?\nUser:\s*(.*?)\s*\nAssistant:.*"),
     "math500": HubSet("HuggingFaceH4/MATH-500", None, "test", "problem", "answer"),
     "aime24": HubSet("HuggingFaceH4/aime_2024", None, "train", "problem", "answer"),
     "aime25": HubSet("math-ai/aime25", None, "test", "problem", "answer"),
@@ -55,7 +54,5 @@ def read_hub(known: HubSet, name: str, split: str) -> list[dict]:
     try:
         return datasets.load_dataset(known.hub_id, known.configuration, split=chosen).to_list()
     except Exception as error:  # the Hub client raises many kinds: no network, no such set, no such split, gated
-        raise SettingError(
-            f"The data set {known.hub_id!r} ({chosen} split) cannot be loaded ({one_line(error)}). Check the name and the network, or name "
-            "a file."
-        ) from None
+        cause = f"The data set {known.hub_id!r} ({chosen} split) cannot be loaded ({one_line(error)})"
+        raise SettingError(f"{cause}. Check the name and the network, or name a file.") from None

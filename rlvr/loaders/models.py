@@ -8,8 +8,9 @@ import torch
 
 from rlvr.common.text import one_line
 from rlvr.config import TINY_MODEL, SettingError
-from rlvr.loaders.adapters import chain, check_adapter, check_peft, is_adapter, merged
-from rlvr.loaders.json_file import json_object
+from rlvr.loaders.adapters import CONFIG_FILE, check_adapter, check_peft, is_adapter, json_object, merged
+
+MOST_ADAPTERS = 8  # in a chain, each trained on the one before
 
 
 def resolve_model(name: str) -> str:
@@ -35,9 +36,7 @@ def check_model_name(name: str) -> str:
         return path
     config = json_object(folder / "config.json")
     if config is None:
-        raise SettingError(
-            f"The folder {path} holds no model (no config.json). Name a Hugging Face model folder, a run folder or a Hub id."
-        )
+        raise SettingError(f"The folder {path} holds no model (no config.json). Name a model folder, a run folder or a Hub id.")
     if "preset" in config:  # that of a run
         raise SettingError(f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {path}")
     for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
@@ -55,11 +54,33 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json"))
 
 
+def chain(path: str) -> list[str]:
+    """The path of a whole model: [path]. Of an adapter: its folder, then the adapter it was trained on, and so on, down to a whole model.
+
+    Raises SettingError if an adapter does not say which model it belongs to, or if that model cannot be found.
+    """
+    folders = [path]
+    while is_adapter(folders[-1]):
+        file = Path(folders[-1], CONFIG_FILE)
+        base = check_adapter(file.parent).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise SettingError(f"{file} does not say which model the adapter belongs to. Put its base_model_name_or_path there.")
+        try:
+            folders.append(check_model_name(base))
+        except SettingError as error:
+            cause = str(error).split(". ")[0]
+            raise SettingError(f"The base model of {file} is not usable: {cause}. Correct its base_model_name_or_path.") from None
+        if len(folders) > MOST_ADAPTERS:
+            raise SettingError(f"{path} has more than {MOST_ADAPTERS} adapters one on another, or they name each other. Merge them first.")
+    return folders
+
+
 def choose_device(device: str, cuda_graphs: bool = False) -> str:
     """What --device comes to on this machine. Raises SettingError if it has no such device."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
+        device = next(name for name, is_there in present.items() if is_there)
+    if not present[device]:
         raise SettingError(f"There is no {device} device here. Choose --device cpu, or auto.")
     if cuda_graphs and device != "cuda":
         raise SettingError(f"--cuda-graphs needs a CUDA GPU, but the device is {device}. Leave it out.")
@@ -81,7 +102,7 @@ def load_model(name: str, device: str, dtype: str):
     _silence()
     path = check_model_name(name)
     try:
-        *adapters, base = chain(path, check_model_name)
+        *adapters, base = chain(path)
         with_tokenizer = next((folder for folder in adapters if has_tokenizer(Path(folder))), base)
         tokenizer = AutoTokenizer.from_pretrained(with_tokenizer, trust_remote_code=False)
         if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
@@ -95,16 +116,12 @@ def load_model(name: str, device: str, dtype: str):
     except SettingError:
         raise
     except Exception as error:  # a damaged folder makes transformers raise nearly every kind of error
-        raise SettingError(
-            f"The model {name!r} cannot be loaded ({_reason(error)}). Check its name and its files, or choose another model."
-        ) from None
+        raise SettingError(f"The model {name!r} cannot be loaded ({_reason(error)}). Check its name and its files.") from None
     eos = model.generation_config.eos_token_id
     ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
     stop_ids = {i for i in ends if isinstance(i, int) and 0 <= i < model.get_input_embeddings().weight.shape[0]}
     if not stop_ids:
-        raise SettingError(
-            f"The model {name!r} names no token that ends a text. Set eos_token in its tokenizer or its generation_config.json."
-        )
+        raise SettingError(f"The model {name!r} names no token that ends a text. Set eos_token in its tokenizer or generation_config.json.")
     return model, tokenizer, stop_ids
 
 
@@ -134,12 +151,11 @@ def _silence() -> None:
 
 def _reason(error: Exception) -> str:
     """Why a model could not be loaded, in one line."""
-    text = one_line(error)
-    if "trust_remote_code" in " ".join(str(error).split()):
+    if "trust_remote_code" in str(error):
         return "it needs Python code that comes with it, and such code is not run here"
-    if "ignore_mismatched_sizes" in " ".join(str(error).split()):
+    if "ignore_mismatched_sizes" in str(error):
         return "its weights have other shapes than its config.json says"
-    return text if isinstance(error, (ValueError, OSError)) else one_line(f"{type(error).__name__}: {error}")
+    return one_line(error if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}")
 
 
 def positions(model) -> float:
@@ -151,13 +167,9 @@ def check_length(model, prompts: list[list[int]], max_new_tokens: int) -> None:
     """Refuse prompts and completions that do not fit the model: its vocabulary, or the positions it was made for. Raises SettingError."""
     highest, vocabulary = max(map(max, prompts)), model.get_input_embeddings().weight.shape[0]
     if highest >= vocabulary:
-        raise SettingError(
-            f"The tokenizer makes token {highest} of a prompt, but the model knows only {vocabulary} tokens. "
-            "Save the tokenizer that belongs to the model beside it."
-        )
+        cause = f"The tokenizer makes token {highest} of a prompt, but the model knows only {vocabulary} tokens"
+        raise SettingError(f"{cause}. Save the tokenizer that belongs to the model beside it.")
     longest = max(map(len, prompts)) + max_new_tokens
     if longest > positions(model):
-        raise SettingError(
-            f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {positions(model)}. "
-            "Lower --max-new-tokens or --max-prompt-tokens."
-        )
+        cause = f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {positions(model)}"
+        raise SettingError(f"{cause}. Lower --max-new-tokens or --max-prompt-tokens.")

@@ -11,13 +11,10 @@ MAX_PROBLEM_CHARS = 100_000  # a longer text is no prompt; tokenizers take minut
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and half a surrogate pair (JSON can spell it), which no encoding can write
 # Columns of published sets, tried in this order: (columns of the problem, joined by a space; column of the answer).
 COLUMNS = [
-    (("problem",), "answer"),  # MATH500, AIME, AMC
-    (("question",), "answer"),  # GSM8K, AMC
-    (("prompt",), "answer"),
-    (("input",), "target"),  # MAWPS
-    (("Body", "Question"), "Answer"),  # SVAMP
+    (("problem",), "answer"), (("question",), "answer"), (("prompt",), "answer"),  # MATH500, AIME, AMC; GSM8K, AMC
+    (("input",), "target"), (("Body", "Question"), "Answer"),  # MAWPS; SVAMP
     (("problem",), "solution"),  # MATH, Minerva: the answer is in the last box of the solution
-]
+]  # fmt: skip
 
 
 def problem_answer_pairs(
@@ -39,10 +36,8 @@ def problem_answer_pairs(
             question, text = _read_row(row, number, where, questions, answer_column, around)
             first, known = found.setdefault(question, (number, text))
             if known != text and not verify(rf"\boxed{{{text}}}", known):  # 1/2 and 0.5 are one answer
-                raise SettingError(
-                    f"Rows {first} and {number} of {where} give one problem two answers, {known[:30]!r} and {text[:30]!r}. "
-                    "Keep the one that is right."
-                )
+                cause = f"Rows {first} and {number} of {where} give one problem two answers, {known[:30]!r} and {text[:30]!r}"
+                raise SettingError(f"{cause}. Keep the one that is right.")
         except SettingError as error:
             if strict:
                 raise
@@ -99,10 +94,8 @@ def _read_row(row: dict, number: int, where: str, questions: tuple[str, ...], an
     if not all(parts) or not question or not text or unboxed:
         raise SettingError(f"Row {number} of {where} lacks its {' or '.join(columns)}. Fill it in, or leave the row out.")
     if len(question) > MAX_PROBLEM_CHARS or len(text) > MAX_CHARS:
-        raise SettingError(
-            f"Row {number} of {where} has {len(question)} characters in the problem and {len(text)} in the answer. "
-            f"Leave it out: {MAX_PROBLEM_CHARS} and {MAX_CHARS} are the most."
-        )
+        cause = f"Row {number} of {where} has {len(question)} characters in the problem and {len(text)} in the answer"
+        raise SettingError(f"{cause}. Leave it out: {MAX_PROBLEM_CHARS} and {MAX_CHARS} are the most.")
     return question, text
 
 
@@ -129,7 +122,5 @@ def _cell_text(value, cell: str) -> str:
 
 def _answer_text(published: str) -> str:
     """The answer in a published solution: '#### 72' -> 72, a worked solution -> its last box, anything else as it is."""
-    if "####" in published:
-        return published.rsplit("####", 1)[1].strip()
-    boxed = last_boxed(published)
-    return (published if boxed is None else boxed).strip()
+    boxed = last_boxed(published) if "####" not in published else None
+    return (published.rsplit("####", 1)[-1] if boxed is None else boxed).strip()

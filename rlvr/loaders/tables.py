@@ -72,17 +72,16 @@ def _csv_rows(text: str, path: Path) -> list[dict]:
 def _json_rows(text: str, path: Path, is_list: bool) -> list[dict]:
     """Rows of one list of objects, or of one object per line."""
     remedy = "Write a list of objects with problem and answer" if is_list else "Write one object with problem and answer per line"
-    rows, place = [], ""
+    lines = [text] if is_list else text.split("\n")  # not splitlines(), which also splits at U+2028 inside a string
+    rows, number = [], 0
     try:
-        if is_list:
-            rows = json.loads(text, object_pairs_hook=_object)
-        else:
-            for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(), which also splits at U+2028 inside a string
-                place = f", line {number}"
-                if line.strip():
-                    rows.append(json.loads(line, object_pairs_hook=_object))
+        for number, line in enumerate(lines, start=1):
+            if line.strip() or is_list:
+                rows.append(json.loads(line, object_pairs_hook=_object))
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4300 digits
+        place = "" if is_list else f", line {number}"
         raise SettingError(f"The file {path}{place} is not valid JSON ({one_line(error)}). {remedy}.") from None
+    rows = rows[0] if is_list else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SettingError(f"The file {path} holds something other than objects. {remedy}.")
     return rows

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from rlvr.common.files import first_free, write_atomically
-from rlvr.common.text import table
+from rlvr.common.text import interval, table
 from rlvr.config import EvalConfig, SettingError
 from rlvr.data import Problem, encode_prompts, load_held_out
 from rlvr.evaluate import evaluate
@@ -130,7 +130,7 @@ def _print_set(c: EvalConfig, data: str, results: dict[str, dict]) -> None:
     """The table of one set: a row per model, with intervals."""
     shown, rows = [f"{metric}@{c.completions}" for metric in ("acc", "maj", "pass")], []  # the other pass@k are in the file
     for name, result in results.items():
-        numbers = ["{mean:.3f} [{low:.3f}, {high:.3f}]".format(**result["metrics"][k]) for k in shown]
+        numbers = [interval(**result["metrics"][k], form=".3f") for k in shown]
         rows.append([name, str(len(result["problems"])), *numbers, f"{result['mean_length']:.0f}", f"{result['truncated']:.1%}"])
     longest = max(result["max_new_tokens"] for result in results.values())
     print(

@@ -18,7 +18,7 @@ def read_metrics(folder: Path) -> list[dict[str, float | str | None]]:
     return [{k: v if k == "stage" else float(v) if v else None for k, v in row.items()} for row in rows]
 
 
-def _series(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
+def series(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
     points = [(row["step"], row[name]) for row in rows if row[name] is not None]
     return [p[0] for p in points], [p[1] for p in points]
 
@@ -49,23 +49,23 @@ def draw_curves(folder: Path) -> Path:
     figure.suptitle(f"method {config['method']}, model {config['model']}, data {config['data']}, seed {config['seed']}")
 
     trained = [row for row in rows if row["accuracy"] is not None]
-    _faint_and_smooth(top, *_series(trained, "accuracy"), GREY, "training problems")
+    _faint_and_smooth(top, *series(trained, "accuracy"), GREY, "training problems")
     held_out = [row for row in rows if row["eval_pass_at_1"] is not None]
     if held_out:
-        x, y = _series(held_out, "eval_pass_at_1")
+        x, y = series(held_out, "eval_pass_at_1")
         low = [row["eval_pass_at_1"] - row["eval_pass_at_1_low"] for row in held_out]
         high = [row["eval_pass_at_1_high"] - row["eval_pass_at_1"] for row in held_out]
         top.errorbar(x, y, yerr=[low, high], color=BLUE, marker="o", markersize=4, capsize=3, label="held-out pass@1, 95 % interval")
         label = f"held-out pass@{config['eval_completions']}"
-        top.plot(*_series(held_out, "eval_pass_at_max"), color=GREEN, marker="s", markersize=3, linewidth=1, label=label)
+        top.plot(*series(held_out, "eval_pass_at_max"), color=GREEN, marker="s", markersize=3, linewidth=1, label=label)
     top.set(ylabel="share of right answers", ylim=(0, 1.02))
 
     for name, colour, label in (("entropy_right", GREEN, "right answers"), ("entropy_wrong", ORANGE, "wrong answers")):
-        _faint_and_smooth(middle, *_series(trained, name), colour, label)
+        _faint_and_smooth(middle, *series(trained, name), colour, label)
     middle.set(ylabel="token entropy (nats)", ylim=(0, None))
 
     for name, colour in zip(DEFECTS, COLOURS):
-        x, y = _series(trained, f"defect_{name}")
+        x, y = series(trained, f"defect_{name}")
         if any(y):
             bottom.plot(x, smoothed(y), color=colour, linewidth=1.5, label=name.replace("_", " "))
     bottom.set(ylabel="share of completions with the defect", ylim=(0, None), xlabel="step")

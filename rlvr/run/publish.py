@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlvr.common.files import replace_folder
-from rlvr.common.text import one_line, say
+from rlvr.common.text import interval, markdown_table, one_line, say
 from rlvr.config import PRESETS, SettingError, TrainConfig
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import read_config
@@ -61,7 +61,7 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
         intro = f"Held-out problems ({held_out}), sampled at temperature {c.temperature}, with 95 % intervals over problems:"
         paragraphs += [intro, _measured_table(measured)]
     rows = [[f"`--{name.replace('_', '-')}`", value.replace("|", r"\|")] for name, value in _changed_settings(c).items()]
-    paragraphs += [f"Settings that differ from those of the preset `{c.preset}`:", _table(["setting", "value"], rows)]
+    paragraphs += [f"Settings that differ from those of the preset `{c.preset}`:", markdown_table(["setting", "value"], rows)]
     paragraphs.append(f"Reward: {f'`{c.reward}`' if c.reward else 'is the boxed answer equal to the gold answer?'}")
     return "\n\n".join(paragraphs) + "\n"
 
@@ -69,11 +69,10 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
 def _measured_table(measured: dict[str, dict]) -> str:
     """A row for each evaluation. acc@N is left out: it is the same as pass@1."""
     names = [name for name in next(iter(measured.values()))["metrics"] if not name.startswith("acc@")]
-    rows = [
-        [when, str(result["problems"]), *("{:.3f} [{:.3f}, {:.3f}]".format(*result["metrics"][name]) for name in names)]
-        for when, result in measured.items()
-    ]
-    return _table(["", "problems", *names], rows)
+    rows = []
+    for when, result in measured.items():
+        rows.append([when, str(result["problems"]), *(interval(*result["metrics"][name], ".3f") for name in names)])
+    return markdown_table(["", "problems", *names], rows)
 
 
 def _changed_settings(c: TrainConfig) -> dict[str, str]:
@@ -85,11 +84,6 @@ def _changed_settings(c: TrainConfig) -> dict[str, str]:
                 value = json.dumps(Path(value).name if value.startswith(("/", "~", ".")) else value)
             changed[name] = str(value)
     return changed
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
 def check_hub(hub_id: str) -> None:
@@ -160,9 +154,5 @@ def publish(p: PublishConfig) -> None:
         say(f"uploaded to {push(model, p.push)}")
 
 
-def main() -> None:
-    publish(parse_command(PublishConfig, "python -m rlvr.run.publish"))
-
-
 if __name__ == "__main__":
-    run_program(main)
+    run_program(lambda: publish(parse_command(PublishConfig, "python -m rlvr.run.publish")))

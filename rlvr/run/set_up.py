@@ -9,8 +9,8 @@ from rlvr.config import SettingError, TrainConfig
 from rlvr.data import Problem, has_test_split, load_held_out, load_problems
 from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
 from rlvr.engine.optimizer import make_adamw
-from rlvr.loaders.adapters import add_lora, chain, check_peft
-from rlvr.loaders.models import check_length, check_model_name, choose_device, choose_dtype, resolve_model
+from rlvr.loaders.adapters import add_lora, check_peft
+from rlvr.loaders.models import chain, check_length, check_model_name, choose_device, choose_dtype, resolve_model
 from rlvr.policy import Policy, load_policy
 from rlvr.run.folder import run_folder
 from rlvr.run.held_out import HeldOut, encode
@@ -86,7 +86,7 @@ def say_memory(c: TrainConfig) -> None:
     from transformers import AutoConfig
 
     device = choose_device(c.device)
-    *_, base = chain(resolve_model(c.model), check_model_name)
+    *_, base = chain(resolve_model(c.model))
 
     def again(c: TrainConfig) -> Estimate:
         return estimate(c, shape, device, choose_dtype(c.dtype, device))

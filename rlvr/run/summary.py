@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from rlvr.common.files import replace_folder, write_atomically
-from rlvr.common.text import say, table
+from rlvr.common.text import interval, say, table
 from rlvr.loaders.adapters import save_lora
 from rlvr.run.publish import merge, model_card
 
@@ -57,11 +57,8 @@ def write_summary(run, summary: dict) -> Path:
 def say_end(run, summary: dict, figure: Path) -> None:
     """The held-out table, how long the run took, and where its results are."""
     names = ["pass@1", f"pass@{run.config.eval_completions}", f"maj@{run.config.eval_completions}"]
-    rows = [
-        [f"{when} ({result['problems']} problems)", *("{:.3f} [{:.3f}, {:.3f}]".format(*result["metrics"][n]) for n in names)]
-        for when, result in (("start", run.first), ("end", run.last))
-        if result
-    ]
+    found = {when: result for when, result in (("start", run.first), ("end", run.last)) if result}
+    rows = [[f"{when} ({r['problems']} problems)", *(interval(*r["metrics"][n], ".3f") for n in names)] for when, r in found.items()]
     if rows:
         say("\n" + table(["held-out, 95 % interval", *names], rows))
     if not run.updates and run.steps_done:

@@ -31,7 +31,7 @@ _end: ContextVar[float] = ContextVar("deadline", default=math.inf)  # of this th
 
 @contextmanager
 def deadline(seconds: float):
-    """After so many seconds, ``with deadline(seconds):`` asks math-verify nothing more: answers that need it are wrong, counted as skipped."""
+    """After so many seconds, ``with deadline(seconds):`` asks math-verify nothing more: what needs it is wrong, and counted as skipped."""
     token = _end.set(min(_end.get(), time.monotonic() + seconds))
     try:
         yield
@@ -64,41 +64,36 @@ class Checker:
             stats["slow"] += 1
             if self.process is None or self.process.poll() is not None:
                 self.start()
-            reply = None
-            try:
-                self.process.stdin.write(json.dumps([answer, gold]) + "\n")
-                self.process.stdin.flush()
-                reply = self.replies.get(timeout=ANSWER_SECONDS)
-                stats["crashes"] += reply is None  # the child died, which closed the pipe
-            except queue.Empty:
-                stats["timeouts"] += 1
-            except OSError:
-                stats["crashes"] += 1
-            finally:  # also after Ctrl-C: a reply still under way must not answer the next question
-                if reply is None:
-                    self.stop()
-            return bool(reply)
+            return bool(self.reply_to(json.dumps([answer, gold]) + "\n", ANSWER_SECONDS))
+
+    def reply_to(self, question: str, seconds: float) -> bool | None:
+        """What the child says to a question; None if it died or took too long, and is stopped."""
+        reply = None
+        try:
+            self.process.stdin.write(question)
+            self.process.stdin.flush()
+            reply = self.replies.get(timeout=seconds)
+            stats["crashes"] += reply is None  # the child died, which closed the pipe
+        except queue.Empty:
+            stats["timeouts"] += 1
+        except OSError:
+            stats["crashes"] += 1
+        finally:  # also after Ctrl-C: a reply still under way must not answer the next question
+            if reply is None:
+                self.stop()
+        return reply
 
     def start(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError("math-verify is needed to check this answer. Install it with: pip install math-verify")
         stats["restarts"] += self.replies is not None
         self.stop()
-        self.process = subprocess.Popen(
-            [sys.executable, os.path.abspath(child.__file__)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="ascii",
-        )  # fmt: skip
+        streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="ascii")
+        self.process = subprocess.Popen([sys.executable, os.path.abspath(child.__file__)], **streams)
         self.replies = queue.Queue()
         # A pipe has no portable read with a time limit, so a thread reads and a queue waits.
         threading.Thread(target=_read, args=(self.process.stdout, self.replies), daemon=True).start()
-        ready = None
-        try:
-            with suppress(queue.Empty):
-                ready = self.replies.get(timeout=START_SECONDS)
-        finally:
-            if not ready:
-                self.stop()
-        if not ready:
+        if not self.reply_to("", START_SECONDS):  # it says so once, without a question
             raise RuntimeError(f"The answer checker did not start. To see why, run: {sys.executable} {child.__file__}")
 
     def stop(self) -> None:

@@ -3,23 +3,29 @@
 import re
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from rlvr.analysis.report import changes, exploration, instance, position, stage
-from rlvr.analysis.report.arms import SHIPPED, Experiment, load_experiment
+from rlvr.analysis.report.arms import SHIPPED, load_experiment
 from rlvr.analysis.report.microscope import microscope_data
 from rlvr.analysis.report.page import MARKS, page
-from rlvr.analysis.report.picture import draw
 from rlvr.analysis.report.run import Run
-from rlvr.analysis.report.section import Section
+from rlvr.analysis.report.section import Section, draw
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, say, unique_names
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import check_can_write
+
+PARTS = (  # heading, introduction, sections in their order
+    ("Stage", "When: the rising stage and the plateau.", stage.SECTIONS + changes.SECTIONS),
+    ("Instance", "In which completions of the plateau.{compared}", instance.SECTIONS),
+    ("Token", "Where in a completion.", position.SECTIONS),
+    ("Exploration", "What training leaves to be explored (Deng et al. 2025b, arXiv 2508.07534). Sampled at the temperature of training.",
+     exploration.SECTIONS),
+)  # fmt: skip
 
 
 @dataclass
@@ -51,53 +57,27 @@ def report(config: ReportConfig) -> Path:
     started = time.perf_counter()
     runs = [Run(folder, name) for folder, name in zip(folders, unique_names(folders))]
     experiment = load_experiment(Path(config.experiment or "runs/experiment")) or load_experiment(SHIPPED)
+    compared = f" I3 and T3 compare arms of an experiment: {experiment.folder}." if experiment else ""
     out.mkdir(parents=True, exist_ok=True)
 
-    parts, questions = [], contents(runs, experiment)
-    with tqdm(total=sum(len(ask) for *_, ask in questions) + 1, desc="report", unit="section") as bar:
-        for heading, introduction, ask in questions:
-            sections = []
-            for question in ask:
-                sections.append(write_section(question(), out))
+    parts = [(heading, introduction.format(compared=compared), []) for heading, introduction, _ in PARTS]
+    with tqdm(total=sum(len(questions) for *_, questions in PARTS) + 1, desc="report", unit="section") as bar:
+        for (*_, questions), (*_, sections) in zip(PARTS, parts):
+            for ask in questions:
+                sections.append(write_section(ask(runs, experiment), out))
                 bar.update()
-            parts.append((heading, introduction, sections))
         data = [found for found in map(microscope_data, runs) if found["steps"]]
         bar.update()
     findings = [
         {"label": section.label, "finding": section.title, "run": v.run, "agrees": MARKS[v.agrees][0], "text": v.text}
-        for _, _, sections in parts
-        for section in sections
-        for v in section.verdicts
-    ]
+        for *_, sections in parts for section in sections for v in section.verdicts
+    ]  # fmt: skip
     write_atomically(out / "findings.csv", csv_text(findings))
     path = out / "index.html"
     write_atomically(path, page("Entropy and performance: " + ", ".join(run.name for run in runs), runs, parts, data))
     seconds = time.perf_counter() - started
     say(f"\n{len(findings)} findings of {len(runs)} run{'s' * (len(runs) > 1)} in {seconds:.0f} s; open {path} in a browser")
     return path
-
-
-def contents(runs: list[Run], experiment: Experiment | None) -> list[tuple[str, str, list[partial[Section]]]]:
-    """The parts of the page in their order: heading, introduction, and what makes each section when it is called."""
-
-    def of_runs(*functions) -> list[partial[Section]]:
-        return [partial(function, runs) for function in functions]
-
-    compared = f" I3 and T3 compare arms of an experiment: {experiment.folder}." if experiment else ""
-    return [
-        ("Stage", "When: the rising stage and the plateau.", of_runs(*stage.SECTIONS, *changes.SECTIONS)),
-        (
-            "Instance",
-            f"In which completions of the plateau.{compared}",
-            [*of_runs(*instance.RUN_SECTIONS), partial(instance.weights_by_perplexity, experiment)],
-        ),
-        ("Token", "Where in a completion.", [*of_runs(*position.RUN_SECTIONS), partial(position.bonus_by_position, experiment)]),
-        (
-            "Exploration",
-            "What training leaves to be explored (Deng et al. 2025b, arXiv 2508.07534). Sampled at the temperature of training.",
-            of_runs(*exploration.SECTIONS),
-        ),
-    ]
 
 
 def write_section(section: Section, out: Path) -> Section:

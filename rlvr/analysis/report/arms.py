@@ -9,8 +9,8 @@ from rlvr.analysis.compare_arms import (
     BASELINE, CURVES, METRICS, arms_over_steps, difference_text, differences, mean_interval, paired_differences, read_results,
 )  # fmt: skip
 from rlvr.analysis.experiment import ARMS
-from rlvr.analysis.report.picture import Panel
-from rlvr.analysis.report.section import Section, Verdict, is_above
+from rlvr.analysis.report.run import Run
+from rlvr.analysis.report.section import Panel, Section, Verdict, is_above
 from rlvr.run.figures import COLOURS
 
 SHIPPED = Path(__file__).parents[3] / "tutorials" / "experiment"
@@ -29,17 +29,14 @@ class Experiment:
 
 def load_experiment(folder: Path) -> Experiment | None:
     """None if the folder has none."""
-    if not all((folder / name).is_file() for name in ("results.csv", "curves.csv")):
-        return None
-    return Experiment(folder, read_results(folder / "results.csv"), read_results(folder / "curves.csv"))
+    files = [folder / "results.csv", folder / "curves.csv"]
+    return Experiment(folder, *map(read_results, files)) if all(file.is_file() for file in files) else None
 
 
-def arms_section(
-    label: str, title: str, shows: str, paper: str, arms: Sequence[str], claims: Claims
-) -> Callable[[Experiment | None], Section]:
+def arms_section(label: str, title: str, shows: str, paper: str, arms: Sequence[str], claims: Claims) -> Callable[..., Section]:
     """A section about arms of an experiment, each against the baseline, and pairs of them that the paper says something about."""
 
-    def of_experiment(experiment: Experiment | None) -> Section:
+    def of_experiment(runs: Sequence[Run], experiment: Experiment | None) -> Section:
         out = Section(label, title, shows, paper)
         results = experiment.results if experiment else []
         present = [arm for arm in arms if differences(results, arm, "pass_at_1")]  # the baseline too, as it has its own seeds
@@ -85,8 +82,6 @@ def _panels(experiment: Experiment, arms: list[str]) -> list[Panel]:
         axis.set_yticks(range(len(others)), others)
         axis.set(ylim=(len(others) - 0.3, -0.7), xlabel=f"final pass@1 minus {BASELINE}, equal seeds")
 
-    panels = []
-    for column in CURVES:
-        draw = partial(arms_over_steps, rows=experiment.curves, column=column, arms=arms)
-        panels.append(Panel(draw, f"arms-{column}", "mean and range over seeds"))
+    curves = {column: partial(arms_over_steps, rows=experiment.curves, column=column, arms=arms) for column in CURVES}
+    panels = [Panel(draw, f"arms-{column}", "mean and range over seeds") for column, draw in curves.items()]
     return [*panels, Panel(draw_gaps, "arms-difference", "mean, seeds and 95 % interval")]

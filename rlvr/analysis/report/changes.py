@@ -3,13 +3,13 @@
 import numpy as np
 
 from rlvr.analysis.exchange import CATEGORIES, by_quantile, category, largest, rank_correlation, share_over
-from rlvr.analysis.report.picture import Panel, bars
-from rlvr.analysis.report.run import Run, bootstrap, share_of_largest
-from rlvr.analysis.report.section import Verdict, is_above, percent, section, sentence
+from rlvr.analysis.report.run import Run, bootstrap, mean, share_of_largest
+from rlvr.analysis.report.section import Panel, Verdict, bars, is_above, percent, section, sentence
 from rlvr.common.text import interval
 from rlvr.run.figures import BLUE, GREEN, INK, ORANGE
 
 LITTLE = 0.05  # a change of probability above this counts as one; ours
+BINS = np.linspace(-0.5, 0.5, 81)  # of S5
 TOP = 0.01  # the share of tokens that counts as "the largest changes"; ours
 
 
@@ -33,8 +33,8 @@ def few_tokens_change(run: Run) -> Verdict:
         for sign, colour, label in ((1, GREEN, "A > 0"), (-1, ORANGE, "A < 0")):
             x = np.clip(change[mask & (np.sign(advantage) == sign)], -0.5, 0.5)
             if len(x):
-                style = dict(histtype="step", color=colour, linewidth=1.4, label=f"{label} ({last})")
-                axis.hist(x, np.linspace(-0.5, 0.5, 81), weights=np.full(len(x), 1 / len(x)), **style)
+                weights = np.full(len(x), 1 / len(x))
+                axis.hist(x, BINS, weights=weights, histtype="step", color=colour, linewidth=1.4, label=f"{label} ({last})")
         axis.set(yscale="log", xlabel="change of probability in one step", ylabel="share of tokens")
 
     rows, words = [], []
@@ -44,11 +44,10 @@ def few_tokens_change(run: Run) -> Verdict:
         steps = sorted(set(run.changes["step"][chosen].tolist()))
         along = row["with_their_advantage"]
         in_direction = "none" if np.isnan(along) else interval(along, low, high, percent)
-        words.append(
-            f"{stage} (step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}): {percent(row['share_changed'], 1)} of {row['tokens']} "
-            f"tokens changed by more than {LITTLE}; {in_direction} of those in the direction of their advantage; mean change "
-            f"{row['mean_change_positive']:+.4f} where A > 0, {row['mean_change_negative']:+.4f} where A < 0"
-        )
+        said = f"{stage} (step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}): {percent(row['share_changed'], 1)} of "
+        said += f"{row['tokens']} tokens changed by more than {LITTLE}; {in_direction} of those in the direction of their advantage; "
+        ups, downs = row["mean_change_positive"], row["mean_change_negative"]
+        words.append(f"{said}mean change {ups:+.4f} where A > 0, {downs:+.4f} where A < 0")
     agrees = False if row["share_changed"] >= 0.01 else is_above(low, high, 0.5)  # of the last stage
     return Verdict(agrees if last == "plateau" else None, sentence(words), rows, [Panel(draw)])
 
@@ -58,17 +57,13 @@ def _how_many_changed(run: Run, mask: np.ndarray) -> tuple[dict, float, float]:
     change, advantage = run.changes["change"], run.changes["advantage"]
     big = mask & (np.abs(change) > LITTLE)
     along, completion = change[big] * advantage[big] > 0, run.changes["row"][big]
-    row = {
-        "tokens": int(mask.sum()),
-        "share_changed": share_over(change[mask], LITTLE),
-        "with_their_advantage": float(along.mean()) if big.any() else float("nan"),
-    }
+    row = {"tokens": int(mask.sum()), "share_changed": share_over(change[mask], LITTLE), "with_their_advantage": mean(along)}
     for sign, label in ((1, "positive"), (-1, "negative")):
         side = mask & (np.sign(advantage) == sign)
         row[f"share_changed_{label}"] = share_over(change[side], LITTLE)
-        row[f"mean_change_{label}"] = float(change[side].mean()) if side.any() else float("nan")
+        row[f"mean_change_{label}"] = mean(change[side])
     by_completion = [along[completion == i] for i in np.unique(completion)]
-    return row, *bootstrap(lambda found: float(np.concatenate(found).mean()), by_completion)
+    return row, *bootstrap(lambda found: mean(np.concatenate(found)), by_completion)
 
 
 @section("S6", "The few are tokens of high entropy and large gradient", needs="changes")
@@ -95,11 +90,9 @@ def changed_tokens_are_uncertain(run: Run) -> Verdict:
     top = largest(size, TOP)
     (h_top, h_rest), (g_top, g_rest) = ((values[top].mean(), values[~top].mean()) for values in (entropy, gradient))
     rank_h, rank_g = rank_correlation(entropy, size), rank_correlation(gradient, size)
-    text = (
-        f"{stage.capitalize()}: the {percent(TOP)} of tokens that changed most have a mean entropy of {h_top:.2f} nats, the rest "
-        f"{h_rest:.3f} ({h_top / max(h_rest, 1e-9):.0f} times less), and a gradient of {g_top:.2f} against {g_rest:.3f}. Rank "
-        f"correlation of the size of the change with entropy {rank_h:.2f}, with the gradient {rank_g:.2f}."
-    )
+    text = f"{stage.capitalize()}: the {percent(TOP)} of tokens that changed most have a mean entropy of {h_top:.2f} nats, the rest "
+    text += f"{h_rest:.3f} ({h_top / max(h_rest, 1e-9):.0f} times less), and a gradient of {g_top:.2f} against {g_rest:.3f}. Rank "
+    text += f"correlation of the size of the change with entropy {rank_h:.2f}, with the gradient {rank_g:.2f}."
     agrees = bool(h_top > h_rest and g_top > g_rest and rank_h > 0 and rank_g > 0)
     return Verdict(agrees if stage == "plateau" else None, text, rows, [Panel(draw, legend={"loc": "upper left"})])
 
@@ -119,10 +112,8 @@ def changed_tokens_are_formal(run: Run) -> Verdict:
     rows = []
     for kind in CATEGORIES:
         chosen, low, high, base = share_of_largest(size, kinds == kind, run.changes["problem"][mask], TOP)
-        row = {"stage": stage, "category": kind, "share_of_top": chosen, "low": low, "high": high, "base_rate": base}
-        row["ratio"] = chosen / base if base else float("nan")
-        row["mean_change"] = float(size[kinds == kind].mean()) if base else float("nan")
-        rows.append(row)
+        rows.append({"stage": stage, "category": kind, "share_of_top": chosen, "low": low, "high": high, "base_rate": base,
+                     "ratio": chosen / base if base else float("nan"), "mean_change": mean(size[kinds == kind])})  # fmt: skip
 
     def draw(axis):
         xlabel = "share among the largest changes / share of all tokens"
@@ -130,16 +121,16 @@ def changed_tokens_are_formal(run: Run) -> Verdict:
         axis.axvline(1, color=INK, linewidth=1, linestyle="--")
 
     found = [row for row in rows if row["base_rate"] > 0]
-    text = "; ".join(
-        f"{row['category']} {interval(row['share_of_top'], row['low'], row['high'], percent)} of the largest changes, "
-        f"{percent(row['base_rate'])} of all tokens, mean change {row['mean_change']:.4f}"
-        for row in found
-    )
+    words = []
+    for row in found:
+        share = interval(row["share_of_top"], row["low"], row["high"], percent)
+        rest = f"{percent(row['base_rate'])} of all tokens, mean change {row['mean_change']:.4f}"
+        words.append(f"{row['category']} {share} of the largest changes, {rest}")
     formal = rows[0]
     agrees = is_above(formal["low"], formal["high"], formal["base_rate"])
     if agrees and formal["ratio"] != max(row["ratio"] for row in found):
         agrees = None
-    return Verdict(agrees if stage == "plateau" else None, f"{stage.capitalize()}: {text}.", rows, [Panel(draw)])
+    return Verdict(agrees if stage == "plateau" else None, f"{stage.capitalize()}: {'; '.join(words)}.", rows, [Panel(draw)])
 
 
 SECTIONS = (few_tokens_change, changed_tokens_are_uncertain, changed_tokens_are_formal)

@@ -5,11 +5,10 @@ from math import comb
 import numpy as np
 
 from rlvr.analysis.exchange import overlaps, unsolved
-from rlvr.analysis.report.picture import Panel, bars
 from rlvr.analysis.report.run import Run
-from rlvr.analysis.report.section import Verdict, percent, section
+from rlvr.analysis.report.section import Panel, Verdict, bars, percent, section
 from rlvr.common.text import interval
-from rlvr.evaluate import bootstrap_interval, pass_at_k
+from rlvr.evaluate import bootstrap_interval, pass_at_k, powers_up_to
 from rlvr.run.figures import COLOURS, GREY
 
 FLAT = 0.02  # pass@k is called flat if its interval ends below this rise; ours
@@ -25,18 +24,12 @@ def _clear(found: dict, problems: set[int]) -> int:
 def _models(runs: list[Run]) -> dict[str, dict]:
     """What was explored, by model: the first model of the runs, and the last model of each."""
     found: dict[str, dict] = {}
-    for run in runs:
-        if run.exploration:
-            first = f"start ({run.config.model})"
-            if first in found and found[first] != run.exploration["first"]:
-                first = f"start of {run.name}"
-            found.setdefault(first, run.exploration["first"])
-            found[run.name] = run.exploration["last"]
+    for run in (run for run in runs if run.exploration):
+        first = f"start ({run.config.model})"
+        if found.setdefault(first, run.exploration["first"]) != run.exploration["first"]:
+            found[f"start of {run.name}"] = run.exploration["first"]
+        found[run.name] = run.exploration["last"]
     return found
-
-
-def _ks(n: int) -> list[int]:
-    return [k for k in (2**i for i in range(20)) if k < n] + [n]
 
 
 def _paired(first: dict, last: dict, k: int) -> tuple[float, float, float]:
@@ -47,11 +40,9 @@ def _paired(first: dict, last: dict, k: int) -> tuple[float, float, float]:
 
 def _widened(runs: list[Run]) -> tuple[list[dict], list[Panel]]:
     """Rows and picture of E1."""
-    models = _models(runs)
-    values = {
-        name: {k: [pass_at_k(found["samples"], c, k) for c in found["correct"]] for k in _ks(found["samples"])}
-        for name, found in models.items()
-    }
+    values = {}
+    for name, found in _models(runs).items():
+        values[name] = {k: [pass_at_k(found["samples"], c, k) for c in found["correct"]] for k in powers_up_to(found["samples"])}
 
     def draw(axis):
         for (name, by_k), colour in zip(values.items(), [GREY, *COLOURS]):
@@ -62,7 +53,7 @@ def _widened(runs: list[Run]) -> tuple[list[dict], list[Panel]]:
         axis.set(xlabel="k", ylabel="pass@k", ylim=(0, 1.02))
 
     rows = [{"model": name, "k": k, "pass_at_k": float(np.mean(v))} for name, by_k in values.items() for k, v in by_k.items()]
-    return rows, [Panel(draw, "pass-at-k", "pass@k before and after training", dict(loc="lower right"))] if models else []
+    return rows, [Panel(draw, "pass-at-k", "pass@k before and after training", dict(loc="lower right"))]
 
 
 @section("E1", "pass@k: does training widen what can be solved?", needs="exploration", together=_widened)
@@ -93,10 +84,9 @@ def _unsolvable(runs: list[Run]) -> tuple[list[dict], list[Panel]]:
         bars(axis, ["\n+ ".join(key) for key in counts], list(counts.values()), "problems unsolvable for exactly these", color=COLOURS[0])
         axis.xaxis.get_major_locator().set_params(integer=True)
 
-    rows = [
-        {"model": name, "problems": len(found["correct"]), "k": found["samples"], "unsolvable": len(sets[name])}
-        for name, found in models.items()
-    ]
+    rows = []
+    for name, found in models.items():
+        rows.append({"model": name, "problems": len(found["correct"]), "k": found["samples"], "unsolvable": len(sets[name])})
     rows += [{"model": " + ".join(key), "unsolvable": n} for key, n in counts.items() if len(key) > 1]
     return rows, [Panel(draw, "unsolvable", "problems by the models that cannot solve them")] if counts else []
 
@@ -111,11 +101,9 @@ def unsolvable_sets(run: Run) -> Verdict:
     before, after = run.exploration["first"], run.exploration["last"]
     first, last = unsolved(before["correct"]), unsolved(after["correct"])
     gained, lost = _clear(after, first - last), _clear(before, last - first)
-    text = (
-        f"With k = {before['samples']}: {len(first)} of {len(before['correct'])} problems unsolvable before, {len(last)} after, "
-        f"{len(first & last)} for both; {len(first - last)} became solvable, {len(last - first)} unsolvable. Beyond chance: {gained} and "
-        f"{lost}."
-    )
+    text = f"With k = {before['samples']}: {len(first)} of {len(before['correct'])} problems unsolvable before, {len(last)} after, "
+    text += f"{len(first & last)} for both; {len(first - last)} became solvable, {len(last - first)} unsolvable. "
+    text += f"Beyond chance: {gained} and {lost}."
     return Verdict(True if gained and lost else False if gained and not last - first or lost and not first - last else None, text)
 
 
@@ -129,7 +117,7 @@ def _branching(runs: list[Run]) -> tuple[list[dict], list[Panel]]:
 
     names = ("branching", "entropy", "different_answers", "length", "samples")
     rows = [{"model": model, **{name: found[name] for name in names}} for model, found in models.items()]
-    return rows, [Panel(draw, "branching", "branching factor")] if models else []
+    return rows, [Panel(draw, "branching", "branching factor")]
 
 
 @section("E3", "Branching factor and entropy of the policy", needs="exploration", together=_branching)
@@ -140,13 +128,10 @@ def branching(run: Run) -> Verdict:
     The paper found: The branching factor does not rise with reinforcement learning, and answers become less diverse.
     """
     first, last = run.exploration["first"], run.exploration["last"]
-    fewer = 1 - last["different_answers"] / first["different_answers"]
-    text = (
-        f"Branching factor {first['branching']:.2f} → {last['branching']:.2f}, entropy {first['entropy']:.3f} → {last['entropy']:.3f} "
-        f"nats, different answers of {first['samples']} to a problem {first['different_answers']:.1f} → {last['different_answers']:.1f} "
-        f"({percent(fewer)} fewer)."
-    )
-    return Verdict(last["branching"] <= first["branching"] and last["different_answers"] < first["different_answers"], text)
+    many, few = first["different_answers"], last["different_answers"]
+    text = f"Branching factor {first['branching']:.2f} → {last['branching']:.2f}, entropy {first['entropy']:.3f} → {last['entropy']:.3f} "
+    text += f"nats, different answers of {first['samples']} to a problem {many:.1f} → {few:.1f} ({percent(1 - few / many)} fewer)."
+    return Verdict(last["branching"] <= first["branching"] and few < many, text)
 
 
 SECTIONS = (pass_at_k_curves, unsolvable_sets, branching)

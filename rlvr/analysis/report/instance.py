@@ -5,21 +5,22 @@ import numpy as np
 from rlvr.analysis.exchange import low_half
 from rlvr.analysis.report.arms import arms_section
 from rlvr.analysis.report.changes import TOP, stages
-from rlvr.analysis.report.picture import Panel
-from rlvr.analysis.report.run import Run, bootstrap, share_of_largest
-from rlvr.analysis.report.section import Verdict, is_above, missing, percent, section
+from rlvr.analysis.report.run import Run, bootstrap, mean, share_of_largest
+from rlvr.analysis.report.section import Panel, Verdict, is_above, percent, section
 from rlvr.common.text import interval
 from rlvr.run.figures import BLUE, GREEN, GREY, INK, ORANGE
 
 
-def low_tokens(run: Run, stage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the tokens `stage`: the size of the change, and whether the completion is in the low-perplexity half of its step."""
-    found = run.changes
-    low = np.zeros(len(found["row_step"]), bool)
-    for step in np.unique(found["row_step"]):
-        rows = found["row_step"] == step
-        low[rows] = low_half(found["row_log_ppl"][rows])
-    return np.abs(found["change"][stage]), low[found["row"][stage]]
+FEWEST = 2  # completions of a group that is compared; ours
+
+
+def low_of_their_step(changes: dict[str, np.ndarray]) -> np.ndarray:
+    """Which completions of the replayed steps are in the low-perplexity half of their step: bool [rows]."""
+    low = np.zeros(len(changes["row_step"]), bool)
+    for step in np.unique(changes["row_step"]):
+        rows = changes["row_step"] == step
+        low[rows] = low_half(changes["row_log_ppl"][rows])
+    return low
 
 
 @section("I1", "Where learning concentrates", needs="changes", top=percent(TOP))
@@ -30,7 +31,7 @@ def learning_in_low_perplexity(run: Run) -> Verdict:
     The paper found: The great majority of the largest updates lie in completions of low perplexity.
     """
     stage, mask = stages(run)[-1]
-    size, low = low_tokens(run, mask)
+    size, low = np.abs(run.changes["change"][mask]), low_of_their_step(run.changes)[run.changes["row"][mask]]
     share, a, b, base = share_of_largest(size, low, run.changes["problem"][mask], TOP)
 
     def draw(axis):
@@ -40,12 +41,10 @@ def learning_in_low_perplexity(run: Run) -> Verdict:
         axis.set_xticks([0, 1], ["low perplexity", "high perplexity"])
         axis.set(ylabel="share of the largest changes (%)", ylim=(0, 100))
 
-    rows = [
-        {"half": "low", "share_of_top": share, "low": a, "high": b, "base_rate": base},
-        {"half": "high", "share_of_top": 1 - share, "low": 1 - b, "high": 1 - a, "base_rate": 1 - base},
-    ]
-    text = f"{interval(share, a, b, percent, ' of the largest changes')} lie in the low-perplexity half, which holds "
-    text += f"{percent(base)} of the tokens."
+    rows = [{"half": "low", "share_of_top": share, "low": a, "high": b, "base_rate": base}]
+    rows.append({"half": "high", "share_of_top": 1 - share, "low": 1 - b, "high": 1 - a, "base_rate": 1 - base})
+    held = f"{percent(base)} of the tokens"
+    text = f"{interval(share, a, b, percent, ' of the largest changes')} lie in the low-perplexity half, which holds {held}."
     agrees = True if a > max(base, 0.5) else False if b < base else None
     if stage != "plateau":
         agrees, text = None, f"{text} No step of the plateau could be replayed, so this is the rising stage."
@@ -54,11 +53,11 @@ def learning_in_low_perplexity(run: Run) -> Verdict:
 
 def drop(rows: list[dict]) -> float:
     """Mean loss of accuracy by a replacement: right ends after the token as it was, less right ends after the other one."""
-    return float(np.mean([r["kept"] - r["replaced"] for r in rows])) if rows else float("nan")
+    return mean([r["kept"] - r["replaced"] for r in rows])
 
 
 def _mean(rows: list[dict], name: str) -> float:
-    return float(np.mean([row[name] for row in rows])) if rows else float("nan")
+    return mean([row[name] for row in rows])
 
 
 def replacement_panel(groups: dict[str, list[dict]], xlabel: str) -> Panel:
@@ -69,10 +68,9 @@ def replacement_panel(groups: dict[str, list[dict]], xlabel: str) -> Panel:
     def draw(axis):
         for i, rows in enumerate(groups.values()):
             for key, shift, colour, label in kinds:
-                mean = _mean(rows, key)
-                low, high = bootstrap(lambda sample: _mean(sample, key), rows)
-                axis.bar([i + shift], [mean], 0.32, color=colour, label=None if i else label)
-                axis.errorbar([i + shift], [mean], [[max(0, mean - low)], [max(0, high - mean)]], color=GREY, capsize=3)
+                height, (low, high) = _mean(rows, key), bootstrap(lambda sample: _mean(sample, key), rows)
+                axis.bar([i + shift], [height], 0.32, color=colour, label=None if i else label)
+                axis.errorbar([i + shift], [height], [[max(0, height - low)], [max(0, high - height)]], color=GREY, capsize=3)
         axis.set_xticks(range(len(groups)), [f"{name}\n(n = {len(rows)})" for name, rows in groups.items()])
         axis.set(ylabel="right ends", ylim=(0, 1.02), xlabel=xlabel)
 
@@ -85,8 +83,8 @@ def compare_drops(groups: dict[str, list[dict]], smaller: str, larger: str, xlab
     paired: both groups hold entries of the same completions, which are drawn together.
     """
     panel = replacement_panel(groups, xlabel)
-    if not all(groups.values()):
-        return Verdict(None, "One of the two groups is empty.", panels=[panel])
+    if min(map(len, groups.values())) < FEWEST:
+        return Verdict(None, f"One of the two groups has fewer than {FEWEST} completions.", panels=[panel])
     rows, words = [], []
     for name, entries in groups.items():
         low, high = bootstrap(drop, entries)
@@ -112,7 +110,7 @@ def _points(mean: float, low: float, high: float, unit: str = "") -> str:
     return interval(100 * mean, 100 * low, 100 * high, "+.1f", unit)
 
 
-@section("I2", "Completions of low perplexity are more robust")
+@section("I2", "Completions of low perplexity are more robust", needs="replacements")
 def low_perplexity_is_robust(run: Run) -> Verdict:
     """In completions of held-out problems the token of highest entropy is replaced by the likeliest other one (the first choice, where
     another was drawn), and both ways are finished afresh several times. Completions are cut at their median log-perplexity. Which and
@@ -121,13 +119,9 @@ def low_perplexity_is_robust(run: Run) -> Verdict:
     The paper found: Replacing tokens of high entropy costs less accuracy in completions of low perplexity.
     """
     rows = [row for row in run.replacements if row["where"] == "anywhere"]
-    if len(rows) < 4:
-        return missing(run)
     low = low_half(np.array([row["log_ppl"] for row in rows]))
-    groups = {
-        "low perplexity": [row for row, is_low in zip(rows, low) if is_low],
-        "high perplexity": [row for row, is_low in zip(rows, low) if not is_low],
-    }
+    halves = {"low perplexity": low, "high perplexity": ~low}
+    groups = {name: [row for row, inside in zip(rows, half) if inside] for name, half in halves.items()}
     return compare_drops(groups, "low perplexity", "high perplexity", "completion")
 
 
@@ -145,4 +139,4 @@ weights_by_perplexity = arms_section(
     },
 )
 
-RUN_SECTIONS = (learning_in_low_perplexity, low_perplexity_is_robust)
+SECTIONS = (learning_in_low_perplexity, low_perplexity_is_robust, weights_by_perplexity)

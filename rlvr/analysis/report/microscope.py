@@ -13,14 +13,8 @@ TOKENS = 60_000  # about so many in all, so that the page stays quick
 FIXED = 8  # completions of the first model that all later models read
 
 
-def _defects(run: Run, row: dict) -> list[str]:
-    steps = 0 if run.config.data == "tiny" else None  # 0: chatter can be told, skipped steps cannot
-    found = defects(row["completion"], row["finished"], steps)
-    return [name.replace("_", " ") for name, there in found.items() if there]
-
-
-def _rounded(values: list, digits: int = 3) -> list:
-    return [[round(v, digits) for v in row] if isinstance(row, list) else round(row, digits) for row in values]
+def _rounded(values: list[float]) -> list[float]:
+    return [round(v, 3) for v in values]
 
 
 def microscope_data(run: Run) -> dict:
@@ -32,12 +26,14 @@ def microscope_data(run: Run) -> dict:
     """
     prompts: dict[str, int] = {}
     used: set[int] = set()
+    solution_steps = 0 if run.config.data == "tiny" else None  # 0: chatter can be told, skipped steps cannot
 
     def item(row: dict) -> dict:
         used.update(row["token_ids"])
-        number = prompts.setdefault(row["prompt"], len(prompts))
-        out = {"p": number, "ok": row["correct"], "bad": _defects(run, row), "ids": row["token_ids"],
-               "H": _rounded(row["entropy"]), "L": _rounded(row["logp"])}  # fmt: skip
+        found = defects(row["completion"], row["finished"], solution_steps)
+        bad = [name.replace("_", " ") for name, present in found.items() if present]
+        out = {"p": prompts.setdefault(row["prompt"], len(prompts)), "ok": row["correct"], "bad": bad,
+               "ids": row["token_ids"], "H": _rounded(row["entropy"]), "L": _rounded(row["logp"])}  # fmt: skip
         if "advantage" in row:
             out["A"] = _rounded(row["advantage"])
         if "logp_after" in row:
@@ -57,10 +53,9 @@ def microscope_data(run: Run) -> dict:
         rows = replayed[step] if step in replayed else logged[step][:: max(1, len(logged[step]) // cards)][:cards]
         frames.append({"step": step, "replayed": step in replayed, "items": [item(row) for row in rows]})
     few = _half_and_half(next(iter(fixed.values())), FIXED) if fixed else []
-    still = [
-        {"step": step, "replayed": False, "items": [item(row) for row in rows if row["number"] in few]}
-        for step, rows in sorted(fixed.items())
-    ]
+    still = []
+    for step, rows in sorted(fixed.items()):
+        still.append({"step": step, "replayed": False, "items": [item(row) for row in rows if row["number"] in few]})
     vocab = {str(t): run.token(t) if t not in run.tokenizer.all_special_ids else "" for t in sorted(used)}
     return {"name": run.name, "plateau": run.plateau, "steps": frames, "fixed": still, "prompts": list(prompts), "vocab": vocab}
 

@@ -46,13 +46,10 @@ def _section(section: Section) -> str:
     verdicts = ""
     for v in section.verdicts:
         kind, mark = MARKS[v.agrees]
-        said = f"<b>{html.escape(v.run)}</b>: {html.escape(v.text)}"
-        verdicts += f'<li class="{kind}"><span class="mark {kind}">{mark}</span> · {said}</li>'
-    return (
-        f'<h3 id="{section.label}"><span class="label">{section.label}</span> {html.escape(section.title)}</h3>'
-        f"<p>{html.escape(section.shows)}</p><p><b>The paper found:</b> {html.escape(section.paper)}</p>"
-        f'<div class="panels">{figures}</div><ul class="verdicts">{verdicts}</ul>'
-    )
+        verdicts += f'<li class="{kind}"><span class="mark {kind}">{mark}</span> · <b>{html.escape(v.run)}</b>: {html.escape(v.text)}</li>'
+    head = f'<h3 id="{section.label}"><span class="label">{section.label}</span> {html.escape(section.title)}</h3>'
+    head += f"<p>{html.escape(section.shows)}</p><p><b>The paper found:</b> {html.escape(section.paper)}</p>"
+    return f'{head}<div class="panels">{figures}</div><ul class="verdicts">{verdicts}</ul>'
 
 
 def _json(data) -> str:
@@ -62,10 +59,9 @@ def _json(data) -> str:
 
 def page(title: str, runs: Sequence[Run], parts: Sequence[tuple[str, str, list[Section]]], data: list[dict]) -> str:
     """The whole page. parts: (heading, introduction, sections whose panels are drawn). data: the microscope's, a dict for each run."""
-    body = "".join(
-        f"<h2>{html.escape(heading)}</h2><p>{html.escape(introduction)}</p>" + "".join(map(_section, sections))
-        for heading, introduction, sections in parts
-    )
+    body = ""
+    for heading, introduction, sections in parts:
+        body += f"<h2>{html.escape(heading)}</h2><p>{html.escape(introduction)}</p>" + "".join(map(_section, sections))
     css, js, skeleton = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html"))
     scoreboard = _scoreboard([section for _, _, sections in parts for section in sections])
     return Template(skeleton).substitute(

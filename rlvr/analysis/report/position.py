@@ -5,9 +5,8 @@ import numpy as np
 from rlvr.analysis.exchange import ends_and_middle, position_profile, relative_positions
 from rlvr.analysis.report.arms import arms_section
 from rlvr.analysis.report.instance import compare_drops
-from rlvr.analysis.report.picture import Panel
 from rlvr.analysis.report.run import Run, bootstrap
-from rlvr.analysis.report.section import Verdict, is_above, missing, section, sentence
+from rlvr.analysis.report.section import Panel, Verdict, is_above, section, sentence
 from rlvr.common.text import interval
 from rlvr.run.figures import GREEN, ORANGE
 
@@ -26,8 +25,7 @@ def _least_end_above_middle(rows: list[dict]) -> float:
 
 def _by_stage_and_answer(run: Run) -> dict[tuple[str, str], list[dict]]:
     """The logged completions by (rising or plateau, right or wrong), where they are at least five."""
-    found = {}
-    plateau = run.plateau or float("inf")
+    found, plateau = {}, run.plateau or float("inf")
     for stage, first, end in (("rising", 0, run.rising_end), ("plateau", plateau, float("inf"))):
         for answer in ("right", "wrong"):
             rows = [r for r in run.completions if r["correct"] == (answer == "right") and r["entropy"] and first <= r["step"] < end]
@@ -56,17 +54,12 @@ def entropy_by_position(run: Run) -> Verdict:
             axis.plot(centres, profile, label=f"{answer}, {stage}", color=GREEN if answer == "right" else ORANGE, **style)
         axis.set(xlabel="relative position", ylabel="entropy (nats)", ylim=(0, None))
 
-    rows = [
-        {"stage": stage, "answers": answer, "position": x, "entropy": h}
-        for (stage, answer), profile in profiles.items()
-        for x, h in zip(centres.tolist(), profile)
-    ]
-    words = []
+    rows, words = [], []
     for (stage, answer), chosen in found.items():
-        first, middle, last = ends_and_middle(*_flat(chosen))
-        words.append(
-            f"{stage}, {answer} (n = {len(chosen)}): {first:.3f} at the beginning, {middle:.3f} in the middle, {last:.3f} at the end"
-        )
+        profile = zip(centres.tolist(), profiles[stage, answer])
+        rows += [{"stage": stage, "answers": answer, "position": x, "entropy": h} for x, h in profile]
+        first, middle, last = (f"{h:.3f}" for h in ends_and_middle(*_flat(chosen)))
+        words.append(f"{stage}, {answer} (n = {len(chosen)}): {first} at the beginning, {middle} in the middle, {last} at the end")
     last_stage = list(found)[-1][0]
     everything = [row for (stage, _), chosen in found.items() if stage == last_stage for row in chosen]
     low, high = bootstrap(_least_end_above_middle, everything, draws=200)
@@ -75,15 +68,13 @@ def entropy_by_position(run: Run) -> Verdict:
     return Verdict(is_above(low, high), sentence(words), rows, [Panel(draw)])
 
 
-@section("T2", "Early tokens decide, late ones do not")
+@section("T2", "Early tokens decide, late ones do not", needs="replacements")
 def early_tokens_decide(run: Run) -> Verdict:
     """As I2, but the token of highest entropy is sought among the first fifth of the completion, or the last fifth (cuts ours).
 
     The paper found: Replacing early tokens changes the accuracy a lot, replacing late ones much less.
     """
     groups = {name: [row for row in run.replacements if row["where"] == name] for name in ("early", "late")}
-    if any(len(rows) < 4 for rows in groups.values()):
-        return missing(run)
     return compare_drops(groups, "late", "early", "where a token is replaced", paired=True)
 
 
@@ -102,4 +93,4 @@ bonus_by_position = arms_section(
     },
 )
 
-RUN_SECTIONS = (entropy_by_position, early_tokens_decide)
+SECTIONS = (entropy_by_position, early_tokens_decide, bonus_by_position)

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlvr.analysis.exchange import largest, over_represented
 from rlvr.config import SettingError, TrainConfig
-from rlvr.run.figures import read_metrics
+from rlvr.run.figures import read_metrics, series
 from rlvr.run.settings import read_config
 
 
@@ -48,8 +48,7 @@ class Run:
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of a column of metrics.csv, where it has any."""
-        points = [(row["step"], row[name]) for row in self.metrics if row[name] is not None]
-        return [p[0] for p in points], [p[1] for p in points]
+        return series(self.metrics, name)
 
     @cached_property
     def tokenizer(self):
@@ -63,43 +62,29 @@ class Run:
 
     # What python -m rlvr.analysis.probe found
 
-    @property
-    def probed(self) -> bool:
-        return (self.folder / "probe" / "changes.safetensors").is_file()
-
     @cached_property
-    def changes(self) -> dict[str, np.ndarray] | None:
-        """Every token of the replayed steps before and after them, as flat arrays (named in `probe.change_of_step`).
+    def changes(self) -> dict[str, np.ndarray]:
+        """Every token of the replayed steps before and after them, as flat arrays (named in `replay.change_of_step`); {} without a probe.
 
         Added: `change`, the change of its probability; `plateau`, whether its step is one; `problem`, which group it is in.
         """
-        if not self.probed:
-            return None
         from safetensors.numpy import load_file
 
-        found = load_file(self.folder / "probe" / "changes.safetensors")
+        path = self.folder / "probe" / "changes.safetensors"
+        found = load_file(path) if path.is_file() else {}
         if found:
             found["change"] = np.exp(found["logp_after"]) - np.exp(found["logp"])
             found["plateau"] = found["step"] >= (self.plateau or 10**9)
-            problem = found["row_step"].astype(np.int64) * 10**6 + found["row_group"]  # [rows]
-            found["problem"] = problem[found["row"]]
-        return found or None
+            found["problem"] = (found["row_step"].astype(np.int64) * 10**6 + found["row_group"])[found["row"]]
+        return found
 
     def _probe_lines(self, name: str) -> list[dict]:
         path = self.folder / "probe" / f"{name}.jsonl"
         return read_lines(path) if path.is_file() else []
 
-    @cached_property
-    def replayed(self) -> list[dict]:
-        return self._probe_lines("completions")
-
-    @cached_property
-    def fixed(self) -> list[dict]:
-        return self._probe_lines("fixed")
-
-    @cached_property
-    def replacements(self) -> list[dict]:
-        return self._probe_lines("replacements")
+    replayed = cached_property(lambda run: run._probe_lines("completions"))
+    fixed = cached_property(lambda run: run._probe_lines("fixed"))
+    replacements = cached_property(lambda run: run._probe_lines("replacements"))
 
     @cached_property
     def exploration(self) -> dict[str, dict]:
@@ -107,14 +92,17 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def bootstrap(
-    statistic: Callable[..., float], *samples: Sequence, draws: int = 300, paired: bool = False, seed: int = 42
-) -> tuple[float, float]:
+def mean(values: Sequence[float]) -> float:
+    """NaN of nothing."""
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def bootstrap(statistic: Callable[..., float], *samples: Sequence, draws: int = 300, paired: bool = False) -> tuple[float, float]:
     """95 % percentile interval of a statistic of one or more samples of independent items, by resampling the items of each.
 
     paired: item i of every sample is drawn together. NaN, NaN if a sample is empty, or the statistic NaN in every draw.
     """
-    rng, values = np.random.default_rng(seed), []
+    rng, values = np.random.default_rng(42), []
     for _ in range(draws if all(len(items) for items in samples) else 0):
         picks = [rng.integers(len(items), size=len(items)) for items in samples]
         if paired:

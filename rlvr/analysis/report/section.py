@@ -1,4 +1,6 @@
-"""What a section of the report is made of. A finding is a function of one run; the decorator `section` asks it of every run.
+"""What a section of the report is made of: verdicts, rows, pictures.
+
+A finding is a function of one run; the decorator `section` asks it of every run.
 
     @section("S1", "Two stages")
     def two_stages(run: Run) -> Verdict:
@@ -13,13 +15,33 @@
 """
 
 import functools
+import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from rlvr.analysis.report.picture import Panel
 from rlvr.analysis.report.run import Run
+from rlvr.run.figures import INK
 
 NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.analysis.probe {folder}"
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.grid": True,
+    "grid.color": "#888888", "grid.alpha": 0.25, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": "#888888", "xtick.color": INK,
+    "ytick.color": INK, "svg.fonttype": "none", "axes.axisbelow": True,
+    "text.parse_math": False, "figure.facecolor": "none", "axes.facecolor": "none",
+}  # fmt: skip
+
+
+@dataclass
+class Panel:
+    """One picture: `draw` is given matplotlib axes. What it labels appears in a legend, also what it draws against a second y axis."""
+
+    draw: Callable
+    name: str = ""  # of the file, without suffix; of the panels of one run: what comes after the run's name
+    caption: str = ""  # empty: the name
+    legend: dict = field(default_factory=dict)  # arguments of matplotlib's legend, such as loc
+    svg: str = ""  # once it is drawn
 
 
 @dataclass
@@ -55,25 +77,24 @@ class Section:
             self.panels.append(Panel(panel.draw, name, caption, panel.legend))
 
 
-def section(
-    label: str, title: str, needs: str = "", together: Callable[[Sequence[Run]], tuple[list, list]] | None = None, **numbers
-) -> Callable[[Callable[[Run], Verdict]], Callable[[Sequence[Run]], Section]]:
+def section(label: str, title: str, needs: str = "", together: Callable[..., tuple[list, list]] | None = None, **numbers) -> Callable:
     """Decorator: from a function of one run to a function of many, which returns a Section. The docstring becomes the section's text.
 
-    needs: an attribute of Run without which it is not asked, as in "changes", what the probe found. together: what concerns all runs at
-    once, a function of them that returns (rows, panels). numbers: what the docstring has in braces.
+    needs: an attribute of Run without which it is not asked, as in "changes", what the probe found. together (beside needs): what
+    concerns all runs at once, a function of them that returns (rows, panels). numbers: what the docstring has in braces. Like every
+    section of the page, it may be given an experiment too, which it does not need.
     """
 
-    def decorate(ask: Callable[[Run], Verdict]) -> Callable[[Sequence[Run]], Section]:
+    def decorate(ask: Callable[[Run], Verdict]) -> Callable[..., Section]:
         shows, paper = (" ".join(part.split()).format(**numbers) for part in ask.__doc__.split("The paper found:"))
 
         @functools.wraps(ask)
-        def ask_all(runs: Sequence[Run]) -> Section:
+        def ask_all(runs: Sequence[Run], experiment=None) -> Section:
             out = Section(label, title, shows, paper)
-            if together:
+            if together and any(getattr(run, needs) for run in runs):
                 out.rows, out.panels = together(runs)
             for run in runs:
-                out.add(run, ask(run) if not needs or getattr(run, needs) else missing(run))
+                out.add(run, ask(run) if not needs or getattr(run, needs) else Verdict(None, NO_PROBE.format(folder=run.folder)))
             return out
 
         return ask_all
@@ -81,9 +102,42 @@ def section(
     return decorate
 
 
-def missing(run: Run) -> Verdict:
-    """What is said of a run that was not probed."""
-    return Verdict(None, NO_PROBE.format(folder=run.folder))
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Pictures: matplotlib, once as PNG and once as SVG that takes the colours of the page
+
+
+def draw(panel: Panel, png: Path) -> str:
+    """Draw a panel once, save it as PNG, and return it as SVG whose ink takes the colour of the page's text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": png.stem}):  # the salt keeps ids of different pictures apart
+        figure = Figure(figsize=(4.7, 3.2), layout="constrained")
+        panel.draw(figure.subplots())
+        if labelled := [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels())]:
+            figure.axes[0].legend(*zip(*labelled), **panel.legend)
+        for axis in (a for axes in figure.axes for a in (axes.xaxis, axes.yaxis) if a.get_scale() == "log"):
+            axis.set_major_formatter(lambda value, _: f"{value:g}")  # the usual one writes mathematics, which STYLE does not read, as
+            axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")  # tokens may hold dollar signs
+        figure.savefig(png, dpi=150, facecolor="white")
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[\d.]+pt"', r"\1", svg, count=2)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    return re.sub(f"{INK}|#000000", "currentColor", svg)
+
+
+def bars(axis, names: Sequence[str], values: Sequence[float], xlabel: str, **style) -> None:
+    """Horizontal bars with their names, the first at the top. Called again for the same names, it draws over the bars that it drew."""
+    axis.barh(range(len(names)), values, **style)
+    axis.set_yticks(range(len(names)), names)
+    axis.yaxis.set_inverted(True)
+    axis.set(xlabel=xlabel)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Words
 
 
 def is_above(low: float, high: float, border: float = 0.0) -> bool | None:

@@ -5,9 +5,8 @@ from collections import defaultdict
 import numpy as np
 
 from rlvr.analysis.exchange import CATEGORIES, category, drop_shares, other_script, stage_slopes, token_shift
-from rlvr.analysis.report.picture import Panel, bars
 from rlvr.analysis.report.run import Run
-from rlvr.analysis.report.section import Verdict, percent, section
+from rlvr.analysis.report.section import Panel, Verdict, bars, percent, section
 from rlvr.run.defects import DEFECTS
 from rlvr.run.figures import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, smoothed
 
@@ -46,10 +45,8 @@ def two_stages(run: Run) -> Verdict:
         end = "has not begun" if not run.plateau else f"has only {run.last - run.plateau + 1} steps"
         return Verdict(None, f"The plateau {end}; a longer run would show it.", rows, panels)
     (a1, a2), (h1, h2) = (stage_slopes([row[name] for row in run.steps], run.plateau) for name in ("accuracy", "entropy"))
-    text = (
-        f"Up to step {run.plateau} accuracy rose by {100 * a1:.2f} points a step and entropy fell by {-h1:.4f} nats; "
-        f"after it by {100 * a2:.2f} points and {-h2:.4f} nats."
-    )
+    text = f"Up to step {run.plateau} accuracy rose by {100 * a1:.2f} points a step and entropy fell by {-h1:.4f} nats; "
+    text += f"after it by {100 * a2:.2f} points and {-h2:.4f} nats."
     return Verdict(a1 >= 3 * abs(a2) and -h1 >= 3 * abs(h2), text, rows, panels)
 
 
@@ -74,12 +71,10 @@ def who_loses_entropy(run: Run) -> Verdict:
     tokens_right = [row["accuracy"] * row["length_right"] for row in kept]
     tokens_wrong = [(1 - row["accuracy"]) * row["length_wrong"] for row in kept]
     drop = drop_shares(right, wrong, tokens_right, tokens_wrong)
-    text = (
-        f"From step {kept[0]['step']:.0f} to {kept[-1]['step']:.0f} the entropy of wrong answers went from {wrong[0]:.2f} to "
-        f"{wrong[-1]:.2f} nats, that of right ones from {right[0]:.2f} to {right[-1]:.2f}. Of the fall of the mean, {drop['total']:.2f} "
-        f"nats, {drop['wrong']:.2f} lie inside wrong answers, {drop['right']:.2f} inside right ones, and {drop['mix']:.2f} are due to "
-        f"their numbers. Without the last, wrong answers make {percent(drop['wrong_share'])} of it."
-    )
+    text = f"From step {kept[0]['step']:.0f} to {kept[-1]['step']:.0f} the entropy of wrong answers went from {wrong[0]:.2f} to "
+    text += f"{wrong[-1]:.2f} nats, that of right ones from {right[0]:.2f} to {right[-1]:.2f}. Of the fall of the mean, "
+    text += f"{drop['total']:.2f} nats, {drop['wrong']:.2f} lie inside wrong answers, {drop['right']:.2f} inside right ones, and "
+    text += f"{drop['mix']:.2f} are due to their numbers. Without the last, wrong answers make {percent(drop['wrong_share'])} of it."
     fixed_text, fixed_panels = _on_fixed_text(run) if run.fixed else ("", [])
     row = {"from_step": int(kept[0]["step"]), "to_step": int(kept[-1]["step"]), **drop}
     return Verdict(wrong[0] > right[0] and drop["wrong_share"] > 0.5, text + fixed_text, [row], [Panel(draw), *fixed_panels])
@@ -88,10 +83,11 @@ def who_loses_entropy(run: Run) -> Verdict:
 def _on_fixed_text(run: Run) -> tuple[str, list[Panel]]:
     """The sentence and the picture of S2 about completions of the first model, as later models see them."""
     steps = sorted({row["step"] for row in run.fixed})
-    right, wrong = (
-        [token_mean([row for row in run.fixed if row["step"] == step and row["correct"] == kind]) for step in steps]
-        for kind in (True, False)
-    )
+
+    def means_of(kind: bool) -> list[float]:
+        return [token_mean([row for row in run.fixed if row["step"] == step and row["correct"] == kind]) for step in steps]
+
+    right, wrong = means_of(True), means_of(False)
 
     def draw(axis):
         for kind, colour, means in (("right", GREEN, right), ("wrong", ORANGE, wrong)):
@@ -139,11 +135,9 @@ def token_shifts(run: Run) -> Verdict:
     shares = {c: [sum(row[f"share_{when}"] for row in rows if row["category"] == c) for when in ("before", "after")] for c in CATEGORIES}
     formal = shares[CATEGORIES[0]]
     formal_falls = sum(row["category"] == CATEGORIES[0] for row in falls)
-    text = (
-        f"Steps 1 to {width} against {run.rising_end - width + 1} to {run.rising_end}: the share of formal reasoning went from "
-        f"{percent(formal[0], 1)} to {percent(formal[1], 1)} of all tokens. Most entropy was lost at {_quoted(falls)}; {formal_falls} of "
-        f"the ten largest falls are formal reasoning. Most grown: {_quoted(grown)}."
-    )
+    text = f"Steps 1 to {width} against {run.rising_end - width + 1} to {run.rising_end}: the share of formal reasoning went from "
+    text += f"{percent(formal[0], 1)} to {percent(formal[1], 1)} of all tokens. Most entropy was lost at {_quoted(falls)}; "
+    text += f"{formal_falls} of the ten largest falls are formal reasoning. Most grown: {_quoted(grown)}."
     panels = _token_panels(falls, [*grown, *reversed(shrunk)], shares)
     return Verdict(formal[1] > formal[0] and formal_falls <= 5, text, rows, panels)
 
@@ -172,11 +166,9 @@ def _token_panels(falls: list[dict], moved: list[dict], shares: dict[str, list[f
         bars(axis, list(shares), before, "share of tokens (%)", color=BLUE, alpha=0.35, label="first steps")
         bars(axis, list(shares), after, "share of tokens (%)", color=BLUE, height=0.4, label="end of the rising stage")
 
-    return [
-        Panel(draw_falls, "entropy", "the ten largest falls of entropy"),
-        Panel(draw_moves, "frequency", "tokens that became more and less frequent"),
-        Panel(draw_categories, "categories", "categories of tokens"),
-    ]
+    first = Panel(draw_falls, "entropy", "the ten largest falls of entropy")
+    second = Panel(draw_moves, "frequency", "tokens that became more and less frequent")
+    return [first, second, Panel(draw_categories, "categories", "categories of tokens")]
 
 
 KINDS = {"format violation": ("no_box", "broken_box"), "irrelevant content": ("chatter",), "loop": ("loop",),
@@ -209,8 +201,8 @@ def defects_vanish(run: Run) -> Verdict:
     moves = {kind: (float(np.mean(v[begin])), float(np.mean(v[end]))) for kind, v in rates.items()}
     present = {kind: moves[kind] for kind in PAPERS_KINDS if kind in moves and moves[kind][0] >= 0.01}
     absent = [kind for kind in PAPERS_KINDS if kind not in present]
-    text = "; ".join(f"{kind} {percent(a, 1)} → {percent(b, 1)}" for kind, (a, b) in moves.items())
-    text = f"First three steps → last three of the rising stage: {text}."
+    words = [f"{kind} {percent(a, 1)} → {percent(b, 1)}" for kind, (a, b) in moves.items()]
+    text = f"First three steps → last three of the rising stage: {'; '.join(words)}."
     if absent:
         text += f" Hardly there from the start: {', '.join(absent)}."
     return Verdict(all(b < a / 2 for a, b in present.values()) if present else None, text, rows, [Panel(draw)])
