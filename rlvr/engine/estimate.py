@@ -86,8 +86,8 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
     if device == "cpu":  # where attention keeps its scores; kernels of a GPU make them anew
         layer += tokens * heads * row * size
     activations = layers * tokens * hidden * size + 2 * layer if c.gradient_checkpointing else layers * layer
-    chunk = min(LOGITS_AT_ONCE, tokens * vocabulary) * (2 * size + 3 * 4)
-    return Estimate(parameters, trained, weights, optimizer, sampling, gradients, activations + chunk)
+    at_once = tokens * vocabulary if c.engine == "plain" else min(LOGITS_AT_ONCE, tokens * vocabulary)  # the plain scorer has no chunks
+    return Estimate(parameters, trained, weights, optimizer, sampling, gradients, activations + at_once * (2 * size + 3 * 4))
 
 
 _SHAPES: dict[str, torch.nn.Module] = {}
