@@ -69,11 +69,10 @@ def evaluate(
     pass@k, for k = 1, 2, 4, ... N. Every metric is a mean over problems, with a 95 % interval from resampling problems.
     The sampling draws from a generator of its own, so an evaluation does not disturb a training run.
     """
-    generator = torch.Generator().manual_seed(seed)
     rollouts = sample(
         policy.model, policy.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=max_new_tokens,
-        stop_ids=policy.stop_ids, temperature=temperature, top_p=top_p, generator=generator, sampling_rows=sampling_rows, progress=progress,
-        complete=policy.complete,
+        stop_ids=policy.stop_ids, temperature=temperature, top_p=top_p, sampling_rows=sampling_rows, progress=progress,
+        complete=policy.complete, generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     group = rollouts.group.tolist()
     correct = verify_all(rollouts.text, [problems[g].answer for g in group])

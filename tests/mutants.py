@@ -290,7 +290,7 @@ MUTANTS = [
      "self.seen.update(drift=rescore(*args))", "rescore(*args)"),
     ("metrics: drift over all tokens and not those compared", "train -k recomputed", "run/metrics",
      'sums["drift"] / sums["first_tokens"]', 'sums["drift"]'),
-    ("train: model left in eval mode", "train -k checkpointing", "train", "policy.model.train()  #", "pass  #"),
+    ("train: model left in eval mode", "faults -k checkpointing", "train", "policy.model.train()  #", "pass  #"),
     # -- evaluate
     ("pass@k: biased", "evaluate", "evaluate", "1.0 - comb(n - c, k) / comb(n, k)", "1.0 - (1 - c / n) ** k"),
     ("majority: no answer counts as a vote", "evaluate", "evaluate", "Counter(key for key in keys if key is not None)", "Counter(keys)"),
@@ -374,6 +374,7 @@ MUTANTS = [
      'self.rows = _half("--sampling-rows", n)', '_half("--sampling-rows", n)'),
     ("memory: the halves draw what other rows would", "faults -k sampling_halves", "engine/memory",
      "prompts[len(prompts) // 2 :], u[cut:])", "prompts[len(prompts) // 2 :], u[cut:].flip(0))"),
+    ("session: a run that has ended keeps its weights", "faults -k keeps_no_memory", "run/session", "self.watch.end()", "pass"),
     ("session: a second signal does not stop between updates", "checkpoint -k between_two", "run/session",
      "return not self.stop.now()", "return True"),
     ("session: updates that come to nothing go on for ever", "faults -k diagnosis", "run/session",
@@ -428,8 +429,8 @@ MUTANTS = [
     ("runlog: right and wrong swapped", "runlog", "run/metrics",
      '("_right", correct), ("_wrong", ~correct)):\n        metrics', '("_right", ~correct), ("_wrong", correct)):\n        metrics'),
     ("runlog: entropy of the padding counts", "runlog", "run/metrics", "mean(rollouts.entropy[rollouts.mask])", "mean(rollouts.entropy)"),
-    ("runlog: the summary's start is the end", "runlog", "run/summary",
-     '"pass_at_1_start": metric(run.first,', '"pass_at_1_start": metric(run.last,'),
+    ("runlog: the summary's end is the start", "runlog", "run/summary",
+     '("end", run.last)):\n            out[', '("end", run.first)):\n            out['),
     ("runlog: entropies written as advantages", "runlog", "run/log", '"advantage": shaped}', '"advantage": batch.entropy}'),
     # -- real models
     ("lora: the reference keeps the adapter", "lora", "policy",

@@ -74,15 +74,10 @@ def _measure(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> It
         )  # fmt: skip
         if too_long:
             print(f"{name}: {too_long} of {len(problems[data])} problems of {data} left out, prompt over {c.max_prompt_tokens} tokens")
-        yield data, {
-            "metrics": {k: dict(zip(("mean", "low", "high"), v)) for k, v in result.metrics.items()},
-            "mean_length": result.rollouts.lengths.float().mean().item(),
-            "truncated": 1 - result.rollouts.finished.float().mean().item(),
-            "max_new_tokens": max_new_tokens,
-            "prompts_left_out": too_long,
-            "seconds": time.perf_counter() - started,
-            "problems": result.rows,
-        }
+        metrics = {name: dict(zip(("mean", "low", "high"), numbers)) for name, numbers in result.metrics.items()}
+        length, finished = (x.float().mean().item() for x in (result.rollouts.lengths, result.rollouts.finished))
+        yield data, {"metrics": metrics, "mean_length": length, "truncated": 1 - finished, "max_new_tokens": max_new_tokens,
+                     "prompts_left_out": too_long, "seconds": time.perf_counter() - started, "problems": result.rows}  # fmt: skip
 
 
 def _write(c: EvalConfig, results: dict[str, dict[str, dict]], path: Path) -> dict:
@@ -133,10 +128,8 @@ def _print_set(c: EvalConfig, data: str, results: dict[str, dict]) -> None:
         numbers = [interval(**result["metrics"][k], form=".3f") for k in shown]
         rows.append([name, str(len(result["problems"])), *numbers, f"{result['mean_length']:.0f}", f"{result['truncated']:.1%}"])
     longest = max(result["max_new_tokens"] for result in results.values())
-    print(
-        f"\n{data}: {c.completions} completions each, temperature {c.temperature}, top-p {c.top_p}, at most {longest} tokens; "
-        "in brackets 95 % intervals over problems\n"
-    )
+    sampled = f"{c.completions} completions each, temperature {c.temperature}, top-p {c.top_p}, at most {longest} tokens"
+    print(f"\n{data}: {sampled}; in brackets 95 % intervals over problems\n")
     print(table(["model", "problems", *shown, "length", "truncated"], rows))
 
 

@@ -11,24 +11,13 @@ from rlvr.run.publish import merge, model_card
 
 def summarise(run, stopped_by: str | None) -> dict:
     """What summary.json holds. run: a Session."""
-    k = run.config.eval_completions
-
-    def metric(result: dict | None, name: str) -> float | None:
-        return result["metrics"][name][0] if result else None
-
-    return {
-        "method": run.config.method,
-        "seed": run.config.seed,
-        "steps": run.steps_done,
-        "stopped_by": stopped_by,
-        "wall_seconds": round(run.seconds(), 1),
-        "saving_seconds": round(run.saving_seconds, 2),
-        "pass_at_1_start": metric(run.first, "pass@1"),
-        "pass_at_1_end": metric(run.last, "pass@1"),
-        f"pass_at_{k}_start": metric(run.first, f"pass@{k}"),
-        f"pass_at_{k}_end": metric(run.last, f"pass@{k}"),
-        "plateau_step": run.trainer.plateau,
-    }
+    c, k = run.config, run.config.eval_completions
+    out = {"method": c.method, "seed": c.seed, "steps": run.steps_done, "stopped_by": stopped_by}
+    out |= {"wall_seconds": round(run.seconds(), 1), "saving_seconds": round(run.saving_seconds, 2)}
+    for n in (1, k):
+        for when, result in (("start", run.first), ("end", run.last)):
+            out[f"pass_at_{n}_{when}"] = result["metrics"][f"pass@{n}"][0] if result else None
+    return out | {"plateau_step": run.trainer.plateau}
 
 
 def save_model(run, summary: dict) -> None:

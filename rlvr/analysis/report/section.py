@@ -18,7 +18,7 @@ import functools
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlvr.analysis.report.run import Run
@@ -69,12 +69,11 @@ class Section:
 
     def add(self, run: Run, verdict: Verdict) -> None:
         """Put what a run says beside what others said: its rows and pictures get its name."""
-        verdict.run = run.name
-        self.verdicts.append(verdict)
+        self.verdicts.append(replace(verdict, run=run.name))
         self.rows += [{"run": run.name} | row for row in verdict.rows]
         for panel in verdict.panels:
             name, caption = f"{run.name}-{panel.name}" if panel.name else run.name, f"{run.name}: {panel.caption}" if panel.caption else ""
-            self.panels.append(Panel(panel.draw, name, caption, panel.legend))
+            self.panels.append(replace(panel, name=name, caption=caption))
 
 
 def section(label: str, title: str, needs: str = "", together: Callable[..., tuple[list, list]] | None = None, **numbers) -> Callable:
