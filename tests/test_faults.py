@@ -1,6 +1,7 @@
 """Faults, injected: memory that runs out, a disk that is full, rewards and gradients that are not numbers, models and answers gone wild."""
 
 import errno
+import gc
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -211,6 +213,34 @@ def test_other_errors_are_not_taken_for_it():
     with pytest.raises(RuntimeError, match="shape"):
         budget.run(broken)
     assert budget.size == 8
+
+
+def test_gradient_checkpointing_is_at_work_in_every_update():
+    """It is in training mode alone, and sampling leaves the model in the other one."""
+    trainer, modes = make_trainer(gradient_checkpointing=True), []
+    trainer.policy.model.base_model.register_forward_pre_hook(lambda model, _: modes.append(model.training) if torch.is_grad_enabled() else None)
+    trainer.step()
+    assert len(modes) >= 2 and all(modes)
+
+
+def test_a_run_that_has_ended_keeps_no_memory(tmp_path, monkeypatch):
+    """The next run of the same process, in a notebook or a sweep, may need it."""
+    models = []
+
+    def load(*args):
+        policy = load_policy(*args)
+        models.append(weakref.ref(policy.model))
+        return policy
+
+    monkeypatch.setattr(set_up, "load_policy", load)
+    before = gc.isenabled()
+    gc.disable()  # what goes, goes at once
+    try:
+        run(tmp_path / "run", steps=1, final_eval_problems=0, eval_data="")
+        resume(tmp_path / "run", "--steps", "2")
+        assert [model() for model in models] == [None, None]
+    finally:
+        gc.enable() if before else None
 
 
 @pytest.mark.slow
@@ -456,14 +486,14 @@ def test_a_step_that_fails_where_a_new_pass_over_the_data_begins_leaves_the_trai
     fail = [True]
 
     def fails_once(responses, golds):
-        if fail and trainer.number == 3:
+        if fail and trainer.step_number == 3:
             raise RuntimeError
         return plus(responses, golds)
 
     def after(reward):
         nonlocal trainer
         trainer = make_trainer(reward, prompts_per_step=24)  # 64 problems: the third step needs a second pass
-        while trainer.number < 3:
+        while trainer.step_number < 3:
             try:
                 with undone_if_it_fails(trainer):
                     trainer.step()
@@ -671,7 +701,7 @@ def test_the_third_signal_stops_at_once_and_what_was_saved_stays(whole, tmp_path
     real = Trainer.gradient
 
     def gradient(trainer, *args):
-        if trainer.number == 3:
+        if trainer.step_number == 3:
             for _ in range(3):
                 os.kill(os.getpid(), signal.SIGINT)
         return real(trainer, *args)

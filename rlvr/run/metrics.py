@@ -34,12 +34,17 @@ class Watch:
         self.seen: dict = {"rounds": 0, "kills": 0, "drift": None}  # of this step: rounds of sampling, answers given up, see rescore
         # A context manager that is made by a function is a decorator too: what it does around a block, it does around each call.
         trainer.begin = self._begun()(self._timed("begin")(trainer.begin))
-        trainer.score = self._timed("reward")(_a_sentence_if_it_fails()(trainer.score))
+        trainer.rewards_of = self._timed("reward")(_error_as_sentence()(trainer.rewards_of))
         trainer.update = self._timed("update")(trainer.update)
         policy.sample = self._round()(self._timed("sampling")(policy.sample))
         policy.score = self._timed("scoring")(policy.score)
         rescore = policy.rescore
         policy.rescore = lambda *args: self.seen.update(drift=rescore(*args))
+
+    def end(self) -> None:
+        """Give back the methods as they were: trainer and wrappers refer to each other, which would keep the weights in memory."""
+        trainer, policy = self.trainer, self.trainer.policy
+        del trainer.begin, trainer.rewards_of, trainer.update, policy.sample, policy.score, policy.rescore
 
     @contextmanager
     def _timed(self, part: str):
@@ -64,18 +69,18 @@ class Watch:
         trainer, c = self.trainer, self.trainer.config
         penalty = overlong_penalty(step.rollouts.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
         shaped = c.method != "grpo" and trainer.shaping_is_on()
-        row = {"step": trainer.number, "stage": "plateau" if trainer.plateau else "rising", "shaped": int(shaped)}
-        steps = [trainer.problems[i].solution_steps for i in step.problems]
+        row = {"step": trainer.step_number, "stage": "plateau" if trainer.plateau else "rising", "shaped": int(shaped)}
+        steps = [trainer.problems[i].solution_steps for i in step.problem_ids]
         row |= batch_metrics(step.rollouts, step.rewards > 0, step.rewards + penalty, steps)
         row |= {"groups_kept": sum(map(len, step.mini_batches)), "sampling_rounds": self.seen["rounds"]}
         row |= {"verifier_kills": self.seen["kills"], "reward_failures": int(step.rewards.isnan().sum()), "logp_drift": self.seen["drift"]}
-        row |= {"lr": trainer.optimizer.learning_rate(trainer.number)} | update_metrics(step.updates, row["logp_drift"])
+        row |= {"lr": trainer.optimizer.learning_rate(trainer.step_number)} | update_metrics(step.updates, row["logp_drift"])
         row |= {f"seconds_{part}": self.seconds[part] for part in ("sampling", "reward", "scoring", "update")}
         return row | {"seconds_step": self.seconds["begin"] + self.seconds["update"]}
 
 
 @contextmanager
-def _a_sentence_if_it_fails():
+def _error_as_sentence():
     """Turns what a reward function says of its failure into a sentence for the user."""
     try:
         yield

@@ -22,7 +22,6 @@ from rlvr.common.files import write_atomically
 from rlvr.common.text import printable, say
 from rlvr.config import SettingError
 from rlvr.engine.memory import NO_ROOM, out_of_memory
-from rlvr.evaluate import Evaluation
 from rlvr.run import checkpoint
 from rlvr.run.cli import resume_command
 from rlvr.run.folder import claimed_run_folder
@@ -52,7 +51,9 @@ def session(trainer, held_out: HeldOut, step_type: type):
             raise run.interrupted() from None
         except Exception as error:
             run.save_what_was_done()
-            raise (SettingError(NO_ROOM) if out_of_memory(error) else error) from None
+            if out_of_memory(error):
+                raise SettingError(NO_ROOM) from None
+            raise
         finally:
             run.close()
 
@@ -78,7 +79,7 @@ class Session:
 
     @property
     def steps_done(self) -> int:
-        return self.trainer.number - (self.step is not None)
+        return self.trainer.step_number - (self.step is not None)
 
     def seconds(self) -> float:
         """Since the run began, without the time between being stopped and resumed."""
@@ -91,7 +92,7 @@ class Session:
         """The steps that are left to do. Each is begun, or found half done in the newest checkpoint, and must be logged before the next."""
         c = self.config
         self._open()
-        if self.trainer.number == 0:
+        if self.trainer.step_number == 0:
             self._evaluate(0, c.final_eval_problems)
         self.stop.nothing_to_save = False
         self.bar = tqdm(total=c.steps, initial=self.steps_done, desc=c.method, unit="step")
@@ -111,7 +112,7 @@ class Session:
         self._check_finite()
         if not step.finished:
             return
-        self.step, c, number = None, self.config, self.trainer.number
+        self.step, c, number = None, self.config, self.trainer.step_number
         try:
             if number == c.steps:
                 self._evaluate(number, c.final_eval_problems)
@@ -237,7 +238,7 @@ class Session:
         if self.saved:
             say(f"resumed from {self.saved.name}: {self.steps_done} steps done{self._and_half()}")
         elif c.resume:
-            say("there is no checkpoint: the run begins anew")
+            say("there is no checkpoint: the run begins again")
         if self.steps_done == c.steps:
             say("it is complete; --steps makes it longer")
         elif self.saved and c.lr_schedule == "linear" and c.steps != planned:
@@ -262,8 +263,8 @@ class Session:
         try:
             self.log_files.sync()  # the checkpoint says that these rows are there
             self.saved = checkpoint.save(
-                self.folder / "checkpoints", tensors, state, steps_done=self.steps_done, updates=len(self.step.updates) if self.step else None,
-                keep=c.keep, keep_every=c.keep_every,
+                self.folder / "checkpoints", tensors, state, steps_done=self.steps_done,
+                updates=len(self.step.updates) if self.step else None, keep=c.keep, keep_every=c.keep_every,
             )  # fmt: skip
         except OSError as error:
             self.save_failed = True
@@ -279,7 +280,7 @@ class Session:
 
     def save_what_was_done(self) -> None:
         """After an error: the steps that were done, and the batch of the one that was not."""
-        if self.trainer.optimizer.between_updates and self.trainer.number and self.log_files and self.steps_done == self.last_step:
+        if self.trainer.optimizer.between_updates and self.trainer.step_number and self.log_files and self.steps_done == self.last_step:
             self.save()
 
     def finish(self) -> None:
@@ -312,8 +313,8 @@ class Session:
             raise failed
 
     def interrupted(self) -> SettingError:
-        """What to say after Ctrl-C that could not wait."""
-        if self.trainer.number == 0 and not self.config.resume:
+        """What to say when Ctrl-C ended the run at once."""
+        if self.trainer.step_number == 0 and not self.config.resume:
             ended = SettingError(f"Interrupted before the first step; nothing was trained. {self.folder} can be deleted.")
         else:
             ended = SettingError(f"Stopped at once; {self._saved_as()} To go on: {resume_command(self.config, self.folder)}")
@@ -324,3 +325,4 @@ class Session:
         for thing in (self.bar, self.log_files):
             if thing is not None:
                 thing.close()
+        self.watch.end()
