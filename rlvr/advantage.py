@@ -109,21 +109,26 @@ METHODS: dict[str, Callable] = {}  # what --method can name
 STRENGTHS: dict[str, Strength] = {}  # those of all methods; each is a field of TrainConfig, a flag, and a keyword of shape()
 
 
-def method(name: str, **strengths: Strength) -> Callable:
+def method(name: str, reads_logp: bool = True, **strengths: Strength) -> Callable:
     """Declare the function below as the method `name`: (shaped, advantages, old_logp, mask, group, its strengths) -> token advantages.
 
     shaped [N, T] are the token advantages so far, 0 outside the mask; advantages [N] are those of the rows. The result is [N, T].
+    reads_logp False says that it leaves old_logp alone, which saves a pass in bfloat16. Raises ValueError for a strength of another method.
     """
+    for other, known in METHODS.items():
+        if other != name and (taken := strengths.keys() & set(getattr(known, "strengths", ()))):
+            raise ValueError(f"The strength {min(taken)} belongs to the method {other}. Choose another name for that of {name}.")
 
     def declare(function: Callable) -> Callable:
-        METHODS[name], function.strengths = function, tuple(strengths)
+        function.strengths, function.reads_logp = tuple(strengths), reads_logp
+        METHODS[name] = function
         STRENGTHS.update(strengths)
         return function
 
     return declare
 
 
-@method("grpo")
+@method("grpo", reads_logp=False)
 def grpo(shaped, advantages, old_logp, mask, group):
     return shaped
 
@@ -137,7 +142,7 @@ def ppl(shaped, advantages, old_logp, mask, group, *, ppl_alpha, ppl_direction, 
     return shaped * weights[:, None] if ppl_apply else shaped
 
 
-@method("pos",
+@method("pos", reads_logp=False,
     pos_alpha=Strength(0.1, "Strength of position shaping: the largest bonus (released code: 0.1)."),
     pos_direction=Strength("late", "Tokens that get the bonus: late ones (the paper) or early ones (its opposite).", ("late", "early")))
 def pos(shaped, advantages, old_logp, mask, group, *, pos_alpha, pos_direction):

@@ -15,7 +15,7 @@ def clipped_loss(
 
     logp, old_logp, advantages, mask: [N, T]. `denominator` is the number of valid tokens of the *whole update*, so that micro-batches of
     any size add up to the same gradient: an exact token mean. Default: the valid tokens given here (1 if there are none).
-    Whatever stands outside the mask, NaN included, changes neither loss nor gradient.
+    Values outside the mask, NaN included, change neither loss nor gradient.
 
     The value of the loss says little: with ratio 1 and centred advantages it is near 0, and its gradient is not.
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rlvr import rollout
-from rlvr.advantage import method_parts
-from rlvr.config import TrainConfig
+from rlvr.advantage import METHODS, method_parts
+from rlvr.config import SettingError, TrainConfig
 from rlvr.engine import decoder, scorer
 from rlvr.engine.choice import check_causal, plain_complete, use_fast
 from rlvr.engine.memory import Budget, InHalves
@@ -60,7 +60,7 @@ class Policy:
         self.complete = InHalves(self.complete)
 
     def prepare(self, config: TrainConfig) -> None:
-        """Make the model ready to be trained: no dropout, so that old and new log-probs are of one policy; a reference for the KL penalty."""
+        """Make the model ready to be trained: no dropout, so that old and new log-probs are of one policy; a reference for the KL."""
         for module in self.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -75,11 +75,12 @@ class Policy:
         elif config.kl_coef:
             self.reference = partial(nullcontext, copy.deepcopy(self.model).eval().requires_grad_(False))
 
-    def sample(self, prompts: list[list[int]], completions: int, c: TrainConfig, generator: torch.Generator, progress: str = "") -> Rollouts:
+    def sample(self, prompts: list[list[int]], completions: int, c: TrainConfig, generator: torch.Generator, progress="") -> Rollouts:
         """`completions` completions of each prompt, as a run with these settings samples them."""
         return sample(
-            self.model, self.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=c.max_new_tokens, stop_ids=self.stop_ids,
-            temperature=c.temperature, generator=generator, sampling_rows=c.sampling_rows, progress=progress, complete=self.complete,
+            self.model, self.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=c.max_new_tokens,
+            stop_ids=self.stop_ids, temperature=c.temperature, generator=generator, sampling_rows=c.sampling_rows, progress=progress,
+            complete=self.complete,
         )  # fmt: skip
 
     def logp_of(self, part: Rollouts, temperature: float, with_grad_entropy: bool = False, model=None) -> tuple[Tensor, Tensor]:
@@ -108,22 +109,25 @@ class Policy:
     def rescore(self, rollouts: Rollouts, mini_batches: list[list[int]], c: TrainConfig, micro_batch_tokens: Budget) -> float | None:
         """Replace the sampler's log-probs by those of the training forward where rounding makes them differ (--old-logp).
 
-        In float32 the sampler's are as good. In bfloat16 those of the first update are its own, and later ones need those from before it.
-        Returns how far the two differ, in nats per token, or None if nothing was replaced.
+        In float32 the sampler's are as good. In bfloat16 the first update takes its own log-probs; completions of later updates are scored
+        here, before the policy moves. Returns how far the two differ, in nats per token, or None if nothing was replaced.
         """
         groups = rollouts.group.unique().tolist() if c.old_logp == "recompute" else []
         if c.old_logp == "auto" and self.model.dtype != torch.float32:
-            groups = sum(mini_batches[self.is_its_own_old_policy(c) :], [])
+            groups = sum(mini_batches[1 if self.first_update_is_on_policy(c) else 0 :], [])
         rows = torch.isin(rollouts.group, torch.tensor(groups)).nonzero()[:, 0]
         if not len(rows):
             return None
-        logp, _ = micro_batch_tokens.run(lambda tokens: self.score(rollouts, rows, c.temperature, tokens))
+        logp, entropy = micro_batch_tokens.run(lambda tokens: self.score(rollouts, rows, c.temperature, tokens))
+        rollouts.entropy = entropy if c.old_logp == "recompute" else rollouts.entropy
         before, rollouts.old_logp = rollouts.old_logp, rollouts.old_logp.index_copy(0, rows, logp[rows])
         return (logp - before)[rows][rollouts.mask[rows]].abs().mean().item()
 
-    def is_its_own_old_policy(self, c: TrainConfig) -> bool:
-        """Whether the first update of a step takes its own log-probs for the old ones. A method that reads them needs them before."""
-        return c.old_logp == "auto" and self.model.dtype != torch.float32 and {"grpo", "pos"}.issuperset(method_parts(c.method))
+    def first_update_is_on_policy(self, c: TrainConfig) -> bool:
+        """Whether the first update of a step takes its own log-probs for the old ones. A method that reads old log-probs needs them before
+        the update."""
+        reads = any(getattr(METHODS[name], "reads_logp", True) for name in method_parts(c.method))
+        return c.old_logp == "auto" and self.model.dtype != torch.float32 and not reads
 
 
 def load_policy(name: str, device: str = "cpu", dtype: str = "auto", engine: str = "fast", cuda_graphs: bool = False) -> Policy:
@@ -133,6 +137,8 @@ def load_policy(name: str, device: str = "cpu", dtype: str = "auto", engine: str
     Raises SettingError when the folder, the model or its tokenizer is missing or damaged, the device is missing, or the engine cannot
     follow the model. No code that comes with a model is run.
     """
+    if engine not in ("fast", "plain"):
+        raise SettingError(f"There is no engine {engine!r}. Choose fast or plain.")
     device = choose_device(device, cuda_graphs)
     model, tokenizer, stop_ids = load_model(name, device, choose_dtype(dtype, device))
     check_causal(model, name)

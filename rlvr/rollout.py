@@ -1,9 +1,8 @@
 """Sample G completions of each prompt.
 
-`complete` says what sampling is, in a dozen lines. `rlvr.engine.decoder` does the same several times faster, and a test holds the two equal.
+`complete` says what sampling is, in a dozen lines. `rlvr.engine.decoder` does the same several times faster; a test holds the two equal.
 """
 
-import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
@@ -46,7 +45,7 @@ class Rollouts:
                 return [value[i] for i in rows.tolist()]
             return value[rows][:, :width] if value.dim() == 2 else value[rows]
 
-        return Rollouts(*map(pick, vars(self).values()))
+        return Rollouts(**{name: pick(value) for name, value in vars(self).items()})
 
     @staticmethod
     def concat(parts: Sequence["Rollouts"]) -> "Rollouts":
@@ -58,7 +57,7 @@ class Rollouts:
                 return sum(values, [])
             return torch.cat([pad(v, (0, width - v.shape[1])) if v.dim() == 2 else v for v in values])
 
-        return Rollouts(*(join([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Rollouts)))
+        return Rollouts(**{name: join([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,9 +105,9 @@ def complete(model, prompts, repeats: int, stop_ids: set[int], temperature: floa
 
     u [N, T], N = P * repeats, decides the draws. What comes after a row's stop token means nothing. `on_ended` is told how many rows ended.
     """
-    ids, valid = (x.repeat_interleave(repeats, 0) for x in left_pad(prompts, model.device))  # [N, W]
-    position, cache, columns = (valid.cumsum(1) - 1).clamp(min=0), None, []
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)
+    ids, valid = (x.repeat_interleave(repeats, 0) for x in left_pad(prompts, model.device))  # [N, W]; valid grows with the text
+    position, cache, columns = (valid.cumsum(1) - 1).clamp(min=0), None, []  # [N, W]; after the prompt [N, 1]
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)  # [N]
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # of newer and older models
     while len(columns) < u.shape[1] and not ended.all():
         out = model(input_ids=ids, attention_mask=valid, position_ids=position, use_cache=True, logits_to_keep=1, **{name: cache})
@@ -132,7 +131,8 @@ def sample(
     At most `sampling_rows` completions run side by side, prompts of like length together. A completion ends with the first token of
     `stop_ids`, which belongs to it, or is truncated after `max_new_tokens`. Everything random is drawn from `generator` (a CPU one) at the
     start: one number for each token of each completion. So what a completion says does not depend on which others run beside it, on how
-    many, or on the device (but for rounding). `complete` does the work: the plain one above, or `policy.complete`.
+    many, or on the device (but for rounding). `complete` does the work: the plain one above, or `policy.complete`, which is several times
+    faster. The model is left in eval mode.
     """
     if any(len(p) == 0 for p in prompts):
         raise ValueError("A prompt has no token. Give every prompt at least one token, for example the tokenizer's BOS.")
@@ -157,6 +157,7 @@ def sample(
 def as_rollouts(tokenizer, prompts, group: Tensor, stop_ids: set[int], ids: Tensor, logp: Tensor, entropy: Tensor) -> Rollouts:
     """What `complete` gave for the prompts `group` [N], without what comes after a stop token."""
     lengths, finished = completion_lengths(ids, stop_ids)
+    # The mask comes from the lengths: pad may be the stop token, which is trained.
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
     ids, logp, entropy = (x.masked_fill(~mask, 0) for x in (ids, logp, entropy))
     text = tokenizer.batch_decode([row[:n].tolist() for row, n in zip(ids, lengths)], skip_special_tokens=True)

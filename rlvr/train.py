@@ -14,7 +14,7 @@ from torch import Tensor
 from rlvr.advantage import STRENGTHS, grpo_advantages, keep_sign, mixed_groups, shape
 from rlvr.config import TrainConfig
 from rlvr.data import next_problems
-from rlvr.engine.memory import Budget, room_or_a_sentence
+from rlvr.engine.memory import Budget, memory_error_as_sentence
 from rlvr.engine.optimizer import Optimizer
 from rlvr.entropy import plateau_step
 from rlvr.loss import clipped_loss
@@ -30,7 +30,7 @@ class Step:
     """One batch, and what was learned from it so far."""
 
     rollouts: Rollouts
-    problems: list[int]  # [N], the problem of each row
+    problem_ids: list[int]  # [N], the problem of each row: an index
     rewards: Tensor  # [N], above 0: right; NaN: could not be scored; without the overlong penalty
     shaped: Tensor  # [N, T], the advantage of every token
     mini_batches: list[list[int]]  # the groups of each update
@@ -44,7 +44,7 @@ class Step:
 class Trainer:
     """Everything that a run keeps between two updates; rlvr/run/state.py saves and restores it."""
 
-    @room_or_a_sentence()
+    @memory_error_as_sentence()
     def __init__(self, config: TrainConfig, policy: Policy, problems: list, prompts: list[list[int]], reward: Callable | None = None):
         self.config, self.policy, self.problems, self.prompts = config, policy, problems, prompts
         self.reward = reward  # any reward function (see rewards_from); None: is the answer right?
@@ -56,7 +56,7 @@ class Trainer:
         self.queue: list[int] = []  # problems still to come in this pass over the data
         self.entropies: list[float] = []  # of each step, for the stage detector
         self.plateau: int | None = None  # the step at which it began
-        self.number = 0  # of the step in progress, or the last one
+        self.step_number = 0  # of the step in progress, or the last one
 
     def step(self) -> Step:
         """A whole step: one batch, and all updates that are made with it."""
@@ -68,12 +68,12 @@ class Trainer:
     def begin(self) -> Step:
         """Sample, reward, compare within the group, and give every token its advantage."""
         c = self.config
-        self.number += 1
-        rollouts, problems, rewards = self.sample_groups()
-        groups = self.that_can_teach(rollouts.group, rewards)
+        self.step_number += 1
+        rollouts, problem_ids, rewards = self.sample_groups()
+        groups = self.teachable_groups(rollouts.group, rewards)
         self.shuffle.shuffle(groups)
         mini_batches = [groups[i : i + c.mini_batch_prompts] for i in range(0, len(groups), c.mini_batch_prompts)]
-        self.policy.rescore(rollouts, mini_batches, c, self.micro_batch_tokens)
+        self.policy.rescore(rollouts, mini_batches, c, self.micro_batch_tokens)  # bfloat16: log-probs where rounding would matter
         self.entropies.append(rollouts.entropy[rollouts.mask].mean().item())
         self.plateau = self.plateau or plateau_step(self.entropies)
 
@@ -82,28 +82,28 @@ class Trainer:
         method = c.method if self.shaping_is_on() else "grpo"
         strengths = {name: getattr(c, name) for name in STRENGTHS}
         shaped = shape(method, advantages, rollouts.old_logp, rollouts.mask, rollouts.group, **strengths)  # [N, T]
-        return Step(rollouts, problems, rewards, keep_sign(shaped, c.learn_from), mini_batches)
+        return Step(rollouts, problem_ids, rewards, keep_sign(shaped, c.learn_from), mini_batches)
 
     def sample_groups(self) -> tuple[Rollouts, list[int], Tensor]:
         """Sample until enough groups can teach, or the rounds are used up (dynamic sampling).
 
         Returns N completions, the problem (index) of each, and their rewards [N].
         """
-        c, parts, problems, rewards, useful = self.config, [], [], [], 0
+        c, parts, problem_ids, rewards, useful = self.config, [], [], [], 0
         while useful < c.prompts_per_step and len(parts) < c.sampling_rounds:
             chosen, self.queue = next_problems(self.queue, c.prompts_per_step - useful, len(self.problems), self.shuffle)
             part = self.policy.sample([self.prompts[i] for i in chosen], c.completions_per_prompt, c, self.generator)
-            problems += [chosen[g] for g in part.group.tolist()]
-            rewards += self.score(part.text, [self.problems[i].answer for i in problems[-len(part) :]])
-            part.group += sum(map(len, parts)) // c.completions_per_prompt  # a problem that is drawn twice makes two groups
+            problem_ids += [chosen[g] for g in part.group.tolist()]
+            rewards += self.rewards_of(part.text, [self.problems[i].answer for i in problem_ids[-len(part) :]])
+            part.group += sum(map(len, parts)) // c.completions_per_prompt  # ids go on: a problem that is drawn twice makes two groups
             parts.append(part)
-            useful = len(self.that_can_teach(torch.cat([p.group for p in parts]), torch.tensor(rewards)))
-        return Rollouts.concat(parts), problems, torch.tensor(rewards)
+            useful = len(self.teachable_groups(torch.cat([p.group for p in parts]), torch.tensor(rewards)))
+        return Rollouts.concat(parts), problem_ids, torch.tensor(rewards)
 
-    def score(self, completions: list[str], answers: list[str]) -> list[float]:
+    def rewards_of(self, completions: list[str], answers: list[str]) -> list[float]:  # a method, so that a run can time it
         return rewards_from(self.reward, completions, answers)
 
-    def that_can_teach(self, group: Tensor, rewards: Tensor) -> list[int]:
+    def teachable_groups(self, group: Tensor, rewards: Tensor) -> list[int]:
         """The groups to learn from. Right or wrong decides: a group that differs only in the overlong penalty is dropped too (Deng et al.
         2025, released code)."""
         return mixed_groups(rewards, group) if self.config.filter_groups else group.unique().tolist()
@@ -111,13 +111,13 @@ class Trainer:
     def shaping_is_on(self) -> bool:
         """Whether this step lies in the window from --shape-start to --shape-stop."""
         start, stop = self.config.shape_start, self.config.shape_stop or float("inf")
-        return ((self.plateau or float("inf")) if start == "plateau" else start) <= self.number <= stop
+        return ((self.plateau or float("inf")) if start == "plateau" else start) <= self.step_number <= stop
 
     def update(self, step: Step) -> None:
         """One optimiser step on the next mini-batch. A loss or gradient that is not finite changes nothing, and is counted."""
         rows = torch.isin(step.rollouts.group, torch.tensor(step.mini_batches[len(step.updates)])).nonzero()[:, 0]
         sums = self.micro_batch_tokens.run(lambda tokens: self.gradient(step, rows, tokens))  # fewer at once if memory runs out
-        step.updates.append(dict(sums) | self.optimizer.step(sums["loss"], self.number))
+        step.updates.append(dict(sums) | self.optimizer.step(sums["loss"], self.step_number))
 
     def gradient(self, step: Step, rows: Tensor, micro_batch_tokens: int) -> Counter:
         """Add up the gradient of the loss over the given rows, in micro-batches -> sums over tokens, for the log."""
@@ -135,7 +135,7 @@ class Trainer:
             old_logp, mask, shaped = (x.to(logp.device) for x in (part.old_logp, part.mask, shaped))
             if not step.updates:  # the policy has not moved yet: any difference to the old log-probs is numerical
                 sums.update(drift=(logp.detach() - old_logp)[mask].abs().sum().item(), first_tokens=int(mask.sum()))
-                old_logp = logp.detach() if policy.is_its_own_old_policy(c) else old_logp
+                old_logp = logp.detach() if policy.first_update_is_on_policy(c) else old_logp
             loss, counts = clipped_loss(
                 logp, old_logp, shaped, mask, clip_low=c.clip_low, clip_high=c.clip_high, denominator=denominator, entropy=entropy,
                 ref_logp=policy.reference_logp(part, c.temperature), kl_coef=c.kl_coef, entropy_coef=c.entropy_coef,
@@ -151,7 +151,8 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
 
     reward: a reward function of your own, (completions, answers) -> one number each (see rewards_from); None: is the answer right?
     """
-    with session(*set_up(config, reward), Step) as run:  # the folder, its log and checkpoints, signals; it resumes, and finishes when left
+    # The session keeps folder, log, checkpoints and signals; it resumes (a Step may be in a checkpoint), and finishes when it is left.
+    with session(*set_up(config, reward), Step) as run:
         for step in run.steps():  # each begun by the trainer, or found half done in the newest checkpoint
             while not step.finished and run.may_go_on():  # a second Ctrl-C stops between two updates
                 run.trainer.update(step)
@@ -161,5 +162,5 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
 
 def set_up(config: TrainConfig, reward: Callable | None = None):
     """Check the settings and load what they name -> a Trainer before its first step, and the held-out problems that measure it."""
-    *parts, held_out = load(config, reward)
-    return Trainer(config, *parts), held_out
+    policy, problems, prompts, reward, held_out = load(config, reward)
+    return Trainer(config, policy, problems, prompts, reward), held_out

@@ -334,3 +334,23 @@ def test_a_strength_that_nobody_declares_is_refused():
 def test_a_method_without_a_declaration_is_given_no_strengths(monkeypatch):
     monkeypatch.setitem(METHODS, "half", lambda shaped, advantages, old_logp, mask, group: shaped / 2)
     assert torch.equal(shape("half", *example(), pos_alpha=0.3), shape("grpo", *example()) / 2)
+
+
+def test_a_strength_has_one_method():
+    """Two methods with one flag would overwrite each other's default. A method that is declared again may keep its own."""
+    from rlvr import advantage
+
+    with pytest.raises(ValueError, match="pos_alpha belongs to the method pos"):
+        advantage.method("mine", pos_alpha=advantage.Strength(0.9, "mine"))
+    assert advantage.STRENGTHS["pos_alpha"].default == 0.1
+    advantage.method("pos", pos_alpha=advantage.STRENGTHS["pos_alpha"])  # declares nothing yet: it decorates
+
+
+def test_methods_say_whether_they_read_the_old_log_probs():
+    from rlvr.advantage import METHODS
+
+    assert {name for name in ("grpo", "ppl", "pos") if METHODS[name].reads_logp} == {"ppl"}
+    logp, changed = -torch.rand(4, 3), -5 * torch.rand(4, 3)
+    rest = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.ones(4, 3, dtype=torch.bool), torch.tensor([0, 0, 1, 1])
+    for name in ("grpo", "pos"):
+        assert torch.equal(shape(name, rest[0], logp, *rest[1:]), shape(name, rest[0], changed, *rest[1:]))

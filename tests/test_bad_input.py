@@ -221,7 +221,7 @@ DATA = [
     ("x.jsonl", '"p"\n', "other than objects"),
     ("x.jsonl", GOOD + "[1, 2]\n", "other than objects"),
     ("x.jsonl", "{}\n", "has the columns . Say"),
-    ("x.jsonl", '{"problem": "p", "problem": "q", "answer": 1}\n', "a key stands twice"),
+    ("x.jsonl", '{"problem": "p", "problem": "q", "answer": 1}\n', "a key appears twice"),
     ("x.jsonl", line(frage="p", antwort=1), "has the columns 'frage', 'antwort'"),
     ("x.jsonl", line(**{"a\nb\x1b[2J": 1}), "has the columns 'a\\nb\\x1b[2J'"),
     ("x.csv", "problem;answer\np;1\n", "has the columns 'problem;answer'"),

@@ -165,4 +165,4 @@ def test_a_folder_that_cannot_be_estimated_is_left_to_the_loader(tmp_path, capsy
 
 def test_the_plain_engine_holds_all_logits_of_a_micro_batch():
     fast, plain = (of_preset("qwen2.5-0.5b-gsm8k", engine=engine) for engine in ("fast", "plain"))
-    assert plain.update > 2 * fast.update and plain.sampling == fast.sampling
+    assert plain.update > 2 * fast.update and plain.sampling > fast.sampling

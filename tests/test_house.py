@@ -46,7 +46,7 @@ def functions(path: Path) -> dict[str, int]:
     """The code lines of each function of a file."""
     lines = code_lines(path)
     found = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef)]
-    return {node.name: len(lines & set(range(node.lineno, node.end_lineno + 1))) for node in found}
+    return {f"{node.name}:{node.lineno}": len(lines & set(range(node.lineno, node.end_lineno + 1))) for node in found}
 
 
 def imports(path: Path) -> list[tuple[str, str]]:

@@ -512,6 +512,11 @@ def test_a_model_with_a_window_longer_than_what_is_tried_is_followed(model_folde
     torch.testing.assert_close(packed, exact, rtol=0, atol=1e-4)
 
 
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(SettingError, match="There is no engine 'slow'. Choose fast or plain"):
+        load_policy("tiny", engine="slow")
+
+
 def test_a_folder_with_damaged_weights_is_refused(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "m")
     (folder / "model.safetensors").write_bytes(b"not weights")

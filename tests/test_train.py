@@ -325,12 +325,12 @@ def test_gradient_checkpointing_is_switched_on_and_changes_no_weight():
 def test_shaping_is_on_inside_its_window_alone():
     trainer = make_trainer(shape_start=3, shape_stop=5)
     on = []
-    for trainer.number in range(1, 8):
+    for trainer.step_number in range(1, 8):
         on.append(trainer.shaping_is_on())
     assert on == [False, False, True, True, True, False, False]
 
     trainer = make_trainer(shape_start="plateau")
-    trainer.number = 9
+    trainer.step_number = 9
     assert not trainer.shaping_is_on()
     trainer.plateau = 9
     assert trainer.shaping_is_on()
@@ -389,6 +389,12 @@ def test_later_and_first_are_scored_where_the_method_or_the_user_asks(monkeypatc
     assert sorted(rows.tolist()) == list(range(32))
     drift = (batch.old_logp - sampler).abs()[batch.mask].mean().item()  # training forward against sampler, not against itself
     assert metrics["logp_drift"] == pytest.approx(drift) and drift > 1e-4
+
+
+def test_recomputed_old_log_probs_bring_their_entropies():
+    """What is logged, and what the stage detector sees, is then of the same pass."""
+    entropies = [one_step(make_trainer(dtype="bfloat16", old_logp=way))[1].entropy for way in ("sampler", "recompute")]
+    assert 0 < (entropies[0] - entropies[1]).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("settings", [{}, dict(kl_coef=0.3, entropy_coef=0.05, temperature=0.6)])

@@ -192,10 +192,10 @@ class Probe:
             flat, lines = result
             self.changes.append(flat)
             self.completions += lines
-            log, lr = self.logged[trainer.number], trainer.optimizer.learning_rate(trainer.number)
+            log, lr = self.logged[trainer.step_number], trainer.optimizer.learning_rate(trainer.step_number)
             if abs(log["entropy"] - trainer.entropies[-1]) > 1e-4 * abs(log["entropy"]) or log["lr"] != lr:
                 why = "made longer later" if log["lr"] != lr else "on another machine?"
-                say(f"note: step {trainer.number} of {self.folder} was not replayed as it was ({why})")
+                say(f"note: step {trainer.step_number} of {self.folder} was not replayed as it was ({why})")
 
     def write(self) -> Path:
         """The folder `probe` of the run. Raises SettingError."""
@@ -229,7 +229,7 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
     starts = replayable(folder, last, p.steps)
     with tqdm(total=len(starts) + 1, desc=folder.name, unit="model") as bar:
         for start in _restored(folder, trainer, starts):
-            found.look(trainer.policy, trainer.number, None if start else "first")
+            found.look(trainer.policy, trainer.step_number, None if start else "first")
             found.replay(trainer)
             bar.update()
         del trainer

@@ -116,7 +116,7 @@ def change_of_step(trainer: Trainer, shown: int) -> tuple[dict[str, Tensor], lis
     if (result := replay(trainer)) is None:
         return None
     batch, correct, shaped, before, after = result
-    step, mask, n = trainer.number, batch.mask, len(batch)
+    step, mask, n = trainer.step_number, batch.mask, len(batch)
     tokens = {"row": torch.arange(n)[:, None].expand_as(mask), "token": batch.completion_ids, "advantage": shaped}
     tokens |= {name: before[name] for name in ("logp", "entropy", "grad_norm", "branching")}
     tokens |= {f"{name}_after": after[name] for name in ("logp", "entropy")} | {"step": torch.full(mask.shape, step)}

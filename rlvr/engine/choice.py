@@ -1,7 +1,7 @@
 """Which engine can follow a model: found out by trying, so that no list of architectures is needed.
 
-A few completions of two prompts of unlike length are sampled, and the log-probs that the sampler saw are compared with those of `score`, the
-plain scorer of policy.py, for each completion alone, with the model as it came.
+A few completions of two prompts of unlike length are sampled. The log-probs that the sampler saw must be those of the plain scorer of
+policy.py (`score`), for each completion alone, with the model as it came.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +27,12 @@ def check_causal(model, name: str) -> None:
         raise SettingError(f"The model {name!r} lets a token see later ones. Choose a causal model, such as Qwen2.5, Llama 3 or SmolLM2.")
 
 
-def _completions(model, sample: Callable) -> tuple[tuple, Tensor]:
-    """What `sample` (a `complete`) makes of two prompts: (prompts, ids, mask) of four rows, as a scorer takes them, and their log-probs."""
+def _completions(model, complete: Callable) -> tuple[tuple, Tensor]:
+    """What a `complete` makes of two prompts: (prompts, ids, mask) of four rows, as a scorer takes them, and their log-probs."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompts = [[token % vocabulary for token in prompt] for prompt in ([3, 5, 7, 11, 13, 17, 19], [23, 29])]
     u = torch.linspace(0.1, 0.9, 4 * 5, device=model.device).view(4, 5)
-    ids, logp, _ = sample(model, prompts, 2, {vocabulary}, 1.0, 1.0, u)
+    ids, logp, _ = complete(model, prompts, 2, {vocabulary}, 1.0, 1.0, u)
     return ([p for p in prompts for _ in range(2)], ids, torch.ones_like(ids, dtype=torch.bool)), logp
 
 
@@ -98,15 +98,15 @@ def plain_complete(model, name: str, score: Callable) -> Callable:
     raise SettingError(f"The model {name!r} gives other log-probs to a text that grows token by token. Choose another model.")
 
 
-def by_length(complete: Callable) -> Callable:
+def by_length(padded: Callable) -> Callable:
     """A `complete` that needs no padding: it runs prompts of equal length together."""
 
-    def complete_by_length(model, prompts: Sequence[Sequence[int]], repeats: int, stop_ids, temperature, top_p, u, on_ended=lambda rows: None):
+    def complete_by_length(model, prompts: Sequence, repeats: int, stop_ids, temperature, top_p, u, on_ended=lambda rows: None):
         u, parts, order = u.unflatten(0, (len(prompts), repeats)), [], []
         for length in sorted({len(p) for p in prompts}):
             same = [i for i, p in enumerate(prompts) if len(p) == length]
             draws = u[same].flatten(0, 1)
-            parts.append(complete(model, [prompts[i] for i in same], repeats, stop_ids, temperature, top_p, draws, on_ended))
+            parts.append(padded(model, [prompts[i] for i in same], repeats, stop_ids, temperature, top_p, draws, on_ended))
             order += same
         back = torch.tensor(order).argsort()
         return tuple(x.unflatten(0, (len(prompts), repeats))[back].flatten(0, 1) for x in joined(parts))

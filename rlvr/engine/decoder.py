@@ -96,7 +96,7 @@ class DecodingLayout:
         self.row_in_slot[self.slot_of_row] = (row[:, None] * heads + head).flatten()
 
     def attend(self, module, query: Tensor, key: Tensor, value: Tensor, window: int | None, **kw) -> Tensor:
-        """Prompts go to the stock attention. A new token's query meets its prompt, beside the other rows of that prompt, and its own past."""
+        """Prompts go to the stock attention. A new token's query meets its prompt, beside other rows of that prompt, and its own past."""
         rows, heads, _, dim = query.shape
         width = self.prompt_mask.shape[-1]
         prompt_mask, mask = self.prompt_mask, self.mask

@@ -69,9 +69,9 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
     optimizer = trained * ((2.1 if c.optimizer == "adamw8bit" else 8) + (4 if size == 2 else 0))
     gradients = trained * (4 + (2 if size == 2 else 0))
 
-    # Sampling: at most --sampling-rows completions at once, each prompt once for its completions.
+    # Sampling: at most --sampling-rows completions at once; each prompt once for its completions, but for the plain engine.
     rows = min(c.sampling_rows, c.prompts_per_step * c.completions_per_prompt)
-    prompts = max(1, rows // c.completions_per_prompt)
+    prompts = rows if c.engine == "plain" else max(1, rows // c.completions_per_prompt)
     cache = 2 * key * layers * size * (rows * c.max_new_tokens + prompts * c.max_prompt_tokens)
     prefill = prompts * c.max_prompt_tokens * size * (3 * inner + 4 * hidden)
     logits = rows * vocabulary * (size + 3 * 4)
@@ -83,11 +83,13 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
     tokens = min(c.micro_batch_tokens, groups * (c.max_prompt_tokens + c.completions_per_prompt * c.max_new_tokens))
     tokens = max(tokens, row)  # a single row goes in whole
     layer = tokens * (size * (5 * hidden + 4 * query + 4 * key + 4 * inner) + 4 * 2 * hidden)
-    if device == "cpu":  # where attention keeps its scores; kernels of a GPU make them anew
+    if device == "cpu":  # where attention keeps its scores; kernels of a GPU make them again
         layer += tokens * heads * row * size
     activations = layers * tokens * hidden * size + 2 * layer if c.gradient_checkpointing else layers * layer
-    at_once = tokens * vocabulary if c.engine == "plain" else min(LOGITS_AT_ONCE, tokens * vocabulary)  # the plain scorer has no chunks
-    return Estimate(parameters, trained, weights, optimizer, sampling, gradients, activations + at_once * (2 * size + 3 * 4))
+    logits = min(LOGITS_AT_ONCE, tokens * vocabulary) * (2 * size + 3 * 4)
+    if c.engine == "plain":  # all of them at once, and some steps of the formulas keep theirs
+        logits = tokens * vocabulary * (2 * size + 6 * 4)
+    return Estimate(parameters, trained, weights, optimizer, sampling, gradients, activations + logits)
 
 
 _SHAPES: dict[str, torch.nn.Module] = {}

@@ -24,12 +24,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def room_or_a_sentence():
+def memory_error_as_sentence():
     """Turns running out of memory where nothing can be halved into one sentence."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        raise (SettingError(NO_ROOM) if out_of_memory(error) else error) from None
+        if out_of_memory(error):
+            raise SettingError(NO_ROOM) from None
+        raise
 
 
 def _check_halving_helps(error: Exception, flag: str, size: int) -> None:
@@ -74,13 +76,13 @@ class InHalves:
 
     def __init__(self, complete: Callable):
         self.complete = complete
-        self.rows: float = float("inf")  # the most that may run side by side
+        self.rows: int | None = None  # the most that may run side by side; None: never too many so far
 
     def __call__(
         self, model, prompts, repeats: int, stop_ids: set[int], temperature: float, top_p: float, u: Tensor, on_ended=lambda rows: None
     ) -> tuple[Tensor, Tensor, Tensor]:
         n = len(u)
-        if n <= self.rows:
+        if self.rows is None or n <= self.rows:
             try:
                 return self.complete(model, prompts, repeats, stop_ids, temperature, top_p, u, on_ended)
             except (RuntimeError, MemoryError) as error:

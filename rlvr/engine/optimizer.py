@@ -17,7 +17,7 @@ def make_adamw(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> tor
     try:
         from bitsandbytes.optim import AdamW8bit
     except Exception as error:  # not installed, or its library does not fit this machine
-        reason = "is not there" if isinstance(error, ImportError) else f"fails here ({one_line(error, 80)})"
+        reason = "is not installed" if isinstance(error, ImportError) else f"fails here ({one_line(error, 80)})"
         raise SettingError(f"The package bitsandbytes, for --optimizer adamw8bit, {reason}. Install it: pip install bitsandbytes") from None
     return AdamW8bit(parameters, **settings)
 

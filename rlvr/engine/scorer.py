@@ -102,7 +102,7 @@ def hidden_states(model, prompt_ids: list[list[int]], completion_ids: Tensor, ma
 
 @torch.no_grad()
 def logits_in_chunks(model, prompt_ids: list[list[int]], completion_ids: Tensor, mask: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The logits that predict the K valid tokens, some [k, V] at a time, with their place among the K. For who wants whole distributions."""
+    """The logits that predict the K valid tokens, some [k, V] at a time, with their place among the K: for whole distributions."""
     hidden, _ = hidden_states(model, prompt_ids, completion_ids, mask.to(model.device))
     chunk = max(1, logits_chunk(model) // 4)  # sorting them takes several times their room
     for start in range(0, len(hidden), chunk):

@@ -91,5 +91,5 @@ def _object(pairs: list[tuple]) -> dict:
     """dict(pairs). A key that appears twice is an error: Python would keep the last one without a word."""
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("a key appears twice in one object")
     return row

@@ -17,7 +17,7 @@ def run_folder(c: TrainConfig) -> Path:
     """The folder of this run. A name the user chose must be free; without one, the first free of method-seed, method-seed-2, ..."""
     out = Path(c.out)
     if any(path.is_file() for path in (out, *out.parents)):
-        raise SettingError(f"--out {out} is a file or lies in one. Choose a folder.")
+        raise SettingError(f"--out {out} is a file or is inside one. Choose a folder.")
 
     if c.name:
         if in_use(out / c.name):

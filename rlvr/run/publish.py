@@ -14,8 +14,8 @@ from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import read_config
 
 OF_THE_MACHINE = set(
-    "preset resume name out push_to_hub report_to device threads keep keep_every save_every show_every log_completions sampling_rows "
-    "micro_batch_tokens cuda_graphs".split()
+    "engine preset resume name out push_to_hub report_to device threads keep keep_every save_every show_every log_completions "
+    "sampling_rows micro_batch_tokens cuda_graphs".split()
 )  # settings that say nothing about the model
 PAPER = "https://arxiv.org/abs/2508.02260"
 

@@ -75,7 +75,7 @@ def _problems(c: TrainConfig) -> tuple[list[Problem], list[Problem]]:
         held_out = load_held_out(held_out_data, c.final_eval_problems, level=c.level, **columns)
         known = {p.problem for p in problems}
         if both := sum(p.problem in known for p in held_out):
-            say(f"note: {both} of {len(held_out)} held-out problems are among those of --data too: what they show is not held out")
+            say(f"note: {both} of {len(held_out)} held-out problems are among those of --data too, so they are not held out")
     return problems, held_out
 
 

@@ -14,7 +14,7 @@ from rlvr.config import EvalConfig, SettingError, TrainConfig, train_config
 
 # Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
 MAY_CHANGE = set(
-    "steps save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
+    "engine steps save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
     "gradient_checkpointing lora_merge report_to push_to_hub".split()
 )
 

@@ -76,7 +76,7 @@ def counters(trainer) -> dict:
     """What a trainer counts and draws from, as JSON."""
     version, numbers, gauss = trainer.shuffle.getstate()
     return {
-        "number": trainer.number,
+        "step_number": trainer.step_number,
         "queue": trainer.queue,
         "entropies": list(trainer.entropies),
         "plateau": trainer.plateau,
@@ -86,7 +86,7 @@ def counters(trainer) -> dict:
 
 
 def set_counters(trainer, state: dict) -> None:
-    for name in ("number", "queue", "entropies", "plateau"):
+    for name in ("step_number", "queue", "entropies", "plateau"):
         setattr(trainer, name, state[name])
     version, numbers, gauss = state["shuffle"]
     trainer.shuffle.setstate((version, tuple(numbers), gauss))

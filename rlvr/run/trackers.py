@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlvr.config import SettingError, TrainConfig
 from rlvr.common.files import write_atomically
-from rlvr.common.text import say
+from rlvr.common.text import one_line, say
 
 PROJECT = "rlvr"  # W&B and trackio list the runs under this name
 
@@ -46,7 +46,7 @@ class Tracker:
             work(*args)
         except Exception as error:  # a network that is gone, a full disk: metrics.csv has everything
             self.failed = True
-            say(f"note: {self.kind} failed ({type(error).__name__}: {error}); the run goes on without it, metrics.csv has all numbers")
+            say(f"note: {self.kind} failed ({type(error).__name__}: {one_line(error)}); the run goes on without it, metrics.csv has all numbers")
 
     def _open(self, config: TrainConfig, folder: Path, steps_done: int) -> None:
         if self.kind == "tensorboard":
