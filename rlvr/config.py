@@ -43,7 +43,7 @@ def positive(default: float):
 
 
 @dataclass
-class Run:
+class RunSettings:
     """What to train"""
 
     preset: str = "tiny"
@@ -59,7 +59,7 @@ class Run:
 
 
 @dataclass
-class Problems:
+class ProblemSettings:
     """Problems"""
 
     data: str = "tiny"
@@ -74,7 +74,7 @@ class Problems:
 
 
 @dataclass
-class Optimiser:
+class OptimiserSettings:
     """Length and optimiser"""
 
     steps: int = at_least(1, 100)
@@ -101,7 +101,7 @@ class Optimiser:
 
 
 @dataclass
-class Batch:
+class BatchSettings:
     """Batch"""
 
     prompts_per_step: int = at_least(1, 32)
@@ -111,8 +111,8 @@ class Batch:
     mini_batch_prompts: int = at_least(1, 16)
     """Prompts per optimiser update; smaller than --prompts-per-step means several updates on one batch (paper: 32)."""
     micro_batch_tokens: int = at_least(1, 4096)
-    """Tokens that go through the model at once in an update; a prompt counts once for all its completions there. Changes memory and speed,
-    not the result (but rounding). Halved when memory runs out."""
+    """Tokens that go through the model at once in an update; with the fast engine a prompt counts once for all its completions. Changes
+    memory and speed, not the result (but rounding). Halved when memory runs out."""
     filter_groups: bool = True
     """Drop groups that are all right or all wrong, whose advantage is zero (dynamic sampling)."""
     sampling_rounds: int = at_least(1, 2)
@@ -123,7 +123,7 @@ class Batch:
 
 
 @dataclass
-class Sampling:
+class SamplingSettings:
     """Sampling"""
 
     max_new_tokens: int = at_least(1, 120)
@@ -142,7 +142,7 @@ class Sampling:
 
 
 @dataclass
-class Reward:
+class RewardSettings:
     """Reward"""
 
     reward: str = ""
@@ -155,7 +155,7 @@ class Reward:
 
 
 @dataclass
-class Objective:
+class ObjectiveSettings:
     """Objective"""
 
     clip_low: float = 0.2
@@ -174,7 +174,7 @@ class Objective:
 
 
 @dataclass
-class Shaping:
+class ShapingSettings:
     """Shaping"""
 
     # Each strength that a method of advantage.py declares is a field too: train_config() adds it.
@@ -185,7 +185,7 @@ class Shaping:
 
 
 @dataclass
-class Prompt:
+class PromptSettings:
     """Prompt"""
 
     instruction: str = INSTRUCTION
@@ -200,7 +200,7 @@ class Prompt:
 
 
 @dataclass
-class Saving:
+class SavingSettings:
     """Saving and resuming"""
 
     resume: str = ""
@@ -217,7 +217,7 @@ class Saving:
 
 
 @dataclass
-class Watching:
+class WatchingSettings:
     """Evaluation and logging"""
 
     eval_data: str = ""
@@ -241,7 +241,7 @@ class Watching:
 
 
 @dataclass
-class Machine:
+class MachineSettings:
     """Machine"""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
@@ -258,7 +258,8 @@ class Machine:
 
 @dataclass
 class TrainConfig(
-    Machine, Watching, Saving, Prompt, Shaping, Objective, Reward, Sampling, Batch, Optimiser, Problems, Run
+    MachineSettings, WatchingSettings, SavingSettings, PromptSettings, ShapingSettings, ObjectiveSettings, RewardSettings, SamplingSettings,
+    BatchSettings, OptimiserSettings, ProblemSettings, RunSettings,
 ):  # fmt: skip
     """GRPO on one device. Without --model it trains the built-in model on the built-in stories: minutes on a laptop CPU, no download.
 
@@ -300,7 +301,7 @@ train_config()
 
 
 @dataclass
-class EvalConfig(Machine, Prompt, Sampling, Problems):
+class EvalConfig(MachineSettings, PromptSettings, SamplingSettings, ProblemSettings):
     """Acc@N, Maj@N and Pass@k of one or more models on one set of problems, side by side.
 
     python eval.py tiny runs/pos-seed0  -- the built-in model and a run

@@ -12,7 +12,7 @@ from dataclasses import MISSING, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from rlvr.config import PRESET_HELP, PRESET_MEMORY, PRESETS, EvalConfig, SettingError, Shaping, TrainConfig, train_config
+from rlvr.config import PRESET_HELP, PRESET_MEMORY, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, train_config
 from rlvr.run.settings import check_eval, check_train, read_config
 
 # The flags that `--help` shows first.
@@ -111,7 +111,7 @@ def _parse_in_groups(kind: type, argv, program: str, first: list[str], about: st
 def _heading(kind: type, setting) -> str:
     """The name of the group in which a setting was declared; tyro adds "options"."""
     declared = (base for base in reversed(kind.__mro__) if setting.name in getattr(base, "__dataclass_fields__", {}))
-    return (Shaping if "strength" in setting.metadata else next(declared)).__doc__.lower()
+    return (ShapingSettings if "strength" in setting.metadata else next(declared)).__doc__.lower()
 
 
 def _presets() -> str:
