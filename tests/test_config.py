@@ -303,16 +303,29 @@ print(json.dumps([config.mine_alpha, shape("mine", *rows, mine_alpha=0.5).tolist
 """
 
 
-def test_a_method_is_one_function_and_one_declaration(tmp_path):
-    """In a copy of the library: the flag, its check, the setting of the run and the effect follow from what is added to advantage.py."""
+@pytest.fixture
+def copy_with_mine(tmp_path):
+    """A copy of the library in which advantage.py has one function and one declaration more."""
     shutil.copytree(ROOT / "rlvr", tmp_path / "rlvr", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", tmp_path)
     with (tmp_path / "rlvr" / "advantage.py").open("a", encoding="utf-8") as file:
         file.write(MINE)
+    return tmp_path
+
+
+def test_a_method_is_one_function_and_one_declaration(copy_with_mine):
+    """The flag, its text and its check follow from what is added to advantage.py."""
+    tmp_path = copy_with_mine
     shown = " ".join(run_script("train.py", "--help", cwd=tmp_path).stdout.split())
     assert "--mine-alpha FLOAT Share of the advantage that is taken away. (default: 0.25)" in shown
     bad = run_script("train.py", "--method", "mine", "--mine-alpha", "-1", cwd=tmp_path)
     assert (bad.returncode, bad.stderr) == (2, "error: --mine-alpha is -1.0. Choose 0 or more.\n")
+
+
+@pytest.mark.slow  # imports torch in a process of its own
+def test_a_method_that_was_added_trains(copy_with_mine):
+    """So do the setting of the run and the effect."""
+    tmp_path = copy_with_mine
     small = "--steps 1 --prompts-per-step 2 --sampling-rounds 1 --final-eval-problems 0 --max-new-tokens 16 --save-every 0 --name run"
     done = run_script("-c", RUN_MINE, "--method", "mine", "--mine-alpha", "0.75", *small.split(), cwd=tmp_path)
     assert json.loads(done.stdout.splitlines()[-1]) == [0.75, [[0.5] * 3, [-0.5] * 3]], done.stderr
