@@ -135,7 +135,7 @@ class SamplingSettings:
     sampling_rows: int = at_least(1, 512)
     """Completions sampled side by side. Changes memory and speed, not the result (but rounding). Halved when memory runs out."""
     engine: Literal["fast", "plain"] = "fast"
-    """fast: the decoder and packed attention, two to four times faster. plain: the definitions of rollout.py and policy.py, for reading along
+    """fast: the decoder and packed attention, two to four times faster. plain: the definitions of rollout.py and policy.py, to read along
     with a debugger, and for models whose attention the fast engine cannot follow (it says so)."""
     cuda_graphs: bool = False
     """On a GPU: record a sampling step once and play it back, so that starting its kernels takes no time. Not yet tried on a GPU."""

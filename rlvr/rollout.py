@@ -1,6 +1,7 @@
 """Sample G completions of each prompt.
 
-`complete` says what sampling is, in a dozen lines. `rlvr.engine.decoder` does the same two to four times faster; a test holds the two equal.
+`complete` says what sampling is, in a dozen lines. `rlvr.engine.decoder` does the same two to four times faster. A test holds the two
+equal.
 """
 
 import inspect
@@ -131,8 +132,8 @@ def sample(
     At most `sampling_rows` completions run side by side, prompts of like length together. A completion ends with the first token of
     `stop_ids`, which belongs to it, or is truncated after `max_new_tokens`. Everything random is drawn from `generator` (a CPU one) at the
     start: one number for each token of each completion. So what a completion says does not depend on which others run beside it, on how
-    many, or on the device (but for rounding). `complete` does the work: the plain one above, or `policy.complete`, which is two to four times
-    faster. The model is left in eval mode.
+    many, or on the device (but for rounding). `complete` does the work: the plain one above, or `policy.complete`, which is two to four
+    times faster. The model is left in eval mode.
     """
     if any(len(p) == 0 for p in prompts):
         raise ValueError("A prompt has no token. Give every prompt at least one token, for example the tokenizer's BOS.")

@@ -46,7 +46,8 @@ class Tracker:
             work(*args)
         except Exception as error:  # a network that is gone, a full disk: metrics.csv has everything
             self.failed = True
-            say(f"note: {self.kind} failed ({type(error).__name__}: {one_line(error)}); the run goes on without it, metrics.csv has all numbers")
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            say(f"note: {self.kind} failed ({reason}); the run goes on without it, metrics.csv has all numbers")
 
     def _open(self, config: TrainConfig, folder: Path, steps_done: int) -> None:
         if self.kind == "tensorboard":
