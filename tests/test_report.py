@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import RUN
 
-from rlvr.analysis import probe
+from rlvr.analysis import probe, replay
 from rlvr.common import text
 from rlvr.config import SettingError, TrainConfig
 from rlvr.analysis.compare_arms import METRICS
@@ -521,7 +521,7 @@ def test_what_the_microscope_shows(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [dict(log_completions=0), dict(steps=1), dict(eval_data="", final_eval_problems=0), dict(sampler="generate")]
+    "changes", [dict(log_completions=0), dict(steps=1), dict(eval_data="", final_eval_problems=0), dict(engine="plain")]
 )
 def test_other_runs_have_a_page_too(tmp_path, changes):
     train(TrainConfig(**(RUN | dict(steps=2, out=str(tmp_path), name="r", keep_every=1) | changes)))
@@ -644,7 +644,7 @@ def test_the_microscope_works(browser, written):
     ActionChains(browser).move_to_element(browser.find_element("css selector", ".card .t:nth-child(2)")).perform()
     tip = browser.find_element("id", "tip")
     assert tip.is_displayed() and "entropy" in tip.text and "→" in tip.text
-    assert len(tip.find_elements("css selector", ".alt")) == probe.TOP
+    assert len(tip.find_elements("css selector", ".alt")) == replay.TOP
     box = tip.rect
     assert box["x"] >= 0 and box["x"] + box["width"] <= 1280
     # the same text under later models
