@@ -258,6 +258,10 @@ def test_t2(tmp_path, early, late, agrees):
     assert [round(r["drop"], 2) for r in section.rows] == [early, late]
     assert section.verdicts[0].agrees is agrees and drawn(section, tmp_path)
     assert position.early_tokens_decide([made_up()]).verdicts[0].agrees is None
+    for n, open_ in ((3, True), (4, False)):  # of each group
+        few = [row for where in ("early", "late") for row in [r for r in replaced(early=0.5, late=0.0) if r["where"] == where][:n]]
+        text = position.early_tokens_decide([made_up(replacements=few)]).verdicts[0].text
+        assert ("fewer than 4 completions" in text) is open_
 
 
 @pytest.mark.parametrize("first, middle, last, agrees", [(2.0, 1.0, 2.0, True), (2.0, 1.0, 0.5, False)])

@@ -11,9 +11,6 @@ from rlvr.common.text import interval
 from rlvr.run.figures import BLUE, GREEN, GREY, INK, ORANGE
 
 
-FEWEST = 2  # completions of a group that is compared; ours
-
-
 def low_of_their_step(changes: dict[str, np.ndarray]) -> np.ndarray:
     """Which completions of the replayed steps are in the low-perplexity half of their step: bool [rows]."""
     low = np.zeros(len(changes["row_step"]), bool)
@@ -77,14 +74,17 @@ def replacement_panel(groups: dict[str, list[dict]], xlabel: str) -> Panel:
     return Panel(draw, legend=dict(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2))
 
 
-def compare_drops(groups: dict[str, list[dict]], smaller: str, larger: str, xlabel: str, paired: bool = False) -> Verdict:
+def compare_drops(
+    groups: dict[str, list[dict]], smaller: str, larger: str, xlabel: str, fewest: int, paired: bool = False
+) -> Verdict:  # fmt: skip
     """The drops of two groups and their difference, with intervals. The paper found that `smaller` has the smaller one.
 
-    paired: both groups hold entries of the same completions, which are drawn together.
+    fewest: completions that a group must have to be compared; ours. paired: both groups hold entries of the same completions, which are
+    drawn together.
     """
     panel = replacement_panel(groups, xlabel)
-    if min(map(len, groups.values())) < FEWEST:
-        return Verdict(None, f"One of the two groups has fewer than {FEWEST} completions.", panels=[panel])
+    if min(map(len, groups.values())) < fewest:
+        return Verdict(None, f"One of the two groups has fewer than {fewest} completions.", panels=[panel])
     rows, words = [], []
     for name, entries in groups.items():
         low, high = bootstrap(drop, entries)
@@ -122,7 +122,7 @@ def low_perplexity_is_robust(run: Run) -> Verdict:
     low = low_half(np.array([row["log_ppl"] for row in rows]))
     halves = {"low perplexity": low, "high perplexity": ~low}
     groups = {name: [row for row, inside in zip(rows, half) if inside] for name, half in halves.items()}
-    return compare_drops(groups, "low perplexity", "high perplexity", "completion")
+    return compare_drops(groups, "low perplexity", "high perplexity", "completion", fewest=2)
 
 
 weights_by_perplexity = arms_section(

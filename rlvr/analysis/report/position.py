@@ -75,7 +75,7 @@ def early_tokens_decide(run: Run) -> Verdict:
     The paper found: Replacing early tokens changes the accuracy a lot, replacing late ones much less.
     """
     groups = {name: [row for row in run.replacements if row["where"] == name] for name in ("early", "late")}
-    return compare_drops(groups, "late", "early", "where a token is replaced", paired=True)
+    return compare_drops(groups, "late", "early", "where a token is replaced", fewest=4, paired=True)
 
 
 bonus_by_position = arms_section(
