@@ -133,24 +133,27 @@ def sample(
     `stop_ids`, which belongs to it, or is truncated after `max_new_tokens`. Everything random is drawn from `generator` (a CPU one) at the
     start: one number for each token of each completion. So what a completion says does not depend on which others run beside it, on how
     many, or on the device (but for rounding). `complete` does the work: the plain one above, or `policy.complete`, which is two to four
-    times faster. The model is left in eval mode.
+    times faster.
     """
     if any(len(p) == 0 for p in prompts):
         raise ValueError("A prompt has no token. Give every prompt at least one token, for example the tokenizer's BOS.")
-    model.eval()
     u = 1 - torch.rand(len(prompts), completions_per_prompt, max_new_tokens, generator=generator)  # (0, 1]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     per_batch, repeats = max(1, sampling_rows // completions_per_prompt), min(completions_per_prompt, sampling_rows)
     batches = itertools.product(range(0, len(order), per_batch), range(0, completions_per_prompt, repeats))
-    parts = []
-    with tqdm(total=len(prompts) * completions_per_prompt, desc=progress, unit="completion", leave=False, disable=not progress) as bar:
-        for start, done in batches:
-            batch = order[start : start + per_batch]
-            batch_u = u[batch, done : done + repeats]  # [P, repeats, T]
-            results = complete(model, [prompts[i] for i in batch], batch_u.shape[1], stop_ids, temperature, top_p,
-                               batch_u.flatten(0, 1).to(model.device), bar.update)  # fmt: skip
-            group = torch.tensor(batch).repeat_interleave(batch_u.shape[1])
-            parts.append(as_rollouts(tokenizer, prompts, group, stop_ids, *(x.cpu() for x in results)))
+    parts, training = [], model.training
+    model.eval()  # no dropout
+    try:
+        with tqdm(total=len(prompts) * completions_per_prompt, desc=progress, unit="completion", leave=False, disable=not progress) as bar:
+            for start, done in batches:
+                batch = order[start : start + per_batch]
+                batch_u = u[batch, done : done + repeats]  # [P, repeats, T]
+                results = complete(model, [prompts[i] for i in batch], batch_u.shape[1], stop_ids, temperature, top_p,
+                                   batch_u.flatten(0, 1).to(model.device), bar.update)  # fmt: skip
+                group = torch.tensor(batch).repeat_interleave(batch_u.shape[1])
+                parts.append(as_rollouts(tokenizer, prompts, group, stop_ids, *(x.cpu() for x in results)))
+    finally:
+        model.train(training)
     whole = Rollouts.concat(parts)
     return whole.select(whole.group.argsort(stable=True))  # in the order in which the prompts came
 

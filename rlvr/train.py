@@ -49,6 +49,7 @@ class Trainer:
         self.config, self.policy, self.problems, self.prompts = config, policy, problems, prompts
         self.reward = reward  # any reward function (see rewards_from); None: is the answer right?
         policy.prepare(config)
+        policy.model.train()  # in eval mode activations would not be recomputed
         self.optimizer = Optimizer(config, policy.model)
         self.micro_batch_tokens = Budget("--micro-batch-tokens", config.micro_batch_tokens)
         self.generator = torch.Generator().manual_seed(config.seed)  # draws the tokens
@@ -122,7 +123,6 @@ class Trainer:
     def gradient(self, step: Step, rows: Tensor, micro_batch_tokens: int) -> Counter:
         """Add up the gradient of the loss over the given rows, in micro-batches -> sums over tokens, for the log."""
         c, policy, batch = self.config, self.policy, step.rollouts
-        policy.model.train()  # sampling has switched it to eval, where activations would not be recomputed
         self.optimizer.weights.zero_grad()  # of a try that ran out of memory
         denominator = int(batch.mask[rows].sum())  # of the whole update: else the gradient would depend on the micro-batches
         sums = Counter(tokens=denominator)

@@ -356,11 +356,18 @@ def test_text_is_the_decoded_completion_without_the_stop_token(qwen, tokenizer):
     assert rollouts.text == [" ".join(str(i) for i in row if i != 2) for row in completions(rollouts)]
 
 
-def test_sampling_is_without_dropout(tokenizer):
-    model = new_model("qwen")
-    model.train()
-    run(model, tokenizer, max_new_tokens=2)
-    assert not model.training
+def test_the_training_mode_of_the_model_is_restored(tokenizer):
+    model, seen = new_model("qwen"), []
+
+    def watched(*args):
+        seen.append(model.training)
+        return decoder.complete(*args)
+
+    for training in (True, False):
+        model.train(training)
+        run(model, tokenizer, max_new_tokens=2, complete=watched)
+        assert model.training == training
+    assert seen == [False, False]
 
 
 def test_a_prompt_without_tokens_is_refused(qwen, tokenizer):
