@@ -15,7 +15,7 @@ from rlvr.evaluate import evaluate
 from rlvr.loaders.models import check_model_name
 from rlvr.policy import load_policy
 from rlvr.run.cli import parse_command, run_program
-from rlvr.run.defects import DEFECTS, defects
+from rlvr.run.defects import defect_shares
 
 
 @dataclass
@@ -37,11 +37,11 @@ def describe(model: str, problems: int = 400) -> dict[str, float]:
     rollouts = result.rollouts
     entropy_right, entropy_wrong = entropy_by_correctness(rollouts.entropy, rollouts.mask, torch.tensor(result.correct))
     solution_steps = [stories[g].solution_steps for g in rollouts.group.tolist()]
-    found = [defects(text, done, n) for text, done, n in zip(rollouts.text, rollouts.finished.tolist(), solution_steps)]
+    shares = defect_shares(rollouts.text, rollouts.finished.tolist(), solution_steps)
     numbers = {name: result.metrics[name][0] for name in ("pass@1", "pass@8", "maj@8")}
     numbers |= {"entropy, right answers": entropy_right, "entropy, wrong answers": entropy_wrong}
     numbers["mean length"] = rollouts.lengths.float().mean().item()
-    return numbers | {name.replace("_", " "): sum(f[name] for f in found) / len(found) for name in DEFECTS}
+    return numbers | {name.replace("_", " "): share for name, share in shares.items()}
 
 
 def compare(models: list[str], problems: int = 400) -> None:

@@ -5,6 +5,7 @@ the rising stage. How they were detected is not known; these rules are ours.
 """
 
 import re
+from collections.abc import Sequence
 
 from rlvr.reward import last_boxed
 
@@ -33,3 +34,9 @@ def defects(text: str, finished: bool, steps: int | None) -> dict[str, bool]:
         "loop": len(sentences) >= 3 and max(sentences.count(s) for s in set(sentences)) >= 3,
         "overlong": not finished,
     }
+
+
+def defect_shares(texts: Sequence[str], finished: Sequence[bool], steps: Sequence[int | None]) -> dict[str, float]:
+    """The share of completions that have each defect, by its name."""
+    found = [defects(*completion) for completion in zip(texts, finished, steps)]
+    return {name: sum(f[name] for f in found) / len(found) for name in DEFECTS}

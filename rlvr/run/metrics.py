@@ -11,7 +11,7 @@ from rlvr.config import SettingError
 from rlvr.entropy import entropy_by_correctness, log_perplexity
 from rlvr.reward import overlong_penalty
 from rlvr.rollout import Rollouts
-from rlvr.run.defects import DEFECTS, defects
+from rlvr.run.defects import DEFECTS, defect_shares
 from rlvr.verifier import stats as verifier_stats
 
 # Columns of metrics.csv: one row per step; empty where a step has no such number (no wrong completion, no evaluation).
@@ -73,8 +73,8 @@ class Watch:
         steps = [trainer.problems[i].solution_steps for i in step.problem_ids]
         row |= batch_metrics(step.rollouts, step.rewards > 0, step.rewards + penalty, steps)
         row |= {"groups_kept": sum(map(len, step.mini_batches)), "sampling_rounds": self.seen["rounds"]}
-        row |= {"verifier_kills": self.seen["kills"], "reward_failures": int(step.rewards.isnan().sum()), "logp_drift": self.seen["drift"]}
-        row |= {"lr": trainer.optimizer.learning_rate(trainer.step_number)} | update_metrics(step.updates, row["logp_drift"])
+        row |= {"verifier_kills": self.seen["kills"], "reward_failures": int(step.rewards.isnan().sum())}
+        row |= {"lr": trainer.optimizer.learning_rate(trainer.step_number)} | update_metrics(step.updates, self.seen["drift"])
         row |= {f"seconds_{part}": self.seconds[part] for part in ("sampling", "reward", "scoring", "update")}
         return row | {"seconds_step": self.seconds["begin"] + self.seconds["update"]}
 
@@ -112,7 +112,6 @@ def batch_metrics(batch: Rollouts, correct: Tensor, rewards: Tensor, steps: list
     scored = rewards[~rewards.isnan()]
     log_ppl = log_perplexity(batch.old_logp, batch.mask)
     right_in_group = torch.stack([correct[batch.group == g].float().mean() for g in batch.group.unique()])
-    found = [defects(text, done, n) for text, done, n in zip(batch.text, batch.finished.tolist(), steps)]
     metrics = {
         "accuracy": mean(correct),
         "reward": mean(scored),
@@ -126,7 +125,7 @@ def batch_metrics(batch: Rollouts, correct: Tensor, rewards: Tensor, steps: list
     for suffix, rows in (("", torch.ones_like(correct)), ("_right", correct), ("_wrong", ~correct)):
         metrics["log_ppl" + suffix] = mean(log_ppl[rows])
         metrics["length" + suffix] = mean(batch.lengths[rows])
-    return metrics | {f"defect_{name}": sum(f[name] for f in found) / len(found) for name in DEFECTS}
+    return metrics | {f"defect_{name}": share for name, share in defect_shares(batch.text, batch.finished.tolist(), steps).items()}
 
 
 def update_metrics(updates: list[dict], drift: float | None) -> dict[str, float | None]:
