@@ -58,12 +58,7 @@ def _check(c: TrainConfig) -> None:
 def _reward(c: TrainConfig, reward: Callable | None) -> Callable | None:
     if c.reward and reward:
         raise SettingError(f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
-    if not c.reward:
-        return reward
-    try:
-        return load_reward(c.reward)
-    except ValueError as error:
-        raise SettingError(str(error)) from None
+    return load_reward(c.reward) if c.reward else reward
 
 
 def _problems(c: TrainConfig) -> tuple[list[Problem], list[Problem]]:

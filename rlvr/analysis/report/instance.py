@@ -74,9 +74,7 @@ def replacement_panel(groups: dict[str, list[dict]], xlabel: str) -> Panel:
     return Panel(draw, legend=dict(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2))
 
 
-def compare_drops(
-    groups: dict[str, list[dict]], smaller: str, larger: str, xlabel: str, fewest: int, paired: bool = False
-) -> Verdict:  # fmt: skip
+def compare_drops(groups: dict[str, list], smaller: str, larger: str, xlabel: str, fewest: int, paired: bool = False) -> Verdict:
     """The drops of two groups and their difference, with intervals. The paper found that `smaller` has the smaller one.
 
     fewest: completions that a group must have to be compared; ours. paired: both groups hold entries of the same completions, which are
