@@ -102,7 +102,8 @@ def _parse_in_groups(kind: type, argv, program: str, first: list[str], about: st
         start = members[name].default if default is None else getattr(default, name)
         typed = Annotated[members[name].type, tyro.conf.arg(help=texts[name])]
         group[name] = (name, typed) if start is MISSING else (name, typed, field(default=start))
-    parts = [Annotated[make_dataclass("Group", group.values()), tyro.conf.arg(name=heading)] for heading, group in groups.items()]
+    # tyro searches the source of a class for the help of each member that has none, which takes longer than all the rest.
+    parts = [Annotated[make_dataclass("Group", group.values()), tyro.conf.arg(name=heading, help="")] for heading, group in groups.items()]
     whole = make_dataclass("Settings", [(f"group{i}", part) for i, part in enumerate(parts)])
     parsed = parse_command(whole, program, argv, description="\n\n".join([inspect.cleandoc(kind.__doc__), about]))
     return kind(**{name: value for part in vars(parsed).values() for name, value in vars(part).items()})
