@@ -428,8 +428,8 @@ MUTANTS = [
     ("runlog: a longer run reports its old end", "checkpoint -k no_end", "run/session",
      "            self.last = None\n        return", "            pass\n        return"),
     ("config: the learning rate may change", "checkpoint -k cannot_change", "run/settings", '"engine steps save_every', '"lr engine steps save_every'),
-    ("config: ranges are not checked", "config -k train_refuses", "run/settings", "if low is not None and not low", "if False and not low"),
-    ("config: nothing may change", "checkpoint -k result_can", "run/settings", "if name not in MAY_CHANGE]:", "]:"),
+    ("config: ranges are not checked", "config -k train_refuses", "run/settings", "refuse(not low <= value", "refuse(False and low <= value"),
+    ("config: nothing may change", "checkpoint -k result_can", "run/settings", " and f.name not in MAY_CHANGE]", "]"),
     # -- the record of a run
     ("runlog: right and wrong swapped", "runlog", "run/metrics",
      '("_right", correct), ("_wrong", ~correct)):\n        metrics', '("_right", ~correct), ("_wrong", correct)):\n        metrics'),

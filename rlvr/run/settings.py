@@ -4,7 +4,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -17,8 +16,6 @@ MAY_CHANGE = set(
     "engine steps save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
     "gradient_checkpointing lora_merge report_to push_to_hub".split()
 )
-
-NO_GRAPHS = "--cuda-graphs has no effect with --engine plain. Leave one of them out."
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -47,14 +44,13 @@ def read_config(folder: Path) -> TrainConfig:
 def check_train(c: TrainConfig) -> None:
     """Refuse settings that cannot work, before anything is loaded. Raises SettingError."""
     for field in fields(c):  # the command line cannot get these wrong, Python can
-        if not _has_type(field, value := getattr(c, field.name)):
-            raise SettingError(f"{_flag(field.name)} is {value!r}. Choose a value of the kind that --help shows.")
+        value = getattr(c, field.name)
+        refuse(not _has_type(field, value), f"{_flag(field.name)} is {value!r}. Choose a value of the kind that --help shows.")
     if c.resume:
         _check_resumed(c)
     _check_values(c)
-    _check_ranges(c)
     _check_method(c)
-    _refuse(_combinations(c))
+    _check_together(c)
     check_size(c.prompts_per_step * c.completions_per_prompt, c.max_new_tokens, "--prompts-per-step and --completions-per-prompt")
     check_size(c.final_eval_problems * c.eval_completions, c.max_new_tokens, "--final-eval-problems and --eval-completions")
     if not c.resume:
@@ -63,30 +59,22 @@ def check_train(c: TrainConfig) -> None:
 
 def check_eval(c: EvalConfig) -> None:
     """The same for an evaluation. Raises SettingError."""
-    if not c.models:
-        raise SettingError("No model was named. Name one or more, as in: python eval.py tiny runs/pos-seed0")
+    refuse(not c.models, "No model was named. Name one or more, as in: python eval.py tiny runs/pos-seed0")
     _check_values(c)
-    _check_ranges(c)
-    _refuse([
-        (not 0 < c.top_p <= 1, f"--top-p is {c.top_p}. Choose a number above 0 and at most 1."),
-        (c.engine == "plain" and c.cuda_graphs, NO_GRAPHS),
-    ])  # fmt: skip
+    refuse(not 0 < c.top_p <= 1, f"--top-p is {c.top_p}. Choose a number above 0 and at most 1.")
     check_size(max(c.problems, 1) * c.completions, max(c.max_new_tokens, 1), "--problems and --completions")
 
 
-def _refuse(faults: Iterable[tuple[bool, str]]) -> None:
-    """Raises SettingError with the first message whose condition holds."""
-    for wrong, message in faults:
-        if wrong:
-            raise SettingError(message)
+def refuse(wrong, message: str) -> None:
+    """Raises SettingError with the message if something is wrong."""
+    if wrong:
+        raise SettingError(message)
 
 
 def check_size(completions: int, max_new_tokens: int, flags: str) -> None:
     """Refuse batches that no memory holds: sampling keeps about 20 bytes for every token that may come. Raises SettingError."""
-    if completions * max_new_tokens > 2**31:
-        raise SettingError(
-            f"{flags} make {completions} completions of up to {max_new_tokens} tokens, too many for any memory. Choose fewer."
-        )
+    size = f"{completions} completions of up to {max_new_tokens} tokens"
+    refuse(completions * max_new_tokens > 2**31, f"{flags} make {size}, too many for any memory. Choose fewer.")
 
 
 def check_can_write(folder: Path, what: str) -> None:
@@ -119,48 +107,38 @@ def _check_resumed(c: TrainConfig) -> None:
     saved = replace(read_config(Path(c.resume)), resume=c.resume)
     if saved.reward and not c.reward:  # a run folder may come from somebody else: no code is run because a file says so
         raise SettingError(f"{c.resume} was trained with a reward function of yours. Name it again: add --reward {saved.reward}")
-    changed = [f.name for f in fields(c) if getattr(c, f.name) != getattr(saved, f.name)]
-    if c.reward != saved.reward:
-        own = f"Give the run's own, --reward {saved.reward}" if saved.reward else "Leave it out"
-        raise SettingError(f"--reward cannot change in a run that is resumed. {own}, or start a new run with --model {c.resume}.")
-    if fixed := [_flag(name) for name in changed if name not in MAY_CHANGE]:
-        raise SettingError(
-            f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "
-            f"--model {c.resume}."
-        )
+    own = f"Give the run's own, --reward {saved.reward}" if saved.reward else "Leave it out"
+    refuse(c.reward != saved.reward,
+           f"--reward cannot change in a run that is resumed. {own}, or start a new run with --model {c.resume}.")  # fmt: skip
+    fixed = [_flag(f.name) for f in fields(c) if getattr(c, f.name) != getattr(saved, f.name) and f.name not in MAY_CHANGE]
+    refuse(fixed,
+           f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "
+           f"--model {c.resume}.")  # fmt: skip
 
 
 def _check_values(c) -> None:
-    """Numbers of a size that can be computed with, texts that can be encoded, and names that a file system takes."""
+    """Numbers that can be computed with and lie in the ranges of config.py; texts that can be encoded, names that a file system takes."""
     for field in fields(c):
-        value, flag = getattr(c, field.name), _flag(field.name)
-        if isinstance(value, (int, float)) and 10**15 <= abs(value) < float("inf"):
-            raise SettingError(f"{flag} is out of all bounds. Choose a number of at most 15 digits.")
+        value, flag, limits = getattr(c, field.name), _flag(field.name), field.metadata
+        if isinstance(value, (int, float)):
+            refuse(10**15 <= abs(value) < float("inf"), f"{flag} is out of all bounds. Choose a number of at most 15 digits.")
         for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
             is_name = field.name not in ("instruction", "system", "template")
-            if re.search("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]" if is_name else "[\0\ud800-\udfff]", text):
-                raise SettingError(f"{flag} {text[:40]!r} has characters that cannot be shown. Choose plain text.")
-            if is_name and (len(text) > 1000 or max(len(part.encode()) for part in text.split("/")) > 200):
-                raise SettingError(f"{flag} {text[:40] + '...'!r} is too long for a file name. Choose a shorter one.")
-            if not text and field.name in ("model", "models", "data"):
-                raise SettingError(f"{flag} is empty. Choose a name, or leave it out for the built-in one.")
-    if c.template not in ("auto", "chat", "plain") and "{problem}" not in c.template:
-        raise SettingError(f"--template is {c.template[:40]!r}. Choose auto, chat or plain, or write a text with {{problem}} in it.")
-    if 0 < c.temperature < 0.01:  # divided by less, logits overflow
-        raise SettingError(f"--temperature is {c.temperature}. Choose 0.01 or more.")
-    if c.threads > 1024:
-        raise SettingError(f"--threads is {c.threads}. Choose at most as many as there are processor cores.")
-
-
-def _check_ranges(c) -> None:
-    """The ranges that config.py declares beside each field."""
-    for field in fields(c):
-        value, low = getattr(c, field.name), field.metadata.get("at_least")
-        if low is not None and not low <= value < float("inf"):
-            because = f", but {field.metadata['because']}" if field.metadata["because"] else ""
-            raise SettingError(f"{_flag(field.name)} is {value}{because}. Choose {low} or more.")
-        if field.metadata.get("positive") and not 0 < value < float("inf"):
-            raise SettingError(f"{_flag(field.name)} is {value}. Choose a positive number.")
+            control = re.search("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]" if is_name else "[\0\ud800-\udfff]", text)
+            refuse(control, f"{flag} {text[:40]!r} has characters that cannot be shown. Choose plain text.")
+            too_long = is_name and (len(text) > 1000 or max(len(part.encode()) for part in text.split("/")) > 200)
+            refuse(too_long, f"{flag} {text[:40] + '...'!r} is too long for a file name. Choose a shorter one.")
+            missing = not text and field.name in ("model", "models", "data")
+            refuse(missing, f"{flag} is empty. Choose a name, or leave it out for the built-in one.")
+        if "at_least" in limits:
+            low, because = limits["at_least"], f", but {limits['because']}" if limits["because"] else ""
+            refuse(not low <= value < float("inf"), f"{flag} is {value}{because}. Choose {low} or more.")
+        refuse("positive" in limits and not 0 < value < float("inf"), f"{flag} is {value}. Choose a positive number.")
+    refuse(c.template not in ("auto", "chat", "plain") and "{problem}" not in c.template,
+           f"--template is {c.template[:40]!r}. Choose auto, chat or plain, or write a text with {{problem}} in it.")  # fmt: skip
+    refuse(0 < c.temperature < 0.01, f"--temperature is {c.temperature}. Choose 0.01 or more.")  # divided by less, logits overflow
+    refuse(c.threads > 1024, f"--threads is {c.threads}. Choose at most as many as there are processor cores.")
+    refuse(c.engine == "plain" and c.cuda_graphs, "--cuda-graphs has no effect with --engine plain. Leave one of them out.")
 
 
 def _check_method(c: TrainConfig) -> None:
@@ -172,27 +150,28 @@ def _check_method(c: TrainConfig) -> None:
         raise SettingError(f"These settings were made before {later[0]} was declared. Make them again, with TrainConfig = train_config().")
 
 
-def _combinations(c: TrainConfig) -> Iterator[tuple[bool, str]]:
-    """Settings that make no sense together, or have a form of their own: whether it is so, and cause and remedy."""
-    yield c.engine == "plain" and c.cuda_graphs, NO_GRAPHS
-    yield c.lora_merge and not c.lora_rank, (
+# fmt: off
+def _check_together(c: TrainConfig) -> None:
+    """Settings that make no sense together, or have a form of their own."""
+    refuse(c.lora_merge and not c.lora_rank,
         "--lora-merge has nothing to merge without --lora-rank. Leave it out, or choose a rank, such as 32.")
-    yield c.data == "tiny" and bool(c.problem_column or c.answer_column), (
+    refuse(c.data == "tiny" and (c.problem_column or c.answer_column),
         "The built-in problems have no columns. Leave out --problem-column and --answer-column, or name other --data.")
-    yield c.eval_every and c.final_eval_problems and c.eval_problems < 1, (
+    refuse(c.eval_every and c.final_eval_problems and c.eval_problems < 1,
         f"--eval-problems is {c.eval_problems}. Choose 1 or more, or --eval-every 0 to evaluate only at the start and the end.")
-    yield c.eval_data and not c.final_eval_problems, (
+    refuse(c.eval_data and not c.final_eval_problems,
         "--eval-data names problems, but --final-eval-problems 0 evaluates none. Choose one of the two.")
-    yield not (0 <= c.clip_low < 1 and c.clip_high >= 0), (
+    refuse(not (0 <= c.clip_low < 1 and c.clip_high >= 0),
         f"Clip values {c.clip_low} and {c.clip_high} leave no valid range. Choose --clip-low from 0 to below 1, and --clip-high 0 or more.")
-    yield c.overlong_buffer > c.max_new_tokens, (
+    refuse(c.overlong_buffer > c.max_new_tokens,
         f"--overlong-buffer {c.overlong_buffer} is longer than --max-new-tokens {c.max_new_tokens}. Choose a shorter one, or 0 for none.")
     if c.shape_start != "plateau":
-        yield c.shape_start < 1, f"--shape-start is {c.shape_start}, but steps count from 1. Choose 1 or more, or 'plateau'."
-        yield c.shape_start > c.steps, f"--shape-start {c.shape_start} comes after the last step, {c.steps}. Choose an earlier one."
-        yield c.shape_stop and c.shape_stop < c.shape_start, (
+        refuse(c.shape_start < 1, f"--shape-start is {c.shape_start}, but steps count from 1. Choose 1 or more, or 'plateau'.")
+        refuse(c.shape_start > c.steps, f"--shape-start {c.shape_start} comes after the last step, {c.steps}. Choose an earlier one.")
+        refuse(c.shape_stop and c.shape_stop < c.shape_start,
             f"The window from --shape-start {c.shape_start} to --shape-stop {c.shape_stop} is empty. Choose a later stop.")
-    yield c.name and (c.name != Path(c.name).name or c.name in (".", "..")), (
+    refuse(c.name and (c.name != Path(c.name).name or c.name in (".", "..")),
         f"--name {c.name!r} is not a plain folder name. Choose a name without slashes, and --out for the folder around it.")
-    yield c.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", c.push_to_hub), (
-        f"--push-to-hub {c.push_to_hub!r} is no Hub id. Write it as your-name/my-model.")  # fmt: skip
+    refuse(c.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", c.push_to_hub),
+        f"--push-to-hub {c.push_to_hub!r} is no Hub id. Write it as your-name/my-model.")
+# fmt: on
