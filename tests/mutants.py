@@ -427,7 +427,7 @@ MUTANTS = [
     ("runlog: a finished run begins anew", "checkpoint -k begun_anew", "run/session", 'and (self.folder / "summary.json").exists():', "and False:"),
     ("runlog: a longer run reports its old end", "checkpoint -k no_end", "run/session",
      "            self.last = None\n        return", "            pass\n        return"),
-    ("config: the learning rate may change", "checkpoint -k cannot_change", "run/settings", '"engine steps save_every', '"lr engine steps save_every'),
+    ("config: the learning rate may change", "checkpoint -k cannot_change", "run/settings", '"engine save_every', '"lr engine save_every'),
     ("config: ranges are not checked", "config -k train_refuses", "run/settings", "refuse(not low <= value", "refuse(False and low <= value"),
     ("config: nothing may change", "checkpoint -k result_can", "run/settings", " and f.name not in MAY_CHANGE]", "]"),
     # -- the record of a run

@@ -11,12 +11,8 @@ from rlvr.common.files import replace_folder
 from rlvr.common.text import interval, markdown_table, one_line, say
 from rlvr.config import PRESETS, SettingError, TrainConfig
 from rlvr.run.cli import parse_command, run_program
-from rlvr.run.settings import read_config
+from rlvr.run.settings import OF_THE_MACHINE, read_config
 
-OF_THE_MACHINE = set(
-    "engine preset resume name out push_to_hub report_to device threads keep keep_every save_every show_every log_completions "
-    "sampling_rows micro_batch_tokens cuda_graphs".split()
-)  # settings that say nothing about the model
 PAPER = "https://arxiv.org/abs/2508.02260"
 
 
@@ -79,7 +75,7 @@ def _changed_settings(c: TrainConfig) -> dict[str, str]:
     """The settings that say something about the model and differ from the preset's, as text that names no folder of this machine."""
     default, changed = type(c)(**PRESETS.get(c.preset, {})), {}
     for name, value in vars(c).items():
-        if value != getattr(default, name) and name not in OF_THE_MACHINE:
+        if value != getattr(default, name) and name not in OF_THE_MACHINE | {"preset", "resume", "name", "out"}:
             if isinstance(value, str):
                 value = json.dumps(Path(value).name if value.startswith(("/", "~", ".")) else value)
             changed[name] = str(value)

@@ -11,11 +11,13 @@ from typing import Literal, get_args, get_origin
 from rlvr.advantage import STRENGTHS, method_parts
 from rlvr.config import EvalConfig, SettingError, TrainConfig, train_config
 
-# Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
-MAY_CHANGE = set(
-    "engine steps save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
-    "gradient_checkpointing lora_merge report_to push_to_hub".split()
+# Settings that say nothing about the model: on what it runs, and what is shown and saved meanwhile.
+OF_THE_MACHINE = set(
+    "engine save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
+    "report_to push_to_hub".split()
 )
+# Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
+MAY_CHANGE = OF_THE_MACHINE | {"steps", "gradient_checkpointing", "lora_merge"}
 
 
 def read_config(folder: Path) -> TrainConfig:
