@@ -21,7 +21,7 @@ from tqdm import tqdm
 from rlvr.common.files import write_atomically
 from rlvr.common.text import printable, say
 from rlvr.config import SettingError
-from rlvr.engine.memory import NO_ROOM, out_of_memory
+from rlvr.engine.memory import memory_error_as_sentence
 from rlvr.run import checkpoint
 from rlvr.run.cli import resume_command
 from rlvr.run.folder import claimed_run_folder
@@ -29,6 +29,7 @@ from rlvr.run.held_out import HeldOut
 from rlvr.run.log import Log
 from rlvr.run.metrics import Watch, entropies
 from rlvr.run.publish import push
+from rlvr.run.settings import refuse
 from rlvr.run.state import model_fingerprint, restore_trainer, reward_name, trainer_state, undone_if_it_fails
 from rlvr.run.stop import Stop
 from rlvr.run.summary import save_model, say_end, summarise, write_summary
@@ -42,17 +43,15 @@ def session(trainer, held_out: HeldOut, step_type: type):
 
     step_type: what the trainer's `begin` returns, to make one from a checkpoint.
     """
-    with claimed_run_folder(trainer.config) as folder, Stop() as stop:
+    with claimed_run_folder(trainer.config) as folder, Stop() as stop, memory_error_as_sentence():
         run = Session(trainer, held_out, step_type, folder, stop)
         try:
             yield run
             run.finish()
         except KeyboardInterrupt:
             raise run.interrupted() from None
-        except Exception as error:
+        except Exception:
             run.save_what_was_done()
-            if out_of_memory(error):
-                raise SettingError(NO_ROOM) from None
             raise
         finally:
             run.close()
@@ -72,7 +71,7 @@ class Session:
         self.first: dict | None = None  # the evaluation before the first step: number of problems, and metrics
         self.last: dict | None = None  # and after the last step
         self.saved: Path | None = None  # the newest checkpoint
-        self.save_failed = False  # the last attempt at one
+        self.save_failed = ""  # why the last attempt at one came to nothing
         self.summary: dict = {}  # when all is done
         self.log_files: Log | None = None
         self.bar: tqdm | None = None
@@ -96,7 +95,7 @@ class Session:
             self._evaluate(0, c.final_eval_problems)
         self.stop.nothing_to_save = False
         self.bar = tqdm(total=c.steps, initial=self.steps_done, desc=c.method, unit="step")
-        while self.steps_done < c.steps and not self.stop.asked:
+        while self.steps_done < c.steps and not self.stop.count:
             if self.step is None:
                 with undone_if_it_fails(self.trainer):
                     self.step = self.trainer.begin()
@@ -105,7 +104,7 @@ class Session:
     def may_go_on(self) -> bool:
         """Whether another update may be made: False after a second signal. Raises SettingError if too many came to nothing."""
         self._check_finite()
-        return not self.stop.now()
+        return self.stop.count < 2
 
     def log(self, step) -> None:
         """Record a step that is finished: evaluation, CSV row, a few completions, progress bar, checkpoint. A step that is not waits."""
@@ -176,10 +175,9 @@ class Session:
 
     def _open(self) -> None:
         """Resume from the newest checkpoint, if asked to, and open the files of the run. Raises SettingError."""
-        c, problems, held_out = self.config, self.trainer.problems, self.held_out.problems
-        self.data = checkpoint.fingerprint(
-            [(p.problem, p.answer) for p in problems], self.trainer.prompts, [(p.problem, p.answer) for p in held_out]
-        )
+        c = self.config
+        trained, held_out = ([(p.problem, p.answer) for p in some] for some in (self.trainer.problems, self.held_out.problems))
+        self.data = checkpoint.fingerprint(trained, self.trainer.prompts, held_out)
         self.model = model_fingerprint(self.trainer.policy.model)
         planned = self._resume() if c.resume else c.steps
         try:
@@ -194,28 +192,22 @@ class Session:
         """Put the trainer into the state of the newest checkpoint. Returns for how many steps the run was planned."""
         c = self.config
         found = checkpoint.load_newest(self.folder / "checkpoints")
-        if found is None and (self.folder / "summary.json").exists():
-            raise SettingError(f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {self.folder}")
         if found is None:
+            refuse((self.folder / "summary.json").exists(),
+                   f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {self.folder}")  # fmt: skip
             return c.steps
         self.saved, tensors, state = found
-        if state["data"] != self.data:
-            raise SettingError(
-                f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or start anew."
-            )
-        if state["model"] != self.model:
-            raise SettingError(
-                f"The model {c.model} is not what {self.folder} began with, in weights or precision. Put it back, on such a device."
-            )
-        if state["reward"] != (name := reward_name(self.trainer)):
-            raise SettingError(
-                f"{self.folder} was trained with the reward function {state['reward']}, not {name}. Pass that one to train()."
-            )
+        refuse(state["data"] != self.data,
+               f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or start anew.")
+        refuse(state["model"] != self.model,
+               f"The model {c.model} is not what {self.folder} began with, in weights or precision. Put it back, on such a device.")
+        refuse(state["reward"] != (name := reward_name(self.trainer)),
+               f"{self.folder} was trained with the reward function {state['reward']}, not {name}. Pass that one to train().")
         self.step = restore_trainer(self.trainer, tensors, state, self.step_type)
         self.watch.seconds.update(state["watch"][0])
         self.watch.seen.update(state["watch"][1])
-        if self.steps_done > c.steps:
-            raise SettingError(f"{self.folder} has made {self.steps_done} steps already. Choose --steps {self.steps_done} or more.")
+        refuse(self.steps_done > c.steps,
+               f"{self.folder} has made {self.steps_done} steps already. Choose --steps {self.steps_done} or more.")  # fmt: skip
         self.last_step = self.steps_done
         self.updates, self.first, self.last = (state["log"][name] for name in ("updates", "first", "last"))
         self.started -= state["log"]["seconds"]
@@ -253,13 +245,13 @@ class Session:
     # -----------------------------------------------------------------------------------------------------------------------------------
     # Save and end
 
-    def save(self, must: bool = False) -> None:
-        """Write a checkpoint. If that fails (a full disk), say so and go on without; `must`: raise SettingError."""
+    def save(self, at_end: bool = False) -> None:
+        """Write a checkpoint. If that fails (a full disk), say so and go on without. `at_end`: nothing is said, `finish` looks at it."""
         began, c = time.perf_counter(), self.config
         tensors, state = trainer_state(self.trainer, self.step)
         state |= {"data": self.data, "model": self.model, "watch": [self.watch.seconds, self.watch.seen]}
         state["log"] = {"updates": self.updates, "first": self.first, "last": self.last, "seconds": self.seconds(), "steps": c.steps}
-        self.save_failed = False
+        self.save_failed = ""
         try:
             self.log_files.sync()  # the checkpoint says that these rows are there
             self.saved = checkpoint.save(
@@ -267,11 +259,9 @@ class Session:
                 updates=len(self.step.updates) if self.step else None, keep=c.keep, keep_every=c.keep_every,
             )  # fmt: skip
         except OSError as error:
-            self.save_failed = True
-            failed = f"The checkpoint of step {self.steps_done} could not be written ({error}); {self._saved_as()}"
-            if must:
-                raise SettingError(f"{failed} Make room, then: {resume_command(c, self.folder)}") from None
-            say(f"{failed} The run goes on.")
+            self.save_failed = f"The checkpoint of step {self.steps_done} could not be written ({error}); {self._saved_as()}"
+            if not at_end:
+                say(f"{self.save_failed} The run goes on.")
         self.saving_seconds += time.perf_counter() - began
 
     def _saved_as(self) -> str:
@@ -285,32 +275,23 @@ class Session:
 
     def finish(self) -> None:
         """Save checkpoint and model, write summary.json, draw curves.png, print the table. Raises SettingError if the disk is full."""
-        c, failed = self.config, None
+        c, go_on = self.config, resume_command(self.config, self.folder)
         self.bar.close()
-        try:
-            self.save(must=True)
-        except SettingError as error:
-            failed = error  # no room for a checkpoint; the model alone is smaller
+        self.save(at_end=True)  # where there is no room for it, there may be for the model, which is smaller
         stopped_by = self.stop.name if self.steps_done < c.steps else None
         self.summary = summarise(self, stopped_by)
         try:
             save_model(self, self.summary)
             figure = write_summary(self, self.summary)
         except (OSError, SafetensorError) as error:
-            raise SettingError(
-                f"The model or the figure could not be written ({error}); {self._saved_as()} Make room, then: "
-                f"{resume_command(c, self.folder)}"
-            ) from None
+            failed = f"The model or the figure could not be written ({error}); {self._saved_as()}"
+            raise SettingError(f"{failed} Make room, then: {go_on}") from None
         say_end(self, self.summary, figure)
         if stopped_by:
-            say(
-                f"\n{stopped_by}: stopped after step {self.steps_done} of {c.steps}{self._and_half()}; all is saved.\n"
-                f"To go on: {resume_command(c, self.folder)}"
-            )
+            say(f"\n{stopped_by}: stopped after step {self.steps_done} of {c.steps}{self._and_half()}; all is saved.\nTo go on: {go_on}")
         elif c.push_to_hub:
             say(f"uploaded to {push(self.folder / 'model', c.push_to_hub)}")
-        if failed:
-            raise failed
+        refuse(self.save_failed, f"{self.save_failed} Make room, then: {go_on}")
 
     def interrupted(self) -> SettingError:
         """What to say when Ctrl-C ended the run at once."""

@@ -3,27 +3,21 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 
 HANDLED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 
 
 class Stop:
-    """Use as a context manager around a run. The first signal asks it to end after the step (`asked`), the second between two updates
-    (`now()`), the third raises KeyboardInterrupt wherever it is; so does the first, while there is nothing to save (`nothing_to_save`)."""
+    """Use as a context manager around a run, which looks at `count`: the first signal asks it to end after the step, the second between two
+    updates. The third raises KeyboardInterrupt wherever the run is; so does the first, while there is nothing to save."""
 
     def __init__(self):
-        self.count = 0
+        self.count = 0  # of signals
         self.name: str | None = None  # of the last signal, as in "SIGTERM"
         self.exit_code = 0  # 128 + signal, as the shell has it
         self.nothing_to_save = True
         self.before: dict[int, object] = {}
-
-    @property
-    def asked(self) -> bool:
-        return self.count > 0
-
-    def now(self) -> bool:
-        return self.count > 1
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
@@ -42,7 +36,5 @@ class Stop:
         if self.nothing_to_save or self.count > 2:
             raise KeyboardInterrupt
         then = ("the step, then saving (again: stop between two updates)", "the update, then saving (again: stop at once)")[self.count - 1]
-        try:  # not print(): the signal may have come in the middle of one
-            os.write(2, f"\n{self.name}: finishing {then}\n".encode())
-        except OSError:  # the terminal is gone
-            pass
+        with suppress(OSError):  # if the terminal is gone
+            os.write(2, f"\n{self.name}: finishing {then}\n".encode())  # not print(): the signal may have come in the middle of one
