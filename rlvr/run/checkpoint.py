@@ -25,13 +25,11 @@ from rlvr.common.files import remove_folder, replace_folder
 from rlvr.common.text import say
 from rlvr.config import SettingError
 
-NAME = re.compile(r"step-(\d+)(?:\+(\d+))?")
+NAME = re.compile(r"step-(\d+)(\+\d+)?")
+Tensors = dict[str, dict[str, Tensor]]  # by file, and in it by name
 
 
-def save(
-    folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict, *, steps_done: int, updates: int | None, keep: int,
-    keep_every: int = 0,
-) -> Path:  # fmt: skip
+def save(folder: Path, tensors: Tensors, state: dict, *, steps_done: int, updates: int | None, keep: int, keep_every: int = 0) -> Path:
     """Write a checkpoint into `folder`, then delete all but the newest `keep` and those of every `keep_every` steps (0: none).
 
     updates: how many were made of a step that is half done. Raises OSError (a full disk, for one); then nothing has changed: the
@@ -61,11 +59,8 @@ def save(
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder by their names, newest first. Half-written ones have other names and are not among them."""
-    found = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if match := NAME.fullmatch(path.name):
-            found[path] = (int(match[1]), -1 if match[2] is None else int(match[2]))
-    return sorted(found, key=found.get, reverse=True)
+    found = [path for path in folder.glob("*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -73,7 +68,7 @@ def step_of(path: Path) -> int:
     return int(NAME.fullmatch(path.name)[1])
 
 
-def load_newest(folder: Path) -> tuple[Path, dict[str, dict[str, Tensor]], dict] | None:
+def load_newest(folder: Path) -> tuple[Path, Tensors, dict] | None:
     """The newest checkpoint that is whole: (its path, tensors by file, state); None if there is none at all.
 
     A damaged one is passed over, with a sentence that says so, and renamed to *.damaged. Raises SettingError if all are damaged.
@@ -96,7 +91,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, dict[str, Tensor]], dict]
     return None
 
 
-def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
+def load(path: Path) -> tuple[Tensors, dict]:
     """(tensors by file, state) of a checkpoint that is whole. Raises SettingError."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))

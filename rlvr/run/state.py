@@ -16,10 +16,10 @@ from torch import Tensor
 
 from rlvr.common.text import say
 from rlvr.rollout import Rollouts
-from rlvr.run.checkpoint import fingerprint
+from rlvr.run.checkpoint import Tensors, fingerprint
 
 
-def trainer_state(trainer, step) -> tuple[dict[str, dict[str, Tensor]], dict]:
+def trainer_state(trainer, step) -> tuple[Tensors, dict]:
     """Everything that the rest of the run depends on -> (tensors by file name, JSON). The tensors are the trainer's own, not copies.
 
     step: the one in progress, if the run stopped between two of its updates; else None.
@@ -43,7 +43,7 @@ def trainer_state(trainer, step) -> tuple[dict[str, dict[str, Tensor]], dict]:
     return tensors, state
 
 
-def restore_trainer(trainer, tensors: dict[str, dict[str, Tensor]], state: dict, kind: type):
+def restore_trainer(trainer, tensors: Tensors, state: dict, kind: type):
     """Put a Trainer that was made with the same settings into a saved state. Returns its step in progress (of type `kind`), or None."""
     optimizer = trainer.optimizer
     with torch.no_grad():
@@ -74,13 +74,12 @@ def restore_trainer(trainer, tensors: dict[str, dict[str, Tensor]], state: dict,
 
 def counters(trainer) -> dict:
     """What a trainer counts and draws from, as JSON."""
-    version, numbers, gauss = trainer.shuffle.getstate()
     return {
         "step_number": trainer.step_number,
         "queue": trainer.queue,
         "entropies": list(trainer.entropies),
         "plateau": trainer.plateau,
-        "shuffle": [version, list(numbers), gauss],
+        "shuffle": trainer.shuffle.getstate(),
         "generator": _hex(trainer.generator.get_state()),
     }
 
@@ -155,10 +154,10 @@ def model_fingerprint(model) -> str:
 
 def _pack(step) -> tuple[dict[str, Tensor], dict]:
     """A step in progress -> its tensors, and the rest as JSON."""
-    parts = {"": vars(step), "rollouts.": vars(step.rollouts)}
-    tensors = {prefix + k: v for prefix, values in parts.items() for k, v in values.items() if isinstance(v, Tensor)}
-    rest = {prefix + k: v for prefix, values in parts.items() for k, v in values.items() if prefix + k not in tensors and k != "rollouts"}
-    return tensors, rest
+    values = vars(step) | {f"rollouts.{name}": value for name, value in vars(step.rollouts).items()}
+    del values["rollouts"]
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in values.items() if name not in tensors}
 
 
 def _unpack(tensors: dict[str, Tensor], rest: dict, kind: type):
@@ -177,10 +176,9 @@ def _unhex(text: str) -> Tensor:
 
 def random_states() -> dict:
     """The global generators. This library draws from its own ones; a reward function or a model may draw from these."""
-    version, numbers, gauss = random.getstate()
     name, keys, *rest = numpy.random.get_state()
     return {
-        "python": [version, list(numbers), gauss],
+        "python": random.getstate(),
         "numpy": [name, keys.tolist(), *rest],
         "torch": _hex(torch.get_rng_state()),
         "cuda": [_hex(x) for x in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
@@ -190,8 +188,7 @@ def random_states() -> dict:
 def restore_random_states(state: dict) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = state["numpy"]
-    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+    numpy.random.set_state(state["numpy"])
     torch.set_rng_state(_unhex(state["torch"]))
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([_unhex(x) for x in state["cuda"]])
