@@ -4,7 +4,6 @@ A disk that is full stops no step: what could not be written waits, and no check
 """
 
 import json
-import math
 from pathlib import Path
 
 from torch import Tensor
@@ -27,9 +26,8 @@ class Log:
         metrics, rollouts = folder / "metrics.csv", folder / "rollouts.jsonl"
         for path in (metrics, rollouts):
             path.touch()
-        with open(metrics, "rb") as file:
-            if file.readline().rstrip() not in (header, b"") and last_step >= 0:
-                raise SettingError(f"{metrics} has other columns than this version writes. Resume with the version that wrote it.")
+        if last_step >= 0 and metrics.read_bytes().partition(b"\n")[0].rstrip() not in (header, b""):
+            raise SettingError(f"{metrics} has other columns than this version writes. Resume with the version that wrote it.")
         rows = cut_back(metrics, lambda line: line.rstrip() == header or 0 <= _step_of(line.split(b",")[0]) <= last_step)
         if rows < 1 + last_step:  # the header, and a row for each step; the first evaluation may have one too
             say(f"note: {metrics} lacks some of the {last_step} steps that are done; it was changed or deleted")
@@ -43,10 +41,11 @@ class Log:
             self.metrics.write(header.decode() + "\r\n")
 
     def row(self, numbers: dict) -> None:
-        """A row of metrics.csv, by column name; what a step has no number for stays empty."""
-        cells = {name: _cell(numbers.get(name)) for name in COLUMNS}
-        self._write(self.metrics, ",".join(cells.values()) + "\r\n")
-        self.tracker.log(numbers["step"], {name: numbers[name] for name, cell in cells.items() if cell})
+        """A row of metrics.csv, by column name. Each number reads back to the same one; what a step has no number for stays empty."""
+        # NaN is what is not equal to itself.
+        known = {name: value for name in COLUMNS if (value := numbers.get(name)) is not None and value == value}
+        self._write(self.metrics, ",".join(str(known.get(name, "")) for name in COLUMNS) + "\r\n")
+        self.tracker.log(numbers["step"], known)
 
     def completions(self, number: int, batch: Rollouts, correct: Tensor, shaped: Tensor) -> None:
         """Some completions of a step, evenly spread over the batch, as lines of rollouts.jsonl."""
@@ -89,13 +88,6 @@ def completion(tokenizer, batch: Rollouts, i: int, correct: Tensor, numbers: dic
 
 def _rounded(values: list) -> list:
     return [[round(v, 4) for v in row] if isinstance(row, list) else round(row, 5) for row in values]
-
-
-def _cell(value) -> str:
-    """A CSV cell that reads back to the same number; empty for None and NaN."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return repr(value) if isinstance(value, float) else str(value)
 
 
 def _step_of(number: bytes) -> int:
