@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import accumulate
 from pathlib import Path
 
 from rlvr.run.defects import DEFECTS
@@ -25,10 +26,7 @@ def series(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
 
 def smoothed(values: list[float], weight: float = 0.5) -> list[float]:
     """Exponential moving average, started at the first value."""
-    out: list[float] = []
-    for v in values:
-        out.append(v if not out else weight * out[-1] + (1 - weight) * v)
-    return out
+    return list(accumulate(values, lambda before, value: weight * before + (1 - weight) * value))
 
 
 def _faint_and_smooth(axis, x, y, colour, label) -> None:
@@ -40,7 +38,6 @@ def draw_curves(folder: Path) -> Path:
     """Draw curves.png from metrics.csv, config.json and summary.json of a run folder. Returns its path."""
     from matplotlib.figure import Figure  # not pyplot: it would switch a notebook's own backend
 
-    folder = Path(folder)
     rows = read_metrics(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

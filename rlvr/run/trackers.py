@@ -13,8 +13,6 @@ from rlvr.config import SettingError, TrainConfig
 from rlvr.common.files import write_atomically
 from rlvr.common.text import one_line, say
 
-PROJECT = "rlvr"  # W&B and trackio list the runs under this name
-
 
 def check_tracker(name: str) -> None:
     """Raises SettingError if the package that --report-to needs is not installed."""
@@ -61,7 +59,7 @@ class Tracker:
         if not path.is_file():
             write_atomically(path, uuid.uuid4().hex[:8])
         name = f"{folder.name}-{path.read_text(encoding='utf-8')}"
-        settings = dict(project=PROJECT, name=name, config=dataclasses.asdict(config), resume="allow")
+        settings = dict(project="rlvr", name=name, config=dataclasses.asdict(config), resume="allow")
         if self.kind == "wandb":
             import wandb
 
