@@ -454,7 +454,7 @@ MUTANTS = [
     ("estimate: keys without values", "estimate", "engine/estimate", "cache = 2 * key", "cache = key"),
     ("evaluate: the mean of the paper's table is the last set's", "evaluate", "run/compare",
      "sum(column) / len(column) for column in zip(*cells)", "column[-1] for column in zip(*cells)"),
-    ("trust: a run folder's reward function is imported", "trust", "run/cli", 'resume=folder, reward="")', "resume=folder)"),
+    ("trust: a run folder's reward function is imported", "trust", "run/cli", 'resume=named.resume, reward="")', "resume=named.resume)"),
     ("probe: the gradient of a method over the rows that can teach", "probe", "analysis/replay",
      "trainer.gradient(Step(batch, [], advantages, shaped, []), torch.arange(len(batch))",
      "trainer.gradient(Step(batch, [], advantages, shaped, []), advantages.nonzero()[:, 0]"),

@@ -1,5 +1,6 @@
 """The command line: words -> checked settings, and `--help`. Nothing here imports torch, so that `--help` answers at once."""
 
+import argparse
 import ast
 import contextlib
 import inspect
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rlvr.config import PRESET_HELP, PRESET_MEMORY, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, train_config
-from rlvr.run.settings import check_eval, check_train, read_config
+from rlvr.run.settings import check_eval, check_train, read_config, refuse
 
 # The flags that `--help` shows first.
 TRAIN_FIRST = "method model data preset steps lr prompts_per_step completions_per_prompt max_new_tokens seed eval_data resume name out"
@@ -22,14 +23,15 @@ EVAL_FIRST = "models data problems completions max_new_tokens temperature top_p 
 
 def parse_train(argv: list[str] | None = None) -> TrainConfig:
     """Command line -> checked settings. A preset, or the run that is resumed, gives the defaults; flags override. Raises SettingError."""
-    argv = sys.argv[1:] if argv is None else argv
-    folder = _flag_value(argv, "--resume")
-    if folder is not None:
-        default = replace(read_config(Path(folder)), resume=folder, reward="")
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # these give the defaults: before the real parse
+    for flag in ("--resume", "--preset", "--model"):
+        early.add_argument(flag, nargs="?")
+    named, _ = early.parse_known_args(argv)
+    if named.resume is not None:
+        default = replace(read_config(Path(named.resume)), resume=named.resume, reward="")
     else:
-        preset = _flag_value(argv, "--preset") or _preset_for(_flag_value(argv, "--model") or "tiny")
-        if preset not in PRESETS:
-            raise SettingError(f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
+        preset = named.preset or _preset_for(named.model or "tiny")
+        refuse(preset not in PRESETS, f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
         default = train_config()(**{"preset": preset} | PRESETS[preset])
     config = _parse_in_groups(train_config(), argv, "python train.py", TRAIN_FIRST.split(), _presets(), default)
     check_train(config)
@@ -121,24 +123,13 @@ def _presets() -> str:
     return "\n".join(["Presets (--preset NAME; --preset NAME --help shows its settings):", *lines])
 
 
-def _flag_value(argv: list[str], flag: str) -> str | None:
-    """The value of `--flag value` or `--flag=value`, before the real parse (which needs to know the preset)."""
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.split("=", 1)[1]
-    return None
-
-
 def _preset_for(model: str) -> str:
     """The preset when none is named: that of a run for its run folder, tiny for the built-in model, hf for any other."""
     for folder in (Path(model), Path(model).parent):  # a run folder, or the model in it
-        try:
+        # Anything else than a run folder has no such file, or one that names no preset, as a model's.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             path = folder / "config.json"
             preset = json.loads(path.read_text(encoding="utf-8"))["preset"] if path.is_file() else None
             if isinstance(preset, str):
                 return preset
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no run folder (a model's config.json names no preset)
-            pass
     return "tiny" if model == "tiny" else "hf"
