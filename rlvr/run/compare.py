@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from rlvr.data import Problem, encode_prompts, load_held_out
 from rlvr.evaluate import evaluate
 from rlvr.loaders.models import check_length, check_model_name, choose_device, positions
 from rlvr.policy import Policy, load_policy
-from rlvr.run.settings import check_can_write, check_size, read_config
+from rlvr.run.settings import check_can_write, check_size, read_config, refuse
 
 
 def compare(config: EvalConfig) -> dict:
@@ -31,8 +30,7 @@ def compare(config: EvalConfig) -> dict:
         check_model_name(name)
     c = prompts_of_the_run(config)
     path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{'-'.join(Path(data).name.split('.')[0] for data in sets)}.json")
-    if os.path.lexists(path):
-        raise SettingError(f"There is a file or folder {path} already. Choose another --out, or delete it.")
+    refuse(os.path.lexists(path), f"There is a file or folder {path} already. Choose another --out, or delete it.")
     check_can_write(path.parent, "the folder of --out")
     if c.threads:
         torch.set_num_threads(c.threads)
@@ -42,13 +40,20 @@ def compare(config: EvalConfig) -> dict:
         most = c.problems or (400 if data == "tiny" else 0)
         problems[data] = load_held_out(data, most, level=c.level, problem_column=c.problem_column, answer_column=c.answer_column)
         check_size(len(problems[data]) * c.completions, c.max_new_tokens or _usual_length(data), "--problems and --completions")
-    results = {data: {} for data in sets}
+    results: dict[str, dict[str, dict]] = {data: {} for data in sets}
     for name in models[1:]:  # a mistake in the last one must not cost the evaluation of the first, and one model fits into memory
         _prepare(c, name, problems)
     for name in models:
-        for data, measured in _measure(c, name, problems):
-            results[data][name] = measured
-    return _write(c, results, path)
+        _measure(c, name, problems, results)
+    for data in sets:
+        _print_set(c, data, results[data])
+    if len(sets) > 1:
+        _print_paper_layout(c, results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = {"settings": dataclasses.asdict(c), "results": results}
+    write_atomically(path, json.dumps(written, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+    return written
 
 
 def _prepare(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> tuple[Policy, dict[str, tuple]]:
@@ -63,8 +68,8 @@ def _prepare(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> tu
     return policy, prepared
 
 
-def _measure(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> Iterator[tuple[str, dict]]:
-    """Evaluate one model on every set: (name of the set, what was measured)."""
+def _measure(c: EvalConfig, name: str, problems: dict[str, list[Problem]], results: dict[str, dict[str, dict]]) -> None:
+    """Evaluate one model on every set, and put what was measured into results[set][model]."""
     policy, prepared = _prepare(c, name, problems)
     for data, (fitting, prompts, too_long, max_new_tokens) in prepared.items():
         started = time.perf_counter()
@@ -74,23 +79,10 @@ def _measure(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> It
         )  # fmt: skip
         if too_long:
             print(f"{name}: {too_long} of {len(problems[data])} problems of {data} left out, prompt over {c.max_prompt_tokens} tokens")
-        metrics = {name: dict(zip(("mean", "low", "high"), numbers)) for name, numbers in result.metrics.items()}
+        metrics = {metric: dict(zip(("mean", "low", "high"), numbers)) for metric, numbers in result.metrics.items()}
         length, finished = (x.float().mean().item() for x in (result.rollouts.lengths, result.rollouts.finished))
-        yield data, {"metrics": metrics, "mean_length": length, "truncated": 1 - finished, "max_new_tokens": max_new_tokens,
-                     "prompts_left_out": too_long, "seconds": time.perf_counter() - started, "problems": result.rows}  # fmt: skip
-
-
-def _write(c: EvalConfig, results: dict[str, dict[str, dict]], path: Path) -> dict:
-    """Print the tables and write the file."""
-    for data in results:
-        _print_set(c, data, results[data])
-    if len(results) > 1:
-        _print_paper_layout(c, results)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = {"settings": dataclasses.asdict(c), "results": results}
-    write_atomically(path, json.dumps(written, indent=1) + "\n")
-    print(f"\nwritten to {path}")
-    return written
+        results[data][name] = {"metrics": metrics, "mean_length": length, "truncated": 1 - finished, "max_new_tokens": max_new_tokens,
+                               "prompts_left_out": too_long, "seconds": time.perf_counter() - started, "problems": result.rows}  # fmt: skip
 
 
 def prompts_of_the_run(c: EvalConfig) -> EvalConfig:
@@ -135,8 +127,7 @@ def _print_set(c: EvalConfig, data: str, results: dict[str, dict]) -> None:
 
 def _print_paper_layout(c: EvalConfig, results: dict[str, dict[str, dict]]) -> None:
     """Several sets side by side, in percent, and their mean."""
-    n = c.completions
-    rows = []
+    n, rows = c.completions, []
     for name in next(iter(results.values())):
         cells = [[results[data][name]["metrics"][f"{metric}@{n}"]["mean"] for metric in ("acc", "maj", "pass")] for data in results]
         cells.append([sum(column) / len(column) for column in zip(*cells)])

@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from rlvr.common.files import first_free
 from rlvr.config import SettingError, TrainConfig
+from rlvr.run.settings import refuse
 
 LOCK = ".lock"  # the file in a run folder that its process holds
 
@@ -16,15 +17,12 @@ LOCK = ".lock"  # the file in a run folder that its process holds
 def run_folder(c: TrainConfig) -> Path:
     """The folder of this run. A name the user chose must be free; without one, the first free of method-seed, method-seed-2, ..."""
     out = Path(c.out)
-    if any(path.is_file() for path in (out, *out.parents)):
-        raise SettingError(f"--out {out} is a file or is inside one. Choose a folder.")
-
-    if c.name:
-        if in_use(out / c.name):
-            folder = out / c.name
-            raise SettingError(f"The run folder {folder} is not empty. Choose another --name, or go on with it: --resume {folder}")
-        return out / c.name
-    return first_free(out / f"{c.method}-seed{c.seed}", in_use)
+    refuse(any(path.is_file() for path in (out, *out.parents)), f"--out {out} is a file or is inside one. Choose a folder.")
+    if not c.name:
+        return first_free(out / f"{c.method}-seed{c.seed}", in_use)
+    folder = out / c.name
+    refuse(in_use(folder), f"The run folder {folder} is not empty. Choose another --name, or go on with it: --resume {folder}")
+    return folder
 
 
 def in_use(path: Path) -> bool:
@@ -41,15 +39,15 @@ def claimed_run_folder(config: TrainConfig) -> Iterator[Path]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-            if not isinstance(error, Timeout):
-                remedy = "Check its permissions." if config.resume else "Choose another --out."
-                raise SettingError(f"The run folder {str(folder)!r} cannot be written ({error}). {remedy}") from None
+        except Timeout:
             if config.resume or config.name:
                 remedy = "Wait until it has ended." if config.resume else "Wait until it has ended, or choose another --name."
                 raise SettingError(f"Another process is writing the run folder {folder}. {remedy}") from None
             time.sleep(0.05)  # it took the name in this very moment: look for the next one
             continue
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            remedy = "Check its permissions." if config.resume else "Choose another --out."
+            raise SettingError(f"The run folder {str(folder)!r} cannot be written ({error}). {remedy}") from None
         try:
             if config.resume or not in_use(folder):
                 yield folder

@@ -32,14 +32,12 @@ def read_config(folder: Path) -> TrainConfig:
     except (ValueError, RecursionError):
         raise SettingError(f"{path} is damaged (not JSON). Put back the file that the run wrote.") from None
     known = {f.name: f for f in fields(train_config())}
-    if not isinstance(saved, dict) or not {"preset", "method"} <= saved.keys():
-        raise SettingError(f"{path} does not belong to a run. Name a run folder, as in --resume runs/pos-seed0.")
-    if set(saved) != set(known):
-        wrong = sorted(set(saved) ^ set(known))
-        raise SettingError(f"{path} was written by another version (it differs in {', '.join(wrong)[:100]}). Resume with that version.")
+    foreign = not isinstance(saved, dict) or not {"preset", "method"} <= saved.keys()
+    refuse(foreign, f"{path} does not belong to a run. Name a run folder, as in --resume runs/pos-seed0.")
+    wrong = ", ".join(sorted(set(saved) ^ set(known)))
+    refuse(wrong, f"{path} was written by another version (it differs in {wrong[:100]}). Resume with that version.")
     for name, value in saved.items():
-        if not _has_type(known[name], value):
-            raise SettingError(f"{path} has {value!r} for {name}. Put back the file that the run wrote.")
+        refuse(not _has_type(known[name], value), f"{path} has {value!r} for {name}. Put back the file that the run wrote.")
     return train_config()(**saved)
 
 
@@ -81,9 +79,8 @@ def check_size(completions: int, max_new_tokens: int, flags: str) -> None:
 
 def check_can_write(folder: Path, what: str) -> None:
     """Refuse a folder in which no file can be made, before any work is done for it. Raises SettingError."""
-    nearest = folder
-    while not os.path.lexists(nearest):  # what does not exist can be made if the nearest parent lets us; a dead link does exist
-        nearest = nearest.parent
+    # What does not exist can be made if the nearest parent lets us; a dead link does exist.
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
         tempfile.TemporaryFile(dir=nearest).close()  # on Linux it never has a name
     except OSError as error:
