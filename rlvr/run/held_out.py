@@ -14,10 +14,8 @@ class HeldOut:
     problems: list[Problem]
     prompts: list[list[int]]
 
-    def measure(self, policy: Policy, c: TrainConfig, limit: int) -> Evaluation | None:
+    def measure(self, policy: Policy, c: TrainConfig, limit: int) -> Evaluation:
         """Sampling as in training (same temperature, no top-p), so that the curve and the training accuracy can be compared."""
-        if not self.problems:
-            return None
         return evaluate(
             policy, self.problems[:limit], self.prompts[:limit], completions=c.eval_completions, temperature=c.temperature, top_p=1.0,
             max_new_tokens=c.max_new_tokens, seed=c.seed, sampling_rows=c.sampling_rows, progress="evaluating",

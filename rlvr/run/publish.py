@@ -11,7 +11,7 @@ from rlvr.common.files import replace_folder
 from rlvr.common.text import interval, markdown_table, one_line, say
 from rlvr.config import PRESETS, SettingError, TrainConfig
 from rlvr.run.cli import parse_command, run_program
-from rlvr.run.settings import OF_THE_MACHINE, read_config
+from rlvr.run.settings import OF_THE_MACHINE, read_config, refuse
 
 PAPER = "https://arxiv.org/abs/2508.02260"
 
@@ -56,8 +56,7 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
     if measured := {when: result for when, result in metrics.items() if result}:
         intro = f"Held-out problems ({held_out}), sampled at temperature {c.temperature}, with 95 % intervals over problems:"
         paragraphs += [intro, _measured_table(measured)]
-    rows = [[f"`--{name.replace('_', '-')}`", value.replace("|", r"\|")] for name, value in _changed_settings(c).items()]
-    paragraphs += [f"Settings that differ from those of the preset `{c.preset}`:", markdown_table(["setting", "value"], rows)]
+    paragraphs += [f"Settings that differ from those of the preset `{c.preset}`:", _settings_table(c)]
     paragraphs.append(f"Reward: {f'`{c.reward}`' if c.reward else 'is the boxed answer equal to the gold answer?'}")
     return "\n\n".join(paragraphs) + "\n"
 
@@ -71,15 +70,15 @@ def _measured_table(measured: dict[str, dict]) -> str:
     return markdown_table(["", "problems", *names], rows)
 
 
-def _changed_settings(c: TrainConfig) -> dict[str, str]:
-    """The settings that say something about the model and differ from the preset's, as text that names no folder of this machine."""
-    default, changed = type(c)(**PRESETS.get(c.preset, {})), {}
+def _settings_table(c: TrainConfig) -> str:
+    """A row for each setting that says something about the model and differs from the preset's. It names no folder of this machine."""
+    default, rows = type(c)(**PRESETS.get(c.preset, {})), []
     for name, value in vars(c).items():
         if value != getattr(default, name) and name not in OF_THE_MACHINE | {"preset", "resume", "name", "out"}:
             if isinstance(value, str):
                 value = json.dumps(Path(value).name if value.startswith(("/", "~", ".")) else value)
-            changed[name] = str(value)
-    return changed
+            rows.append([f"`--{name.replace('_', '-')}`", str(value).replace("|", r"\|")])
+    return markdown_table(["setting", "value"], rows)
 
 
 def check_hub(hub_id: str) -> None:
@@ -107,6 +106,21 @@ def push(folder: Path, hub_id: str) -> str:
     return str(url)
 
 
+def save_model(folder: Path, c: TrainConfig, policy, card: str) -> None:
+    """Write the model into a run folder, with its tokenizer and card; with --lora-merge the adapter, and the whole model beside it."""
+
+    from rlvr.loaders.adapters import save_lora
+
+    def write(beside: Path) -> None:
+        save_lora(policy.model, beside) if c.lora_rank else policy.model.save_pretrained(beside)
+        policy.tokenizer.save_pretrained(beside)
+        (beside / "README.md").write_text(card, encoding="utf-8")
+
+    replace_folder(folder / ("adapter" if c.lora_merge else "model"), write)
+    if c.lora_merge:
+        merge(folder / "adapter", folder / "model", str(policy.model.dtype).removeprefix("torch."))
+
+
 def merge(folder: Path, out: Path, dtype: str) -> None:
     """Write the model of an adapter folder as a whole model: base weights + alpha / rank B A, with its tokenizer and card.
 
@@ -115,8 +129,7 @@ def merge(folder: Path, out: Path, dtype: str) -> None:
     from rlvr.loaders.adapters import is_adapter
     from rlvr.loaders.models import load_model
 
-    if not is_adapter(folder):
-        raise SettingError(f"{folder} is a whole model already; there is no adapter to merge. Leave out --merge.")
+    refuse(not is_adapter(folder), f"{folder} is a whole model already; there is no adapter to merge. Leave out --merge.")
     model, tokenizer, _ = load_model(str(folder), "cpu", dtype)
 
     def write(beside: Path) -> None:
@@ -135,14 +148,12 @@ def publish(p: PublishConfig) -> None:
 
     config = read_config(Path(p.run))
     model = Path(check_model_name(p.run))
-    if not (p.merge or p.push):
-        raise SettingError("There is nothing to do. Name a folder with --merge, or a Hub id with --push.")
+    refuse(not (p.merge or p.push), "There is nothing to do. Name a folder with --merge, or a Hub id with --push.")
     if p.push:
         check_hub(p.push)
     if p.merge:
         out = Path(p.merge)
-        if out.exists():
-            raise SettingError(f"There is a file or folder {out} already. Choose another --merge.")
+        refuse(out.exists(), f"There is a file or folder {out} already. Choose another --merge.")
         merge(model, out, "bfloat16" if config.dtype == "bfloat16" else "float32")
         say(f"written to {out}")
         model = out

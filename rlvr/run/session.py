@@ -19,20 +19,19 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from rlvr.common.files import write_atomically
-from rlvr.common.text import printable, say
+from rlvr.common.text import interval, printable, say, table
 from rlvr.config import SettingError
 from rlvr.engine.memory import memory_error_as_sentence
-from rlvr.run import checkpoint
+from rlvr.run import checkpoint, figures
 from rlvr.run.cli import resume_command
 from rlvr.run.folder import claimed_run_folder
 from rlvr.run.held_out import HeldOut
 from rlvr.run.log import Log
 from rlvr.run.metrics import Watch, entropies
-from rlvr.run.publish import push
+from rlvr.run.publish import model_card, push, save_model
 from rlvr.run.settings import refuse
 from rlvr.run.state import model_fingerprint, restore_trainer, reward_name, trainer_state, undone_if_it_fails
 from rlvr.run.stop import Stop
-from rlvr.run.summary import save_model, say_end, summarise, write_summary
 
 NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite loss or gradient before the run gives up
 
@@ -68,8 +67,8 @@ class Session:
         self.step = None  # the step in progress
         self.updates = self.last_step = 0  # updates made, and the last step logged
         self.evaluated: dict[str, float] = {}  # numbers of an evaluation, for the row of its step
-        self.first: dict | None = None  # the evaluation before the first step: number of problems, and metrics
-        self.last: dict | None = None  # and after the last step
+        # The evaluations before the first step and after the last: number of problems, and metrics.
+        self.measured: dict[str, dict | None] = {"start": None, "end": None}
         self.saved: Path | None = None  # the newest checkpoint
         self.save_failed = ""  # why the last attempt at one came to nothing
         self.summary: dict = {}  # when all is done
@@ -140,9 +139,9 @@ class Session:
 
     def _evaluate(self, number: int, problems: int) -> None:
         """Print an evaluation and keep its numbers for the row of its step, which is logged next; step 0 gets a row here."""
-        result = self.held_out.measure(self.trainer.policy, self.config, problems)
-        if result is None:
+        if not self.held_out.problems:
             return
+        result = self.held_out.measure(self.trainer.policy, self.config, problems)
         n, k, kept = len(result.rows), self.config.eval_completions, {"problems": len(result.rows), "metrics": result.metrics}
         mean, low, high = result.metrics["pass@1"]
         most = result.metrics[f"pass@{k}"][0]
@@ -150,11 +149,11 @@ class Session:
         self.evaluated = {"eval_pass_at_1": mean, "eval_pass_at_1_low": low, "eval_pass_at_1_high": high, "eval_pass_at_max": most,
                           "eval_problems": n}  # fmt: skip
         if number == 0:
-            self.first = kept
+            self.measured["start"] = kept
             self.log_files.row({"step": 0, "stage": "rising"} | entropies(result.rollouts, torch.tensor(result.correct)) | self.evaluated)
             self.evaluated = {}
         if number == self.config.steps:
-            self.last = kept
+            self.measured["end"] = kept
 
     def _check_finite(self) -> None:
         """Give up if no update could be made for too long, and say why, as far as it shows. Raises SettingError."""
@@ -192,27 +191,29 @@ class Session:
         """Put the trainer into the state of the newest checkpoint. Returns for how many steps the run was planned."""
         c = self.config
         found = checkpoint.load_newest(self.folder / "checkpoints")
+        if found is None and (self.folder / "summary.json").exists():
+            raise SettingError(f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {self.folder}")
         if found is None:
-            refuse((self.folder / "summary.json").exists(),
-                   f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {self.folder}")  # fmt: skip
             return c.steps
         self.saved, tensors, state = found
+        # fmt: off
         refuse(state["data"] != self.data,
                f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or start anew.")
         refuse(state["model"] != self.model,
                f"The model {c.model} is not what {self.folder} began with, in weights or precision. Put it back, on such a device.")
         refuse(state["reward"] != (name := reward_name(self.trainer)),
                f"{self.folder} was trained with the reward function {state['reward']}, not {name}. Pass that one to train().")
+        # fmt: on
         self.step = restore_trainer(self.trainer, tensors, state, self.step_type)
         self.watch.seconds.update(state["watch"][0])
         self.watch.seen.update(state["watch"][1])
-        refuse(self.steps_done > c.steps,
-               f"{self.folder} has made {self.steps_done} steps already. Choose --steps {self.steps_done} or more.")  # fmt: skip
+        if self.steps_done > c.steps:
+            raise SettingError(f"{self.folder} has made {self.steps_done} steps already. Choose --steps {self.steps_done} or more.")
         self.last_step = self.steps_done
-        self.updates, self.first, self.last = (state["log"][name] for name in ("updates", "first", "last"))
+        self.updates, self.measured = state["log"]["updates"], {"start": state["log"]["first"], "end": state["log"]["last"]}
         self.started -= state["log"]["seconds"]
         if self.steps_done < c.steps:  # it was made longer
-            self.last = None
+            self.measured["end"] = None
         return state["log"]["steps"]
 
     def _say_what_runs(self, planned: int) -> None:
@@ -250,7 +251,8 @@ class Session:
         began, c = time.perf_counter(), self.config
         tensors, state = trainer_state(self.trainer, self.step)
         state |= {"data": self.data, "model": self.model, "watch": [self.watch.seconds, self.watch.seen]}
-        state["log"] = {"updates": self.updates, "first": self.first, "last": self.last, "seconds": self.seconds(), "steps": c.steps}
+        state["log"] = {"updates": self.updates, "first": self.measured["start"], "last": self.measured["end"]}
+        state["log"] |= {"seconds": self.seconds(), "steps": c.steps}
         self.save_failed = ""
         try:
             self.log_files.sync()  # the checkpoint says that these rows are there
@@ -279,19 +281,50 @@ class Session:
         self.bar.close()
         self.save(at_end=True)  # where there is no room for it, there may be for the model, which is smaller
         stopped_by = self.stop.name if self.steps_done < c.steps else None
-        self.summary = summarise(self, stopped_by)
+        self.summary = self._summarise(stopped_by)
         try:
-            save_model(self, self.summary)
-            figure = write_summary(self, self.summary)
+            save_model(self.folder, c, self.trainer.policy, model_card(c, self.summary, self.measured))
+            write_atomically(self.folder / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+            figure = figures.draw_curves(self.folder)
         except (OSError, SafetensorError) as error:
             failed = f"The model or the figure could not be written ({error}); {self._saved_as()}"
             raise SettingError(f"{failed} Make room, then: {go_on}") from None
-        say_end(self, self.summary, figure)
+        self._say_end(figure)
         if stopped_by:
             say(f"\n{stopped_by}: stopped after step {self.steps_done} of {c.steps}{self._and_half()}; all is saved.\nTo go on: {go_on}")
         elif c.push_to_hub:
             say(f"uploaded to {push(self.folder / 'model', c.push_to_hub)}")
         refuse(self.save_failed, f"{self.save_failed} Make room, then: {go_on}")
+
+    def _summarise(self, stopped_by: str | None) -> dict:
+        """What summary.json holds."""
+        c = self.config
+        out = {"method": c.method, "seed": c.seed, "steps": self.steps_done, "stopped_by": stopped_by}
+        out |= {"wall_seconds": round(self.seconds(), 1), "saving_seconds": round(self.saving_seconds, 2)}
+        for n in (1, c.eval_completions):
+            for when, result in self.measured.items():
+                out[f"pass_at_{n}_{when}"] = result["metrics"][f"pass@{n}"][0] if result else None
+        return out | {"plateau_step": self.trainer.plateau}
+
+    def _say_end(self, figure: Path) -> None:
+        """The held-out table, how long the run took, and where its results are."""
+        names = ["pass@1", f"pass@{self.config.eval_completions}", f"maj@{self.config.eval_completions}"]
+        rows = []
+        for when, result in self.measured.items():
+            if result:
+                numbers = [interval(*result["metrics"][name], ".3f") for name in names]
+                rows.append([f"{when} ({result['problems']} problems)", *numbers])
+        if rows:
+            say("\n" + table(["held-out, 95 % interval", *names], rows))
+        if not self.updates and self.steps_done:
+            say(
+                "\nNo update was made: no group had both right and wrong completions. If nearly all are wrong (groups_all_wrong in "
+                "metrics.csv), choose easier problems or a better model; if nearly all are right, harder problems."
+            )
+        minutes, seconds = divmod(round(self.summary["wall_seconds"]), 60)
+        plateau = self.trainer.plateau
+        stage = f"the plateau began at step {plateau}" if plateau else "still in the rising stage"
+        say(f"\n{minutes} min {seconds} s; {stage}\nmodel:  {self.folder / 'model'}\nfigure: {figure}")
 
     def interrupted(self) -> SettingError:
         """What to say when Ctrl-C ended the run at once."""

@@ -28,7 +28,9 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
     _check(c)
     if c.threads:
         torch.set_num_threads(c.threads)
-    reward = _reward(c, reward)
+    if c.reward and reward:
+        raise SettingError(f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
+    reward = load_reward(c.reward) if c.reward else reward
     problems, held_out = _problems(c)
     say_memory(c)
     policy = load_policy(c.model, c.device, c.dtype, c.engine, c.cuda_graphs)
@@ -53,12 +55,6 @@ def _check(c: TrainConfig) -> None:
         check_hub(c.push_to_hub)
     if not c.resume:
         run_folder(c)
-
-
-def _reward(c: TrainConfig, reward: Callable | None) -> Callable | None:
-    if c.reward and reward:
-        raise SettingError(f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
-    return load_reward(c.reward) if c.reward else reward
 
 
 def _problems(c: TrainConfig) -> tuple[list[Problem], list[Problem]]:
