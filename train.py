@@ -11,8 +11,7 @@ def main() -> None:
     config = parse_train()
     from rlvr.train import train  # torch and transformers, only once the settings are known to be good
 
-    stopped_by = train(config)["stopped_by"]
-    if stopped_by:
+    if stopped_by := train(config)["stopped_by"]:
         sys.exit(128 + getattr(signal, stopped_by))  # as the shell has it: 130 for Ctrl-C, 143 for SIGTERM
 
 

@@ -435,7 +435,7 @@ MUTANTS = [
      '("_right", correct), ("_wrong", ~correct)):\n        metrics', '("_right", ~correct), ("_wrong", correct)):\n        metrics'),
     ("runlog: entropy of the padding counts", "runlog", "run/metrics", "mean(rollouts.entropy[rollouts.mask])", "mean(rollouts.entropy)"),
     ("runlog: the summary's end is the start", "runlog", "run/session",
-     'self.measured["end"] = kept', 'self.measured["end"] = self.measured["start"]'),
+     "in self.measured.items():\n                out[", 'in zip(self.measured, [self.measured["start"]] * 2):\n                out['),
     ("runlog: entropies written as advantages", "runlog", "run/log", '"advantage": shaped}', '"advantage": batch.entropy}'),
     # -- real models
     ("lora: the reference keeps the adapter", "lora", "policy",
