@@ -25,12 +25,7 @@ from rlvr.analysis.report.run import Run
 from rlvr.run.figures import INK
 
 NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.analysis.probe {folder}"
-STYLE = {
-    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 7.5, "legend.frameon": False, "axes.spines.top": False, "axes.grid": True,
-    "grid.color": "#888888", "grid.alpha": 0.25, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": "#888888", "xtick.color": INK,
-    "ytick.color": INK, "svg.fonttype": "none", "axes.axisbelow": True,
-    "text.parse_math": False, "figure.facecolor": "none", "axes.facecolor": "none",
-}  # fmt: skip
+STYLE = Path(__file__).with_name("pictures.mplstyle")
 
 
 @dataclass
@@ -110,7 +105,7 @@ def draw(panel: Panel, png: Path) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": png.stem}):  # the salt keeps ids of different pictures apart
+    with matplotlib.rc_context({"svg.hashsalt": png.stem}, STYLE):  # the salt keeps ids of different pictures apart
         figure = Figure(figsize=(4.7, 3.2), layout="constrained")
         panel.draw(figure.subplots())
         if labelled := [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels())]:
