@@ -9,8 +9,7 @@ from rlvr.analysis.compare_arms import (
     BASELINE, CURVES, METRICS, arms_over_steps, difference_text, differences, mean_interval, paired_differences, read_results,
 )  # fmt: skip
 from rlvr.analysis.experiment import ARMS
-from rlvr.analysis.report.run import Run
-from rlvr.analysis.report.section import Panel, Section, Verdict, is_above
+from rlvr.analysis.report.section import Panel, Section, Verdict, empty_section, is_above
 from rlvr.run.figures import COLOURS
 
 SHIPPED = Path(__file__).parents[3] / "tutorials" / "experiment"
@@ -33,28 +32,24 @@ def load_experiment(folder: Path) -> Experiment | None:
     return Experiment(folder, *map(read_results, files)) if all(file.is_file() for file in files) else None
 
 
-def arms_section(label: str, title: str, shows: str, paper: str, arms: Sequence[str], claims: Claims) -> Callable[..., Section]:
-    """A section about arms of an experiment, each against the baseline, and pairs of them that the paper says something about."""
-
-    def of_experiment(runs: Sequence[Run], experiment: Experiment | None) -> Section:
-        out = Section(label, title, shows, paper)
-        results = experiment.results if experiment else []
-        present = [arm for arm in arms if differences(results, arm, "pass_at_1")]  # the baseline too, as it has its own seeds
-        if len(present) < 2:
-            text = f"{experiment.folder} has none of these arms beside {BASELINE} on equal seeds." if experiment else NO_EXPERIMENT
-            out.verdicts.append(Verdict(None, text, run="experiment"))
-            return out
-        out.panels = _panels(experiment, present)
-        wanted = {"pass_at_1", "entropy_late"}.union(*claims.values())
-        pairs = dict.fromkeys([(arm, BASELINE) for arm in present if arm != BASELINE] + list(claims))
-        for arm, other in pairs:
-            if {arm, other} <= set(present) and differences(results, arm, "pass_at_1", other):
-                verdict = compare_pair(experiment, arm, other, [m for m in METRICS if m in wanted], claims.get((arm, other), {}))
-                out.verdicts.append(verdict)
-                out.rows += verdict.rows
+def arms_section(label: str, title: str, finding: Callable, experiment: Experiment | None, claims: Claims) -> Section:
+    """Arms of an experiment, each beside the baseline and in the pairs of the paper's claims, under the two sentences of a docstring."""
+    out, results = empty_section(label, title, finding), experiment.results if experiment else []
+    arms = dict.fromkeys(sum(claims, (BASELINE,)))
+    present = [arm for arm in arms if differences(results, arm, "pass_at_1")]  # the baseline too, as it has its own seeds
+    if len(present) < 2:
+        text = f"{experiment.folder} has none of these arms beside {BASELINE} on equal seeds." if experiment else NO_EXPERIMENT
+        out.verdicts.append(Verdict(None, text, run="experiment"))
         return out
-
-    return of_experiment
+    out.panels = _panels(experiment, present)
+    wanted = {"pass_at_1", "entropy_late"}.union(*claims.values())
+    pairs = dict.fromkeys([(arm, BASELINE) for arm in present if arm != BASELINE] + list(claims))
+    for arm, other in pairs:
+        if {arm, other} <= set(present) and differences(results, arm, "pass_at_1", other):
+            verdict = compare_pair(experiment, arm, other, [m for m in METRICS if m in wanted], claims.get((arm, other), {}))
+            out.verdicts.append(verdict)
+            out.rows += verdict.rows
+    return out
 
 
 def compare_pair(experiment: Experiment, arm: str, other: str, metrics: Sequence[str], signs: dict[str, int]) -> Verdict:

@@ -3,10 +3,10 @@
 import numpy as np
 
 from rlvr.analysis.exchange import low_half
-from rlvr.analysis.report.arms import arms_section
+from rlvr.analysis.report.arms import Experiment, arms_section
 from rlvr.analysis.report.changes import TOP, stages
 from rlvr.analysis.report.run import Run, bootstrap, mean, share_of_largest
-from rlvr.analysis.report.section import Panel, Verdict, is_above, percent, section
+from rlvr.analysis.report.section import Panel, Section, Verdict, is_above, percent, section
 from rlvr.common.text import interval
 from rlvr.run.figures import BLUE, GREEN, GREY, INK, ORANGE
 
@@ -123,18 +123,19 @@ def low_perplexity_is_robust(run: Run) -> Verdict:
     return compare_drops(groups, "low perplexity", "high perplexity", "completion", fewest=2)
 
 
-weights_by_perplexity = arms_section(
-    "I3",
-    "Weighting completions by perplexity",
-    "Runs in which completions of low perplexity weigh more (ppl-strong, the paper's method at a strength that shows), none "
-    "(grpo), or those of high perplexity (ppl-high): mean and range over seeds, and the difference of final accuracy on equal seeds.",
-    "Low perplexity first: better accuracy and lower entropy. High perplexity first: worse accuracy and a sharp rise of entropy.",
-    arms=("grpo", "ppl-strong", "ppl-high"),
-    claims={
+def weights_by_perplexity(runs: list[Run], experiment: Experiment | None) -> Section:
+    """Runs in which completions of low perplexity weigh more (ppl-strong, the paper's method at a strength that shows), none (grpo), or
+    those of high perplexity (ppl-high): mean and range over seeds, and the difference of final accuracy on equal seeds.
+
+    The paper found: Low perplexity first: better accuracy and lower entropy. High perplexity first: worse accuracy and a sharp rise of
+    entropy.
+    """
+    claims = {
         ("ppl-strong", "grpo"): {"pass_at_1": 1, "entropy_late": -1},
         ("ppl-high", "grpo"): {"pass_at_1": -1, "entropy_late": 1},
         ("ppl-strong", "ppl-high"): {"pass_at_1": 1, "entropy_late": -1},
-    },
-)
+    }
+    return arms_section("I3", "Weighting completions by perplexity", weights_by_perplexity, experiment, claims)
+
 
 SECTIONS = (learning_in_low_perplexity, low_perplexity_is_robust, weights_by_perplexity)

@@ -3,10 +3,10 @@
 import numpy as np
 
 from rlvr.analysis.exchange import ends_and_middle, position_profile, relative_positions
-from rlvr.analysis.report.arms import arms_section
+from rlvr.analysis.report.arms import Experiment, arms_section
 from rlvr.analysis.report.instance import compare_drops
 from rlvr.analysis.report.run import Run, bootstrap
-from rlvr.analysis.report.section import Panel, Verdict, is_above, section, sentence
+from rlvr.analysis.report.section import Panel, Section, Verdict, is_above, section, sentence
 from rlvr.common.text import interval
 from rlvr.run.figures import GREEN, ORANGE
 
@@ -78,19 +78,19 @@ def early_tokens_decide(run: Run) -> Verdict:
     return compare_drops(groups, "late", "early", "where a token is replaced", fewest=4, paired=True)
 
 
-bonus_by_position = arms_section(
-    "T3",
-    "Rewarding late tokens",
-    "Runs in which late tokens get a bonus (pos-strong, and pos-plateau: only on the plateau), none (grpo), or early ones "
-    "(pos-early): mean and range over seeds, and the difference of final accuracy on equal seeds.",
-    "A bonus toward the end trains best and lengthens answers; both bonuses raise entropy.",
-    arms=("grpo", "pos-strong", "pos-early", "pos-plateau"),
-    claims={
+def bonus_by_position(runs: list[Run], experiment: Experiment | None) -> Section:
+    """Runs in which late tokens get a bonus (pos-strong, and pos-plateau: only on the plateau), none (grpo), or early ones (pos-early):
+    mean and range over seeds, and the difference of final accuracy on equal seeds.
+
+    The paper found: A bonus toward the end trains best and lengthens answers; both bonuses raise entropy.
+    """
+    claims = {
         ("pos-strong", "grpo"): {"pass_at_1": 1, "entropy_late": 1, "length_late": 1},
         ("pos-early", "grpo"): {"entropy_late": 1},
         ("pos-plateau", "grpo"): {"pass_at_1": 1},
         ("pos-strong", "pos-early"): {"pass_at_1": 1},
-    },
-)
+    }
+    return arms_section("T3", "Rewarding late tokens", bonus_by_position, experiment, claims)
+
 
 SECTIONS = (entropy_by_position, early_tokens_decide, bonus_by_position)

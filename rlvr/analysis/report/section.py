@@ -62,13 +62,10 @@ class Section:
     verdicts: list[Verdict] = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)
 
-    def add(self, run: Run, verdict: Verdict) -> None:
-        """Put what a run says beside what others said: its rows and pictures get its name."""
-        self.verdicts.append(replace(verdict, run=run.name))
-        self.rows += [{"run": run.name} | row for row in verdict.rows]
-        for panel in verdict.panels:
-            name, caption = f"{run.name}-{panel.name}" if panel.name else run.name, f"{run.name}: {panel.caption}" if panel.caption else ""
-            self.panels.append(replace(panel, name=name, caption=caption))
+
+def empty_section(label: str, title: str, finding: Callable, **numbers) -> Section:
+    """A section with the text of a finding: its docstring, up to "The paper found:" and from there on. numbers: what it has in braces."""
+    return Section(label, title, *(" ".join(part.split()).format(**numbers) for part in finding.__doc__.split("The paper found:")))
 
 
 def section(label: str, title: str, needs: str = "", together: Callable[..., tuple[list, list]] | None = None, **numbers) -> Callable:
@@ -80,15 +77,19 @@ def section(label: str, title: str, needs: str = "", together: Callable[..., tup
     """
 
     def decorate(ask: Callable[[Run], Verdict]) -> Callable[..., Section]:
-        shows, paper = (" ".join(part.split()).format(**numbers) for part in ask.__doc__.split("The paper found:"))
-
         @functools.wraps(ask)
         def ask_all(runs: Sequence[Run], experiment=None) -> Section:
-            out = Section(label, title, shows, paper)
+            out = empty_section(label, title, ask, **numbers)
             if together and any(getattr(run, needs) for run in runs):
                 out.rows, out.panels = together(runs)
             for run in runs:
-                out.add(run, ask(run) if not needs or getattr(run, needs) else Verdict(None, NO_PROBE.format(folder=run.folder)))
+                verdict = ask(run) if not needs or getattr(run, needs) else Verdict(None, NO_PROBE.format(folder=run.folder))
+                out.verdicts.append(replace(verdict, run=run.name))
+                out.rows += [{"run": run.name} | row for row in verdict.rows]
+                for panel in verdict.panels:
+                    name = f"{run.name}-{panel.name}" if panel.name else run.name
+                    caption = f"{run.name}: {panel.caption}" if panel.caption else ""
+                    out.panels.append(replace(panel, name=name, caption=caption))
             return out
 
         return ask_all
