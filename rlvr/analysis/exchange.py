@@ -189,6 +189,16 @@ def spread(items: Sequence, most: int) -> list:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)] if most > 1 else list(items[len(items) - most :])
 
 
+def right_and_wrong(correct: Sequence[bool], n: int) -> list[int]:
+    """Indices of n completions, half of them right where there are enough, evenly spread.
+
+    >>> right_and_wrong([True, True, True, False], 3)
+    [0, 2, 3]
+    """
+    right, wrong = ([i for i, is_right in enumerate(correct) if is_right == kind] for kind in (True, False))
+    return sorted(spread(right, max((n + 1) // 2, n - len(wrong))) + spread(wrong, max(n // 2, n - len(right))))
+
+
 def low_half(log_ppl: np.ndarray) -> np.ndarray:
     """Which completions are in the low-perplexity half: those below the median (bool). I1, I2; where the paper cuts is not known.
 

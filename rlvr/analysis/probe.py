@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlvr.analysis.exchange import relative_positions
-from rlvr.analysis.replay import SHOWN, change_of_step, joined, replayable, token_stats
+from rlvr.analysis.replay import SHOWN, change_of_step, replayable, token_stats
 from rlvr.common.files import replace_folder
 from rlvr.common.text import say
 from rlvr.config import SettingError, TrainConfig
@@ -138,8 +138,7 @@ def replace_tokens(
 def explore(policy: Policy, c: TrainConfig, prompts, problems, samples: int, seed: int, progress: str) -> dict:
     """Many completions of each problem: how many are right, how long they are, how the policy branches. Sampled as in training."""
     rollouts = policy.sample(prompts, samples, c, torch.Generator().manual_seed(seed), progress)
-    correct = torch.tensor(verify_all(rollouts.text, [problems[g].answer for g in rollouts.group.tolist()]))
-    counts = torch.zeros(len(prompts), dtype=torch.long).index_add_(0, rollouts.group, correct.long())
+    counts = torch.tensor(verify_all(rollouts.text, [problems[g].answer for g in rollouts.group.tolist()])).view(-1, samples).sum(1)
     few = rollouts.select(torch.arange(0, len(rollouts), max(1, samples // 4)))  # enough for the branching factor
     stats = token_stats(policy, few, c.temperature, c.micro_batch_tokens)
     per_completion = (stats["branching"].sum(1) / few.lengths).tolist()
@@ -190,6 +189,7 @@ class Probe:
         """The step that follows, made again."""
         if result := change_of_step(trainer, self.p.shown):
             flat, lines = result
+            flat["row"] += sum(len(part["row_step"]) for part in self.changes)  # completions are numbered through
             self.changes.append(flat)
             self.completions += lines
             log, lr = self.logged[trainer.step_number], trainer.optimizer.learning_rate(trainer.step_number)
@@ -201,7 +201,8 @@ class Probe:
         """The folder `probe` of the run. Raises SettingError."""
 
         def fill(beside: Path) -> None:
-            save_file(joined(self.changes), beside / "changes.safetensors")
+            names = self.changes[0] if self.changes else ()
+            save_file({name: torch.cat([part[name] for part in self.changes]) for name in names}, beside / "changes.safetensors")
             for name, rows in (("completions", self.completions), ("fixed", self.fixed), ("replacements", self.replacements)):
                 (beside / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             (beside / "exploration.json").write_text(json.dumps(self.explored) + "\n", encoding="utf-8")

@@ -1,13 +1,13 @@
 """A training step made again: every token scored before and after it, and the gradient of one update."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rlvr.advantage import shape
-from rlvr.analysis.exchange import logit_gradient_norm, relative_positions, spread
+from rlvr.analysis.exchange import logit_gradient_norm, relative_positions, right_and_wrong, spread
 from rlvr.config import TrainConfig
 from rlvr.engine import scorer
 from rlvr.entropy import branching_factor, entropy_from_logp, log_perplexity
@@ -44,8 +44,7 @@ def token_stats(policy: Policy, rollouts: Rollouts, temperature: float, budget: 
     """
     size = rollouts.mask.shape
     out = {name: torch.zeros(size) for name in ("logp", "entropy", "grad_norm", "branching")} | {"top_p": torch.zeros(*size, TOP)}
-    out["second"] = torch.zeros(size, dtype=torch.long)
-    out["top"] = torch.zeros(*size, TOP, dtype=torch.long) if watch is None else watch
+    out |= {"second": torch.zeros(size, dtype=torch.long), "top": torch.zeros(*size, TOP, dtype=torch.long)}
     for rows in micro_batches(rollouts, torch.arange(len(rollouts)), budget, policy.packed):
         part = rollouts.select(rows)
         row, t = part.mask.nonzero(as_tuple=True)
@@ -58,10 +57,8 @@ def token_stats(policy: Policy, rollouts: Rollouts, temperature: float, budget: 
             values = {"logp": logp.gather(-1, y)[:, 0], "entropy": entropy_from_logp(logp), "branching": branching_factor(z)}
             values["grad_norm"] = logit_gradient_norm(p.gather(-1, y)[:, 0], p.square().sum(-1))
             values["second"] = z.scatter(-1, y, float("-inf")).argmax(-1)
-            if watch is None:
-                values["top_p"], values["top"] = p.topk(TOP, -1)
-            else:
-                values["top_p"] = p.gather(-1, watch[here].to(p.device))
+            values["top"] = p.topk(TOP, -1).indices if watch is None else watch[here].to(p.device)
+            values["top_p"] = p.gather(-1, values["top"])
             for name, value in values.items():
                 out[name][here] = value.to("cpu", out[name].dtype)
     return out
@@ -126,22 +123,8 @@ def change_of_step(trainer: Trainer, shown: int) -> tuple[dict[str, Tensor], lis
     flat |= {"row_step": torch.full((n,), step), "row_group": batch.group, "row_correct": correct, "row_log_ppl": log_ppl}
     numbers = {name: before[name] for name in SHOWN} | {"advantage": shaped, "logp_after": after["logp"], "top_p_after": after["top_p"]}
     lines = []
-    for i in _right_and_wrong(correct, shown):
+    for i in right_and_wrong(correct.tolist(), shown):
         lines.append({"step": step, "group": int(batch.group[i])} | completion(trainer.policy.tokenizer, batch, i, correct, numbers))
     return flat, lines
 
 
-def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Several steps as one; completions are numbered through."""
-    rows = 0
-    for part in parts:
-        part["row"] = part["row"] + rows
-        rows += len(part["row_step"])
-    return {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]} if parts else {}
-
-
-def _right_and_wrong(correct: Tensor, n: int) -> list[int]:
-    """Indices of n completions, half of them right where there are enough, spread over the batch."""
-    right, wrong = correct.nonzero()[:, 0].tolist(), (~correct).nonzero()[:, 0].tolist()
-    from_right = max((n + 1) // 2, n - len(wrong))
-    return sorted(spread(right, from_right) + spread(wrong, max(n // 2, n - len(right))))

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from math import exp
 
-from rlvr.analysis.exchange import spread
+from rlvr.analysis.exchange import right_and_wrong, spread
 from rlvr.analysis.report.run import Run
 from rlvr.run.defects import defects
 
@@ -52,7 +52,8 @@ def microscope_data(run: Run) -> dict:
     for step in sorted(chosen | set(replayed)):
         rows = replayed[step] if step in replayed else logged[step][:: max(1, len(logged[step]) // cards)][:cards]
         frames.append({"step": step, "replayed": step in replayed, "items": [item(row) for row in rows]})
-    few = _half_and_half(next(iter(fixed.values())), FIXED) if fixed else []
+    first = next(iter(fixed.values()), [])
+    few = [first[i]["number"] for i in right_and_wrong([row["correct"] for row in first], FIXED)]
     still = []
     for step, rows in sorted(fixed.items()):
         still.append({"step": step, "replayed": False, "items": [item(row) for row in rows if row["number"] in few]})
@@ -67,10 +68,3 @@ def _by_step(rows: list[dict]) -> dict[int, list[dict]]:
         if row["token_ids"]:
             out[row["step"]].append(row)
     return out
-
-
-def _half_and_half(rows: list[dict], n: int) -> set[int]:
-    """Numbers of n completions, half of them right where there are enough."""
-    right, wrong = ([r["number"] for r in rows if r["correct"] == kind] for kind in (True, False))
-    few = min(len(right), n // 2)
-    return set(right[:few] + wrong[: n - few])
