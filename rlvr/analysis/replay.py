@@ -126,5 +126,3 @@ def change_of_step(trainer: Trainer, shown: int) -> tuple[dict[str, Tensor], lis
     for i in right_and_wrong(correct.tolist(), shown):
         lines.append({"step": step, "group": int(batch.group[i])} | completion(trainer.policy.tokenizer, batch, i, correct, numbers))
     return flat, lines
-
-

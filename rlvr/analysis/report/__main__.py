@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from rlvr.analysis.report import changes, exploration, instance, position, stage
 from rlvr.analysis.report.arms import SHIPPED, load_experiment
-from rlvr.analysis.report.microscope import microscope_data
 from rlvr.analysis.report.page import MARKS, page
 from rlvr.analysis.report.run import Run
 from rlvr.analysis.report.section import Section, draw
@@ -19,13 +18,7 @@ from rlvr.config import SettingError
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import check_can_write
 
-PARTS = (  # heading, introduction, sections in their order
-    ("Stage", "When: the rising stage and the plateau.", stage.SECTIONS + changes.SECTIONS),
-    ("Instance", "In which completions of the plateau.{compared}", instance.SECTIONS),
-    ("Token", "Where in a completion.", position.SECTIONS),
-    ("Exploration", "What training leaves to be explored (Deng et al. 2025b, arXiv 2508.07534). Sampled at the temperature of training.",
-     exploration.SECTIONS),
-)  # fmt: skip
+SECTIONS = stage.SECTIONS + changes.SECTIONS + instance.SECTIONS + position.SECTIONS + exploration.SECTIONS
 
 
 @dataclass
@@ -57,24 +50,16 @@ def report(config: ReportConfig) -> Path:
     started = time.perf_counter()
     runs = [Run(folder, name) for folder, name in zip(folders, unique_names(folders))]
     experiment = load_experiment(Path(config.experiment or "runs/experiment")) or load_experiment(SHIPPED)
-    compared = f" I3 and T3 compare arms of an experiment: {experiment.folder}." if experiment else ""
     out.mkdir(parents=True, exist_ok=True)
 
-    parts = [(heading, introduction.format(compared=compared), []) for heading, introduction, _ in PARTS]
-    with tqdm(total=sum(len(questions) for *_, questions in PARTS) + 1, desc="report", unit="section") as bar:
-        for (*_, questions), (*_, sections) in zip(PARTS, parts):
-            for ask in questions:
-                sections.append(write_section(ask(runs, experiment), out))
-                bar.update()
-        data = [found for found in map(microscope_data, runs) if found["steps"]]
-        bar.update()
+    sections = [write_section(ask(runs, experiment), out) for ask in tqdm(SECTIONS, "report", unit="section")]
     findings = [
         {"label": section.label, "finding": section.title, "run": v.run, "agrees": MARKS[v.agrees][0], "text": v.text}
-        for *_, sections in parts for section in sections for v in section.verdicts
+        for section in sections for v in section.verdicts
     ]  # fmt: skip
     write_atomically(out / "findings.csv", csv_text(findings))
     path = out / "index.html"
-    write_atomically(path, page("Entropy and performance: " + ", ".join(run.name for run in runs), runs, parts, data))
+    write_atomically(path, page(runs, experiment, sections))
     seconds = time.perf_counter() - started
     say(f"\n{len(findings)} findings of {len(runs)} run{'s' * (len(runs) > 1)} in {seconds:.0f} s; open {path} in a browser")
     return path

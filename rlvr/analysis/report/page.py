@@ -5,6 +5,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader  # torch depends on it
 
+from rlvr.analysis.report.arms import Experiment
+from rlvr.analysis.report.microscope import microscope_data
 from rlvr.analysis.report.run import Run
 from rlvr.analysis.report.section import Section
 
@@ -20,8 +22,10 @@ def scores(run: Run) -> dict[str, str]:
     return out
 
 
-def page(title: str, runs: Sequence[Run], parts: Sequence[tuple[str, str, list[Section]]], data: list[dict]) -> str:
-    """The whole page. parts: (heading, introduction, sections whose panels are drawn). data: the microscope's, a dict for each run."""
+def page(runs: Sequence[Run], experiment: Experiment | None, sections: Sequence[Section]) -> str:
+    """The whole page, from sections whose panels are drawn."""
     here = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     here.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    return here.get_template("page.html").render(title=title, runs=runs, parts=parts, data=data, marks=MARKS, scores=scores)
+    data = [found for found in map(microscope_data, runs) if found["steps"]]
+    names = dict(runs=runs, experiment=experiment, sections=sections, data=data, marks=MARKS, scores=scores)
+    return here.get_template("page.html").render(names)
