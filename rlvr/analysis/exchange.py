@@ -6,7 +6,7 @@ numpy; entropies are in nats, changes of probability are differences of probabil
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,16 +72,14 @@ def token_shift(before: Sequence[tuple[int, float]], after: Sequence[tuple[int, 
     Returns for each token id: count_before and count_after, share_before and share_after (of all tokens of the sample), entropy_before
     and entropy_after (means over its positions; NaN where it does not occur).
     """
-    names = [f"{kind}_{when}" for when in ("before", "after") for kind in ("count", "share", "entropy")]
-    out: dict[int, dict[str, float]] = {}
-    for name, sample in (("before", before), ("after", after)):
-        entropies = defaultdict(list)
+    out: dict[int, dict[str, float]] = {token: {} for token, _ in [*before, *after]}
+    for when, sample in (("before", before), ("after", after)):
+        entropies = {token: [] for token in out}
         for token, entropy in sample:
             entropies[token].append(entropy)
         for token, values in entropies.items():
-            row = out.setdefault(token, {n: float("nan") if n.startswith("entropy") else 0.0 for n in names})
-            here = {"count": len(values), "share": len(values) / len(sample), "entropy": float(np.mean(values))}
-            row |= {f"{kind}_{name}": number for kind, number in here.items()}
+            mean = float(np.mean(values)) if values else float("nan")
+            out[token] |= {f"count_{when}": len(values), f"share_{when}": len(values) / max(len(sample), 1), f"entropy_{when}": mean}
     return out
 
 
@@ -135,13 +133,9 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     >>> rank_correlation(np.array([1.0, 2.0, 3.0, 4.0]), np.array([10.0, 20.0, 40.0, 30.0]))
     0.8
     """
+    from pandas import Series  # datasets depends on it
 
-    def ranks(v: np.ndarray) -> np.ndarray:
-        _, inverse, counts = np.unique(v, return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-    a, b = ranks(np.asarray(x)), ranks(np.asarray(y))
-    return float(np.round(np.corrcoef(a, b)[0, 1], 12)) if a.std() and b.std() else float("nan")
+    return float(np.round(Series(x).rank().corr(Series(y).rank()), 12))
 
 
 def largest(change: np.ndarray, top: float = 0.01) -> np.ndarray:
