@@ -4,7 +4,7 @@ Everything here is made from results.csv (a row for each run) and curves.csv (a 
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -49,17 +49,15 @@ def area(curve: Sequence[tuple[float, float]]) -> float:
     return sum(pieces) / (curve[-1][0] - curve[0][0])
 
 
-def curves(arm: str, seed: int, folder: Path) -> list[dict]:
+def curves(arm: str, seed: int, folder: Path) -> Iterator[dict]:
     """Held-out pass@1 of a run at each of its evaluations, with the token entropy of the steps since the one before (step 0: held out)."""
-    out, entropies = [], []
+    entropies = []
     for row in read_metrics(folder):
         if row["entropy"] is not None:
             entropies.append(row["entropy"])
         if row["eval_pass_at_1"] is not None and entropies:
-            point = {"arm": arm, "seed": seed, "step": int(row["step"]), "pass_at_1": row["eval_pass_at_1"], "entropy": fmean(entropies)}
-            out.append(point)
+            yield {"arm": arm, "seed": seed, "step": int(row["step"]), "pass_at_1": row["eval_pass_at_1"], "entropy": fmean(entropies)}
             entropies = []
-    return out
 
 
 def read_results(path: Path) -> list[dict]:

@@ -8,7 +8,6 @@ An arm is a name and the flags of train.py that make it. Runs of one seed have t
 random draws, so arms are compared seed by seed: the mean of the differences to the baseline, with Student's interval.
 """
 
-import dataclasses
 import itertools
 import json
 import os
@@ -137,11 +136,10 @@ def plan(config: ExperimentConfig) -> list[Run]:
 
 def _check_settings(run: Run) -> None:
     """Raise SettingError unless the run in the folder was made with its settings, as far as they decide its numbers."""
-    found = read_config(run.folder)
     free = MAY_CHANGE - {"steps"} | {"name", "out", "resume"}
-    for name in (field.name for field in dataclasses.fields(found) if field.name not in free):
-        if getattr(found, name) != getattr(run.wanted, name):
-            other = f"--{name.replace('_', '-')} {getattr(found, name)}"
+    for name, value in vars(read_config(run.folder)).items():
+        if name not in free and value != getattr(run.wanted, name):
+            other = f"--{name.replace('_', '-')} {value}"
             raise SettingError(f"{run.folder} is there with other settings ({other}). Choose another --out, or give the same flags.")
 
 
