@@ -36,8 +36,7 @@ def describe(model: str, problems: int = 400) -> dict[str, float]:
     result = evaluate(policy, stories, prompts, temperature=1.0, top_p=1.0, max_new_tokens=120, progress=f"measuring {model}")
     rollouts = result.rollouts
     entropy_right, entropy_wrong = entropy_by_correctness(rollouts.entropy, rollouts.mask, torch.tensor(result.correct))
-    solution_steps = [stories[g].solution_steps for g in rollouts.group.tolist()]
-    shares = defect_shares(rollouts.text, rollouts.finished.tolist(), solution_steps)
+    shares = defect_shares(rollouts.text, rollouts.finished.tolist(), [stories[g].solution_steps for g in rollouts.group.tolist()])
     numbers = {name: result.metrics[name][0] for name in ("pass@1", "pass@8", "maj@8")}
     numbers |= {"entropy, right answers": entropy_right, "entropy, wrong answers": entropy_wrong}
     numbers["mean length"] = rollouts.lengths.float().mean().item()

@@ -160,13 +160,11 @@ class Probe:
         most = min(len(source.problems), max(p.problems, p.completions, p.fixed))
         chosen = random.Random(p.seed).sample(range(len(source.problems)), most)
         self.problems, self.prompts = [source.problems[i] for i in chosen], [source.prompts[i] for i in chosen]
+        self.answers = [problem.answer for problem in self.problems]
         self.first = trainer.policy.sample(self.prompts[: p.fixed], 1, self.c, self.generator)
-        self.first_correct = torch.tensor(verify_all(self.first.text, self.answers(p.fixed)))
+        self.first_correct = torch.tensor(verify_all(self.first.text, self.answers[: p.fixed]))
         self.watch = None  # the likeliest tokens of the first model, whose probabilities are followed
         self.changes, self.completions, self.fixed, self.replacements, self.explored = [], [], [], [], {}
-
-    def answers(self, n: int) -> list[str]:
-        return [problem.answer for problem in self.problems[:n]]
 
     def look(self, policy: Policy, step: int, name: str | None) -> None:
         """What is asked of a model as it is after `step` steps. name: first, last, or None for those between."""
@@ -177,7 +175,7 @@ class Probe:
         lines = [completion(policy.tokenizer, self.first, i, self.first_correct, numbers) for i in range(len(self.first))]
         self.fixed += [{"step": step, "number": i} | line for i, line in enumerate(lines)]
         if p.replacements and not self.replacements and (name == "last" or self.plateau is not None and step >= self.plateau):
-            batch, answers = policy.sample(self.prompts[: p.completions], 1, c, self.generator), self.answers(p.completions)
+            batch, answers = policy.sample(self.prompts[: p.completions], 1, c, self.generator), self.answers[: p.completions]
             right = verify_all(batch.text, answers)
             found = replace_tokens(policy, c, batch, answers, p.continuations, self.generator)
             self.replacements = [{"step": step, "correct": bool(right[entry["completion"]])} | entry for entry in found]

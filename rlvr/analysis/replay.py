@@ -122,7 +122,6 @@ def change_of_step(trainer: Trainer, shown: int) -> tuple[dict[str, Tensor], lis
     log_ppl = log_perplexity(before["logp"], mask)
     flat |= {"row_step": torch.full((n,), step), "row_group": batch.group, "row_correct": correct, "row_log_ppl": log_ppl}
     numbers = {name: before[name] for name in SHOWN} | {"advantage": shaped, "logp_after": after["logp"], "top_p_after": after["top_p"]}
-    lines = []
-    for i in right_and_wrong(correct.tolist(), shown):
-        lines.append({"step": step, "group": int(batch.group[i])} | completion(trainer.policy.tokenizer, batch, i, correct, numbers))
+    rows = right_and_wrong(correct.tolist(), shown)
+    lines = [{"step": step, "group": int(batch.group[i])} | completion(trainer.policy.tokenizer, batch, i, correct, numbers) for i in rows]
     return flat, lines

@@ -89,14 +89,13 @@ def compare_drops(groups: dict[str, list], smaller: str, larger: str, xlabel: st
         row = {"group": name, "n": len(entries), "kept": _mean(entries, "kept"), "replaced": _mean(entries, "replaced")}
         rows.append(row | {"drop": drop(entries), "low": low, "high": high, "entropy": _mean(entries, "entropy")})
         words.append(f"{name} {_points(drop(entries), low, high, ' points')}")
-    both = list(groups.values())
+    both = [groups[smaller], groups[larger]]
     if paired:
         by_id = [{entry["completion"]: entry for entry in entries} for entries in both]
         both = [[found[i] for i in sorted(by_id[0].keys() & by_id[1].keys())] for found in by_id]
 
-    def gap(*samples: list[dict]) -> float:
-        lost = dict(zip(groups, map(drop, samples)))
-        return lost[larger] - lost[smaller]
+    def gap(less: list[dict], more: list[dict]) -> float:
+        return drop(more) - drop(less)
 
     low, high = bootstrap(gap, *both, draws=500, paired=paired)
     text = f"Model of step {next(iter(groups.values()))[0]['step']}. Accuracy lost by the replacement: {'; '.join(words)}. "

@@ -40,11 +40,7 @@ class Run:
             raise SettingError(f"The run {folder} has not made a step. Continue it first: python train.py --resume {folder}")
         self.plateau: int | None = self.summary["plateau_step"]
         self.last = int(self.steps[-1]["step"])
-
-    @property
-    def rising_end(self) -> int:
-        """The last step of the rising stage; of the run, if it never left it."""
-        return self.plateau or self.last
+        self.rising_end = self.plateau or self.last  # the last step of the rising stage; of the run, if it never left it
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of a column of metrics.csv, where it has any."""

@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 
 from rlvr.analysis.exchange import CATEGORIES, category, drop_shares, other_script, stage_slopes, token_shift
-from rlvr.analysis.report.run import Run
+from rlvr.analysis.report.run import Run, mean
 from rlvr.analysis.report.section import Panel, Verdict, bars, percent, section
 from rlvr.run.defects import DEFECTS
 from rlvr.run.figures import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, smoothed
@@ -101,8 +101,7 @@ def _on_fixed_text(run: Run) -> tuple[str, list[Panel]]:
 
 def token_mean(rows: list[dict]) -> float:
     """Mean entropy over all tokens of some completions (rows with a list `entropy`), nats; NaN of none."""
-    values = [h for row in rows for h in row["entropy"]]
-    return sum(values) / len(values) if values else float("nan")
+    return mean([h for row in rows for h in row["entropy"]])
 
 
 def sample_of(run: Run, first: int, last: int) -> list[tuple[int, float]]:
