@@ -32,6 +32,7 @@ from rlvr.run.settings import MAY_CHANGE, check_can_write, read_config
 
 # Strong enough to matter: at 0.2 the factor reaches its clamp at one standard deviation, 0.4 is nearly half of a usual advantage.
 STRONG_PPL, STRONG_POS = 0.2, 0.4
+PPL, POS = f"--method ppl --ppl-alpha {STRONG_PPL}", f"--method pos --pos-alpha {STRONG_POS}"
 
 
 class Arm(NamedTuple):
@@ -42,18 +43,16 @@ class Arm(NamedTuple):
 ARMS = {
     BASELINE: Arm("--method grpo", "the baseline"),
     "ppl": Arm("--method ppl", "low perplexity weighs more, α = 0.01 as released"),
-    "ppl-strong": Arm(f"--method ppl --ppl-alpha {STRONG_PPL}", f"low perplexity weighs more, α = {STRONG_PPL}"),
-    "ppl-high": Arm(f"--method ppl --ppl-alpha {STRONG_PPL} --ppl-direction high", f"high perplexity weighs more, α = {STRONG_PPL}"),
+    "ppl-strong": Arm(PPL, f"low perplexity weighs more, α = {STRONG_PPL}"),
+    "ppl-high": Arm(f"{PPL} --ppl-direction high", f"high perplexity weighs more, α = {STRONG_PPL}"),
     "pos": Arm("--method pos", "bonus for late tokens, α = 0.1 as released"),
-    "pos-strong": Arm(f"--method pos --pos-alpha {STRONG_POS}", f"bonus for late tokens, α = {STRONG_POS}"),
-    "pos-early": Arm(f"--method pos --pos-alpha {STRONG_POS} --pos-direction early", f"bonus for early tokens, α = {STRONG_POS}"),
-    "pos-plateau": Arm(f"--method pos --pos-alpha {STRONG_POS} --shape-start plateau",
-                       f"bonus for late tokens, α = {STRONG_POS}, from the plateau on"),
+    "pos-strong": Arm(POS, f"bonus for late tokens, α = {STRONG_POS}"),
+    "pos-early": Arm(f"{POS} --pos-direction early", f"bonus for early tokens, α = {STRONG_POS}"),
+    "pos-plateau": Arm(f"{POS} --shape-start plateau", f"bonus for late tokens, α = {STRONG_POS}, from the plateau on"),
     "positive-only": Arm("--method grpo --learn-from positive", "learns from right answers alone"),
     "negative-only": Arm("--method grpo --learn-from negative", "learns from wrong answers alone"),
-    "ppl-dropped": Arm(f"--method ppl --ppl-alpha {STRONG_PPL} --no-ppl-apply",
-                       "perplexity factor computed and dropped, as in the released code"),
-}  # fmt: skip
+    "ppl-dropped": Arm(f"{PPL} --no-ppl-apply", "perplexity factor computed and dropped, as in the released code"),
+}
 # One round of sampling costs a third less time than two, and every arm then sees the same problems in every step.
 COMMON = "--sampling-rounds 1 --threads 1 --save-every 10 --show-every 0"
 
