@@ -35,8 +35,7 @@ def learning_in_low_perplexity(run: Run) -> Verdict:
         axis.bar([0, 1], [100 * share, 100 * (1 - share)], 0.5, color=[GREEN, ORANGE])
         axis.errorbar([0], [100 * share], [[100 * (share - a)], [100 * (b - share)]], color=INK, capsize=4)
         axis.hlines([100 * base, 100 * (1 - base)], [-0.32, 0.68], [0.32, 1.32], color=INK, linestyle="--", label="share of all tokens")
-        axis.set_xticks([0, 1], ["low perplexity", "high perplexity"])
-        axis.set(ylabel="share of the largest changes (%)", ylim=(0, 100))
+        axis.set(xticks=[0, 1], xticklabels=["low perplexity", "high perplexity"], ylabel="share of the largest changes (%)", ylim=(0, 100))
 
     rows = [{"half": "low", "share_of_top": share, "low": a, "high": b, "base_rate": base}]
     rows.append({"half": "high", "share_of_top": 1 - share, "low": 1 - b, "high": 1 - a, "base_rate": 1 - base})

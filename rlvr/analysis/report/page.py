@@ -27,5 +27,5 @@ def page(runs: Sequence[Run], experiment: Experiment | None, sections: Sequence[
     here = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     here.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     data = [found for found in map(microscope_data, runs) if found["steps"]]
-    names = dict(runs=runs, experiment=experiment, sections=sections, data=data, marks=MARKS, scores=scores)
-    return here.get_template("page.html").render(names)
+    template = here.get_template("page.html")
+    return template.render(runs=runs, experiment=experiment, sections=sections, data=data, marks=MARKS, scores=scores)

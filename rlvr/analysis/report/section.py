@@ -126,9 +126,8 @@ def draw(panel: Panel, png: Path) -> str:
 def bars(axis, names: Sequence[str], values: Sequence[float], xlabel: str, **style) -> None:
     """Horizontal bars with their names, the first at the top. Called again for the same names, it draws over the bars that it drew."""
     axis.barh(range(len(names)), values, **style)
-    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel=xlabel, yticks=range(len(names)), yticklabels=names)
     axis.yaxis.set_inverted(True)
-    axis.set(xlabel=xlabel)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
