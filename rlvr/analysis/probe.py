@@ -117,16 +117,14 @@ def replace_tokens(
                             "token": ids[t], "other": other})  # fmt: skip
             prefixes += [(i, ids[: t + 1]), (i, [*ids[:t], other])]
     # An end of text put in the middle ends the completion there: nothing is sampled after it.
-    wholes = [[prefix] * continuations for _, prefix in prefixes]
-    live = [k for k, (_, prefix) in enumerate(prefixes) if prefix[-1] not in policy.stop_ids]
+    live = [(i, prefix) for i, prefix in prefixes if prefix[-1] not in policy.stop_ids]
+    rest = iter(())
     if live:
-        asked = [batch.prompt_ids[i] + prefix for i, prefix in (prefixes[k] for k in live)]
-        rollouts = policy.sample(asked, continuations, c, generator, "replacements")
-        rest = [row[:n] for row, n in zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist())]
-        for g, k in enumerate(live):
-            wholes[k] = [prefixes[k][1] + ids for ids in rest[g * continuations : (g + 1) * continuations]]
+        rollouts = policy.sample([batch.prompt_ids[i] + prefix for i, prefix in live], continuations, c, generator, "replacements")
+        rest = iter([row[:n] for row, n in zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist())])
     texts, golds = [], []
-    for (i, _), ways in zip(prefixes, wholes):
+    for i, prefix in prefixes:
+        ways = [prefix if prefix[-1] in policy.stop_ids else prefix + next(rest) for _ in range(continuations)]
         fits = [len(ids) <= c.max_new_tokens for ids in ways]  # one that is longer would have been cut off
         texts += [policy.tokenizer.decode(ids, skip_special_tokens=True) if fit else "" for ids, fit in zip(ways, fits)]
         golds += [answers[i]] * continuations
