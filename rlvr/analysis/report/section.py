@@ -103,11 +103,10 @@ def section(label: str, title: str, needs: str = "", together: Callable[..., tup
 
 def draw(panel: Panel, png: Path) -> str:
     """Draw a panel once, save it as PNG, and return it as SVG whose ink takes the colour of the page's text."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
     with matplotlib.rc_context({"svg.hashsalt": png.stem}, STYLE):  # the salt keeps ids of different pictures apart
-        figure = Figure(figsize=(4.7, 3.2), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(4.7, 3.2), layout="constrained")
         panel.draw(figure.subplots())
         if labelled := [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels())]:
             figure.axes[0].legend(*zip(*labelled), **panel.legend)
