@@ -30,8 +30,7 @@ def microscope_data(run: Run) -> dict:
 
     def item(row: dict) -> dict:
         used.update(row["token_ids"])
-        found = defects(row["completion"], row["finished"], solution_steps)
-        bad = [name.replace("_", " ") for name, present in found.items() if present]
+        bad = [name.replace("_", " ") for name, has in defects(row["completion"], row["finished"], solution_steps).items() if has]
         out = {"p": prompts.setdefault(row["prompt"], len(prompts)), "ok": row["correct"], "bad": bad,
                "ids": row["token_ids"], "H": _rounded(row["entropy"]), "L": _rounded(row["logp"])}  # fmt: skip
         if "advantage" in row:

@@ -24,8 +24,8 @@ def scores(run: Run) -> dict[str, str]:
 
 def page(runs: Sequence[Run], experiment: Experiment | None, sections: Sequence[Section]) -> str:
     """The whole page, from sections whose panels are drawn."""
-    here = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    here.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     data = [found for found in map(microscope_data, runs) if found["steps"]]
-    template = here.get_template("page.html")
+    template = templates.get_template("page.html")
     return template.render(runs=runs, experiment=experiment, sections=sections, data=data, marks=MARKS, scores=scores)
