@@ -151,8 +151,8 @@ def record_on_the_cpu(decoder):
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    kept = [decoder.column, decoder.layout.query_columns, decoder.step_in_block, decoder.position, decoder.newest]
-    kept += [decoder.layout.mask, *decoder.results]
+    kept = [decoder.column, decoder.layout.query_columns, decoder.position, decoder.tokens, decoder.logp, decoder.entropy]
+    kept += [decoder.layout.mask]
     kept += [x for layer in decoder.layers for x in (layer.keys, layer.values)]
     before = [x.clone() for x in kept]
     recorded = make_fx(lambda: decoder._step())()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -32,10 +33,6 @@ class SharedLayer(DynamicLayer):
     Nothing is concatenated from token to token.
     """
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.column: Tensor | None = None  # [1], where the next token goes; the same tensor in all layers
-
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -45,21 +42,17 @@ class SharedLayer(DynamicLayer):
         self.values.index_copy_(2, self.column, value_states)
         return self.keys, self.values
 
-    def rearrange(self, prompts: Tensor, rows: Tensor, written: int, columns: int) -> None:
-        """Keep the given prompts and rows, and make room for `columns` columns in all."""
+    def begin(self, prompt_of: Tensor, column: Tensor) -> None:
+        """After the prompts' pass: a row for each completion, without columns yet. column [1]: where the next token goes, in all layers."""
+        self.keys, self.values = self.prompt_keys[prompt_of, ..., :0], self.prompt_values[prompt_of, :, :0]
+        self.column = column
+
+    def rearrange(self, prompts: Tensor, rows: Tensor, steps: int) -> None:
+        """Keep the given prompts and rows, and make room for `steps` more columns."""
         if len(prompts) < len(self.prompt_keys):
             self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
-
-        def moved(old: Tensor, dim: int, shape: tuple) -> Tensor:
-            new = self.prompt_keys.new_empty(shape)
-            if written:
-                new.narrow(dim, 0, written).copy_(old.index_select(0, rows))
-            new.narrow(dim, written, columns - written).zero_()
-            return new
-
-        heads, key_dim, value_dim = *self.prompt_keys.shape[1:3], self.prompt_values.shape[3]
-        self.keys = moved(self.keys, 3, (len(rows), heads, key_dim, columns))
-        self.values = moved(self.values, 2, (len(rows), heads, columns, value_dim))
+        self.keys = pad(self.keys.index_select(0, rows), (0, steps))
+        self.values = pad(self.values.index_select(0, rows), (0, 0, 0, steps))
 
     def get_seq_length(self) -> int:
         """For models that work out positions or masks from it; ours are given both, so the prompts' width will do."""
@@ -163,6 +156,7 @@ class Decoder:
         self.tokens = torch.zeros(n, steps, dtype=torch.long, device=device)
         self.logp, self.entropy = torch.zeros(2, n, steps, device=device).unbind(0)
         self.done = 0  # tokens that every row in the batch has
+        self.column = torch.zeros(1, dtype=torch.long, device=device)  # of the newest token, whose key and value are not in the cache yet
 
         ids, self.valid = left_pad(prompts, device)
         cache = Cache(layer_class_to_replicate=SharedLayer)
@@ -175,49 +169,40 @@ class Decoder:
         self.rows = torch.arange(n, device=device)
         self.prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(repeats)
         self.position = position[self.prompt_of, -1:]
-        self._start_block(1)
+        for layer in self.layers:
+            layer.begin(self.prompt_of, self.column)
         self._choose(logits[self.prompt_of])
-        self._finish_block()
+        self._finish_block(1)
 
     def block(self, steps: int) -> None:
         """The next `steps` tokens of all rows that have not ended. A GPU records the kernels of a step once and then replays them."""
         self._rearrange(steps)
-        self._start_block(steps)
         self._step()
         again = self._record() if self.cuda_graphs and steps > 1 else self._step
         for _ in range(steps - 1):
             again()
-        self._finish_block()
+        self._finish_block(steps)
 
     def _rearrange(self, steps: int) -> None:
         """Drop ended rows, and prompts that have none left, and make room for the next columns, all in one go."""
-        alive, written = self.alive, self.done - 1  # the newest token is not in the cache yet
+        alive, written = self.alive, self.done - 1
         prompts, self.prompt_of = self.prompt_of[alive].unique(return_inverse=True)
         self.valid = self.valid[prompts]
-        self.column = torch.full((1,), written, device=alive.device)
         for layer in self.layers:
-            layer.rearrange(prompts, alive, written, written + steps)
-            layer.column = self.column
+            layer.rearrange(prompts, alive, steps)
         query_columns = self.column + self.valid.shape[1]
         self.layout = DecodingLayout(self.layers, self.valid, query_columns, written + steps, written, self.model.dtype)
         self.layout.assign_slots(self.prompt_of)
-        self.rows, self.position, self.newest = self.rows[alive], self.position[alive], self.newest[alive]
-
-    def _start_block(self, steps: int) -> None:
-        """Room for the results of the block's steps, a counter of the step, and the numbers that decide the draws."""
-        device, shape = self.rows.device, (steps, len(self.rows))
-        self.step_in_block = torch.zeros(1, dtype=torch.long, device=device)
-        self.results = [torch.zeros(shape, dtype=kind, device=device) for kind in (torch.long, torch.float32, torch.float32)]
-        self.block_u = self.u[self.rows, self.done : self.done + steps].T.contiguous()
+        self.rows, self.position = self.rows[alive], self.position[alive]
 
     def _step(self) -> None:
         """One more token for every row. Nothing in here depends on how many steps came before, so a recording of it can be replayed."""
         self.layout.mask.index_fill_(3, self.column, 0.0)
         self.position += 1
-        logits = self._forward(self.newest[:, None], self.position)
+        logits = self._forward(self.tokens[self.rows, self.column][:, None], self.position)
+        self.column += 1
+        self.layout.query_columns += 1
         self._choose(logits)
-        for moving in (self.column, self.layout.query_columns, self.step_in_block):
-            moving += 1
 
     def _forward(self, ids: Tensor, position: Tensor) -> Tensor:
         """Logits after the last column, [rows, V]."""
@@ -226,13 +211,9 @@ class Decoder:
 
     def _choose(self, logits: Tensor) -> None:
         """Choose the next token of every row and write it down."""
-        chosen = choose(logits, self.temperature, self.top_p, self.block_u.index_select(0, self.step_in_block)[0])
-        for result, new in zip(self.results, chosen):
-            result.index_copy_(0, self.step_in_block, new[None])
-        if self.done:
-            self.newest.copy_(chosen[0])
-        else:
-            self.newest = chosen[0]
+        chosen = choose(logits, self.temperature, self.top_p, self.u[self.rows, self.column])
+        for whole, new in zip((self.tokens, self.logp, self.entropy), chosen):
+            whole[self.rows, self.column] = new
 
     def _record(self) -> Callable[[], None]:
         """A CUDA graph of a step: all its kernels, with the addresses they read and write, as one thing to start."""
@@ -241,14 +222,11 @@ class Decoder:
             self._step()
         return graph.replay
 
-    def _finish_block(self) -> None:
-        """Copy the block's results, and see which rows have ended."""
-        tokens = self.results[0].T
-        block = slice(self.done, self.done + tokens.shape[1])
-        for whole, new in zip((self.tokens, self.logp, self.entropy), self.results):
-            whole[self.rows, block] = new.T
-        self.done = block.stop
+    def _finish_block(self, steps: int) -> None:
+        """See which rows have ended."""
+        tokens = self.tokens[self.rows, self.done : self.done + steps]
         self.alive = (~torch.isin(tokens, self.stops).any(1)).nonzero()[:, 0]
+        self.done += steps
 
 
 @torch.inference_mode()
