@@ -4,14 +4,19 @@ A model under our attention gets a `layout` with each batch, which says which ke
 completions, and `DecodingLayout` in decoder.py, for sampling token by token. Without a layout the stock attention answers.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "rlvr"  # the name under which our attention is registered; load_policy sets it on the model
+LIKE = 0.85  # rows at least this long, as a share of the longest, stand beside it
+SHORT_PROMPT = 0.25  # up to this share of a row, the prompt's queries are computed again for each completion: see _Block
 
 
 def attention(module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layout=None, sliding_window: int | None = None, **kw):
@@ -38,9 +43,6 @@ class Packed:
     in their order, the index among the K of the token before it; the last token of a completion predicts nothing and is left out.
     """
 
-    LIKE = 0.85  # rows at least this long, as a share of the longest, stand beside it
-    SHORT_PROMPT = 0.25  # up to this share of a row, the prompt's queries are computed again for each completion: see _Block
-
     def __init__(self, prompts: list[list[int]], completions: list[list[int]], device):
         ids: list[int] = []
         positions: list[int] = []
@@ -50,7 +52,7 @@ class Packed:
                 spans[prompt] = range(len(ids), len(ids) + len(prompt))
                 ids += prompt
                 positions += range(len(prompt))
-        predicts, rows = [], [(range(0), span) for span in spans.values()]  # rows: (tokens seen before, tokens that are queries)
+        predicts, rows = [], []  # rows: (tokens seen before, tokens that are queries)
         for prompt, completion in zip(map(tuple, prompts), completions):
             seen, queries = spans[prompt], range(len(ids), len(ids) + len(completion) - 1)
             if completion:
@@ -59,25 +61,9 @@ class Packed:
                 rows.append((seen, queries))
                 ids += completion[:-1]
                 positions += range(len(prompt), len(prompt) + len(queries))
-        rows.sort(key=lambda row: (len(row[0]) > 0, len(row[0]) + len(row[1])), reverse=True)
-        groups: list[list[tuple[range, range]]] = []
-        for row in rows:
-            longest = groups[-1][0] if groups else row
-            alike = len(row[0]) + len(row[1]) >= self.LIKE * (len(longest[0]) + len(longest[1])) and bool(row[0]) == bool(longest[0])
-            if groups and alike:
-                groups[-1].append(row)
-            else:
-                groups.append([row])
-        self.blocks = [_Block(group, self.SHORT_PROMPT, device) for group in groups]
-        found = torch.empty(len(ids), dtype=torch.long)  # the index of each token's result among those of the blocks
-        offset = 0
-        for block, group in zip(self.blocks, groups):
-            height, width = block.queries.shape
-            for i, (seen, queries) in enumerate(group):
-                first = offset + i * width + (len(seen) if block.mask is None else 0)
-                found[queries.start : queries.stop] = torch.arange(first, first + len(queries))
-            offset += height * width
-        self.found = found.to(device)
+        self.blocks = [*_blocks(rows, device), *_blocks([(range(0), span) for span in spans.values()], device)]
+        own = torch.cat([block.own.flatten() for block in self.blocks]).nonzero()[:, 0]
+        self.found = own[torch.cat([block.queries.flatten() for block in self.blocks])[own].argsort()]  # where each token's result is
         self.ids, self.positions = torch.tensor([ids], device=device), torch.tensor([positions], device=device)
         self.predicts = torch.tensor(predicts, dtype=torch.long, device=device)
 
@@ -97,43 +83,58 @@ class Packed:
         return torch.cat(results).flatten(1).index_select(0, self.found).view(1, len(self.found), *results[0].shape[1:])
 
 
+def _blocks(rows: list[tuple[range, range]], device) -> Iterator["_Block"]:
+    """The longest row and those of like length, then the longest of the others, and so on."""
+
+    def length(row: tuple[range, range]) -> int:
+        return len(row[0]) + len(row[1])
+
+    rows = sorted(rows, key=length, reverse=True)
+    while rows:
+        alike = [row for row in rows if length(row) >= LIKE * length(rows[0])]
+        yield _Block(alike, device)
+        rows = rows[len(alike) :]
+
+
 class _Block:
-    """Rows of like length, side by side. `queries` and `keys` [rows, width]: indices among the K tokens, 0 for padding.
+    """Rows of like length, side by side. `queries` and `keys` [rows, width]: indices among the K tokens, 0 for padding. `own`: which of the
+    queries are neither padding nor tokens of a prompt beside its completion.
 
     With a short prompt, or none, all tokens of a row are queries, padded on the right, where a causal model does not look: no mask, half
     the work inside the row, and the results of the prompt's tokens are thrown away. With a longer prompt only the completion's tokens are
     queries; prompts are padded on the left, so that all completions begin in the same column, and a mask hides the padding.
     """
 
-    def __init__(self, rows: list[tuple[range, range]], short_prompt: float, device):
-        prompt = max(len(seen) for seen, _ in rows)
-        completion = max(len(queries) for _, queries in rows)
-        if prompt <= short_prompt * (prompt + completion):
-            width = max(len(seen) + len(queries) for seen, queries in rows)
-            keys = [[*seen, *queries] + [0] * (width - len(seen) - len(queries)) for seen, queries in rows]
-            self.mask = None
+    def __init__(self, rows: list[tuple[range, range]], device):
+        prompt, completion = (max(map(len, spans)) for spans in zip(*rows))
+        self.first_query = 0 if prompt <= SHORT_PROMPT * (prompt + completion) else prompt
+        if self.first_query:
+            keys = torch.cat([_padded([seen for seen, _ in rows], "left"), _padded([queries for _, queries in rows], "right")], 1)
         else:
-            keys = [[0] * (prompt - len(seen)) + [*seen, *queries] + [0] * (completion - len(queries)) for seen, queries in rows]
-            start = torch.tensor([prompt - len(seen) for seen, _ in rows])[:, None, None, None]
-            column = torch.arange(prompt + completion)
-            self.mask = ((column >= start) & (column <= column[prompt:, None])).to(device)  # [rows, 1, completion, prompt + completion]
-        self.keys = torch.tensor(keys, device=device)
-        self.queries = self.keys if self.mask is None else self.keys[:, prompt:].contiguous()
+            keys = _padded([[*seen, *queries] for seen, queries in rows], "right")
+        self.start = torch.tensor([prompt - len(seen) for seen, _ in rows], device=device)[:, None, None, None]
+        self.keys = keys.clamp(min=0).to(device)
+        self.queries = self.keys[:, self.first_query :].contiguous()
+        self.own = keys[:, self.first_query :].to(device) >= min(queries.start for _, queries in rows)  # all prompts come before
         self._masks: dict = {}
 
     def mask_for(self, window: int | None, dtype) -> Tensor | None:
         """The mask to add to the scores, made once for all layers: None (causal), or [rows or 1, 1, queries, keys]."""
         width = self.keys.shape[1]
-        if window is not None and window >= width:
-            window = None
+        window = min(window or width, width)
+        if not self.first_query and window == width:
+            return None
         if (window, dtype) not in self._masks:
-            mask = self.mask
-            if window is not None:
-                column = torch.arange(width, device=self.keys.device)
-                query = column[width - self.queries.shape[1] :, None]
-                band = (column <= query) & (column > query - window)
-                mask = band[None, None] if mask is None else mask & band
-            if mask is not None:  # as numbers: torch would make them of a boolean mask in every layer
-                mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-            self._masks[window, dtype] = mask
+            column = torch.arange(width, device=self.keys.device)
+            query = column[self.first_query :, None]
+            mask = ((column <= query) & (column > query - window))[None, None]
+            if self.first_query:
+                mask = mask & (column >= self.start)
+            # As numbers: torch would make them of a boolean mask in every layer.
+            self._masks[window, dtype] = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
         return self._masks[window, dtype]
+
+
+def _padded(rows: list, side: str) -> Tensor:
+    """Rows of indices as a tensor [rows, width], padded with -1."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1, padding_side=side)
