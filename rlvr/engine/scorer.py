@@ -1,6 +1,7 @@
 """The packed scorer: what `policy.logp_and_entropy` computes, with each prompt once and without holding all logits."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,19 +72,11 @@ def logp_and_entropy(
     than LOGITS_AT_ONCE numbers, in chunks whose logits are thrown away and recomputed in the backward pass.
     """
     device, mask = model.device, mask.to(model.device)
-    if not mask.any():
-        return torch.zeros(mask.shape, device=device, requires_grad=torch.is_grad_enabled()), torch.zeros(mask.shape, device=device)
     hidden, targets = hidden_states(model, prompt_ids, completion_ids, mask)
     chunk = logits_chunk(model)
-    if len(targets) <= chunk:
-        flat = _head_logp_entropy(model, hidden, targets, temperature, with_grad_entropy)
-    else:
-        parts = [
-            checkpoint(_head_logp_entropy, model, h, y, temperature, with_grad_entropy, use_reentrant=False)
-            for h, y in zip(hidden.split(chunk), targets.split(chunk))
-        ]
-        flat = tuple(torch.cat(x) for x in zip(*parts))
-    return tuple(torch.zeros(mask.shape, device=device).masked_scatter(mask, x) for x in flat)
+    head = _head_logp_entropy if len(targets) <= chunk else partial(checkpoint, _head_logp_entropy, use_reentrant=False)
+    parts = [head(model, h, y, temperature, with_grad_entropy) for h, y in zip(hidden.split(chunk), targets.split(chunk))]
+    return tuple(torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat(x)) for x in zip(*parts))
 
 
 def logits_chunk(model) -> int:
