@@ -31,15 +31,9 @@ class MasterWeights:
     """
 
     def __init__(self, model):
-        self.pairs = []  # (weight in the model, its float32 master), where they differ
-        self.parameters = []
-        for p in model.parameters():
-            if p.requires_grad and p.dtype != torch.float32:
-                master = torch.nn.Parameter(p.detach().float())
-                self.pairs.append((p, master))
-                self.parameters.append(master)
-            elif p.requires_grad:
-                self.parameters.append(p)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float()) for p in trained]
+        self.pairs = [(p, master) for p, master in zip(trained, self.parameters) if p is not master]
 
     def collect_grads(self) -> None:
         """Add the model's gradients to the masters', in float32, and free them. Call after every backward pass."""
