@@ -364,15 +364,12 @@ PRESETS = {
         sampling_rounds=10, max_new_tokens=8192, overlong_buffer=1024, sampling_rows=256,
     ),
 }  # fmt: skip
-PRESET_MEMORY = {  # GiB, from rlvr.engine.estimate (a test compares): no torch here
-    "smollm2-135m": 8, "qwen2.5-0.5b-gsm8k": 12, "qwen2.5-math-1.5b": 55, "qwen2.5-math-1.5b-lora": 17, "paper-7b": 218,
-}  # fmt: skip
-PRESET_HELP = {
+PRESET_HELP = {  # the GiB are those of rlvr.engine.estimate (a test compares), which needs torch
     "tiny": "the built-in model on its stories; any CPU",
     "hf": "any other model, on GSM8K; memory as printed before it loads",
-    "smollm2-135m": "135 M parameters on word problems of one or two steps; a CPU with {} GiB free",
-    "qwen2.5-0.5b-gsm8k": "0.5 B parameters on GSM8K; {} GiB at most: one GPU of 16 to 24 GB",
-    "qwen2.5-math-1.5b": "1.5 B parameters on MATH, all weights; {} GiB at most: one GPU of 80 GB",
-    "qwen2.5-math-1.5b-lora": "the same, with a LoRA adapter of rank 32; {} GiB at most: one GPU of 24 GB",
-    "paper-7b": "the settings of Deng et al. 2025, for the record: {} GiB, more than one GPU has",
+    "smollm2-135m": "135 M parameters on word problems of one or two steps; a CPU with 8 GiB free",
+    "qwen2.5-0.5b-gsm8k": "0.5 B parameters on GSM8K; 12 GiB at most: one GPU of 16 to 24 GB",
+    "qwen2.5-math-1.5b": "1.5 B parameters on MATH, all weights; 55 GiB at most: one GPU of 80 GB",
+    "qwen2.5-math-1.5b-lora": "the same, with a LoRA adapter of rank 32; 17 GiB at most: one GPU of 24 GB",
+    "paper-7b": "the settings of Deng et al. 2025, for the record: 218 GiB, more than one GPU has",
 }

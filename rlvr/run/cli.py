@@ -13,7 +13,7 @@ from dataclasses import MISSING, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from rlvr.config import PRESET_HELP, PRESET_MEMORY, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, train_config
+from rlvr.config import PRESET_HELP, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, train_config
 from rlvr.run.settings import check_eval, check_train, read_config, refuse
 
 # The flags that `--help` shows first.
@@ -119,7 +119,7 @@ def _heading(kind: type, setting) -> str:
 
 def _presets() -> str:
     """The presets with their memory, for `train.py --help`."""
-    lines = [f"- {name:24}{text.format(PRESET_MEMORY.get(name))}" for name, text in PRESET_HELP.items()]
+    lines = [f"- {name:24}{text}" for name, text in PRESET_HELP.items()]
     return "\n".join(["Presets (--preset NAME; --preset NAME --help shows its settings):", *lines])
 
 
