@@ -5,10 +5,10 @@ larger: sampling (keys and values of the completions side by side, their logits,
 a micro-batch, a chunk of logits). Lengths are taken at their limits, so a run whose answers are shorter needs less.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -111,14 +111,11 @@ def free_memory(device: str) -> float | None:
         return torch.cuda.mem_get_info()[0]
     if device == "mps":
         return torch.mps.recommended_max_memory()
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):
-            return None
+    with suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    with suppress(AttributeError, OSError, ValueError):  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def advice(c: TrainConfig, free: float, again: Callable[[TrainConfig], Estimate]) -> str:
@@ -128,11 +125,7 @@ def advice(c: TrainConfig, free: float, again: Callable[[TrainConfig], Estimate]
     shorter answers if nothing else helps.
     """
     changed: dict[str, object] = {}
-
-    def total() -> float:
-        return again(dataclasses.replace(c, **changed)).total
-
-    while (e := again(now := dataclasses.replace(c, **changed))).total > free:
+    while (e := again(now := replace(c, **changed))).total > free:
         rows = min(now.sampling_rows, c.prompts_per_step * c.completions_per_prompt)
         always, row = e.weights + e.optimizer, c.max_prompt_tokens + now.max_new_tokens
         if e.weights > free or now.max_new_tokens < 2:
@@ -149,7 +142,7 @@ def advice(c: TrainConfig, free: float, again: Callable[[TrainConfig], Estimate]
             changed["max_new_tokens"] = now.max_new_tokens // 2
     for name in list(changed):  # what a later change has made needless
         value = changed.pop(name)
-        if total() > free:
+        if again(replace(c, **changed)).total > free:
             changed[name] = value
     if not changed:
         return ""
