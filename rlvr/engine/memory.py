@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch.nn.functional import pad
 from rlvr.common.text import say
 from rlvr.config import SettingError
 
-Result = TypeVar("Result")
 NO_ROOM = "Out of memory for the weights, their gradients and the optimiser. Choose a smaller model."
 
 
@@ -57,7 +55,7 @@ class Budget:
         self.flag = flag  # as in --micro-batch-tokens
         self.wanted = self.size = size
 
-    def run(self, work: Callable[[int], Result]) -> Result:
+    def run(self, work: Callable):
         """work(size), tried again with half the size while it runs out of memory. Work must be a function that can be called again: what
         it changes before it fails, it must change back. Raises SettingError when nothing is left to halve."""
         while True:
@@ -78,9 +76,7 @@ class InHalves:
         self.complete = complete
         self.rows: int | None = None  # the most that may run side by side; None: never too many so far
 
-    def __call__(
-        self, model, prompts, repeats: int, stop_ids: set[int], temperature: float, top_p: float, u: Tensor, on_ended=lambda rows: None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, model, prompts, repeats: int, stop_ids, temperature, top_p, u: Tensor, on_ended=lambda rows: None) -> tuple:
         n = len(u)
         if self.rows is None or n <= self.rows:
             try:
