@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
+from tqdm.utils import ObjectWrapper
 
 
 def unique_names(folders: list[Path]) -> list[str]:
@@ -60,24 +61,18 @@ def say(text: str) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # what comes later, the progress bar's too, would fail again
 
 
-class Patient:
+class Patient(ObjectWrapper):
     """A stream that swallows its own errors. train.py puts it around stdout and stderr: the progress bar writes there too."""
-
-    def __init__(self, stream):
-        self.stream = stream
 
     def write(self, text: str) -> int:
         try:
-            return self.stream.write(text)
+            return self._wrapped.write(text)
         except OSError:
             return len(text)
 
     def flush(self) -> None:
         with suppress(OSError):
-            self.stream.flush()
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
+            self._wrapped.flush()
 
 
 def printable(text: str) -> str:
