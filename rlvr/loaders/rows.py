@@ -87,10 +87,12 @@ def _read_row(row: dict, number: int, where: str, questions: tuple[str, ...], an
     """Problem and answer of a row. Raises SettingError with its number."""
     columns = (*questions, answer_column)
     *parts, published = (_cell_text(_cell(row, c), f"The {c} in row {number} of {where}") for c in columns)
-    question, text = " ".join(parts), _answer_text(published)
+    question, boxed = " ".join(parts), last_boxed(published)
+    # What a published solution ends with is its answer: '#### 72', or the last box of a worked one. Anything else is an answer itself.
+    text = (published.rsplit("####", 1)[-1] if "####" in published or boxed is None else boxed).strip()
     if around and (match := re.fullmatch(around, question, re.DOTALL)):
         question = match[1]
-    unboxed = columns == ("problem", "solution") and last_boxed(published) is None  # a proof, which has no answer
+    unboxed = columns == ("problem", "solution") and boxed is None  # a proof, which has no answer
     if not all(parts) or not question or not text or unboxed:
         raise SettingError(f"Row {number} of {where} lacks its {' or '.join(columns)}. Fill it in, or leave the row out.")
     if len(question) > MAX_PROBLEM_CHARS or len(text) > MAX_CHARS:
@@ -118,9 +120,3 @@ def _cell_text(value, cell: str) -> str:
     if NO_TEXT.search(text):
         raise SettingError(f"{cell} has a character that is no text (NUL, or half a surrogate pair). Write it again as UTF-8.")
     return text
-
-
-def _answer_text(published: str) -> str:
-    """The answer in a published solution: '#### 72' -> 72, a worked solution -> its last box, anything else as it is."""
-    boxed = last_boxed(published) if "####" not in published else None
-    return (published.rsplit("####", 1)[-1] if boxed is None else boxed).strip()
