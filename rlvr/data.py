@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,13 +80,12 @@ def prompt_ids(tokenizer, problem: str, instruction: str, system: str = "", temp
 
 
 def encode_prompts(
-    tokenizer, problems: Iterable[Problem], instruction: str, max_prompt_tokens: int, system: str = "", template: str = "auto"
+    tokenizer, problems: list[Problem], instruction: str, max_prompt_tokens: int, system: str = "", template: str = "auto"
 ) -> tuple[list[Problem], list[list[int]], int]:
     """The problems whose prompt fits, their prompts as token ids, and how many problems were left out because theirs is too long.
 
     No prompt is ever cut. Raises SettingError if none fits.
     """
-    problems = list(problems)
     prompts = [prompt_ids(tokenizer, p.problem, instruction, system, template) for p in problems]
     if not any(prompts):
         raise SettingError("The model's tokenizer or chat template makes nothing of the problems. Repair its tokenizer files.")

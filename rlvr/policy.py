@@ -12,7 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlvr import rollout
 from rlvr.advantage import METHODS, method_parts
 from rlvr.config import SettingError, TrainConfig
 from rlvr.engine import decoder, scorer
@@ -21,7 +20,7 @@ from rlvr.engine.memory import Budget, InHalves
 from rlvr.entropy import token_entropy
 from rlvr.loaders.adapters import without_lora
 from rlvr.loaders.models import choose_device, choose_dtype, load_model
-from rlvr.rollout import Rollouts, sample
+from rlvr.rollout import Rollouts, complete, sample
 
 
 def logp_and_entropy(
@@ -51,7 +50,7 @@ class Policy:
     model: torch.nn.Module
     tokenizer: object
     stop_ids: set[int]
-    complete: Callable = rollout.complete  # how completions are sampled: for rollout.sample
+    complete: Callable = complete  # how completions are sampled: for rollout.sample
     logp_and_entropy: Callable = logp_and_entropy  # how given tokens are scored
     packed: bool = False  # whether a prompt counts once for all its completions in a batch that is scored
     reference: Callable | None = None  # for a KL penalty: a context that gives the model as it was before training
@@ -85,8 +84,7 @@ class Policy:
 
     def logp_of(self, part: Rollouts, temperature: float, with_grad_entropy: bool = False, model=None) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy of every token of some completions, [n, T] each."""
-        given = part.prompt_ids, part.completion_ids, part.mask, temperature, with_grad_entropy
-        return self.logp_and_entropy(model or self.model, *given)
+        return self.logp_and_entropy(model or self.model, part.prompt_ids, part.completion_ids, part.mask, temperature, with_grad_entropy)
 
     @torch.no_grad()
     def reference_logp(self, part: Rollouts, temperature: float) -> Tensor | None:
