@@ -7,9 +7,8 @@ from pathlib import Path
 
 from rlvr.common.text import one_line
 from rlvr.config import SettingError
-from rlvr.loaders.hub import HUB, HubSet, read_hub
 from rlvr.loaders.rows import has_columns, problem_answer_pairs
-from rlvr.loaders.tables import is_table, read_table
+from rlvr.loaders.sources import HUB, HubSet, is_table, read_hub, read_table
 from rlvr.tiny.task import sample_stories
 
 

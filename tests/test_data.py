@@ -9,7 +9,7 @@ import pytest
 
 from rlvr.config import SettingError
 from rlvr.data import Problem, encode_prompts, has_test_split, load_problems, prompt_ids
-from rlvr.loaders.hub import HUB
+from rlvr.loaders.sources import HUB
 
 DATA = Path(__file__).parent / "data"
 LINE_SEPARATOR = "\u2028"  # a line break for str.splitlines(), but an ordinary character in JSON and CSV

@@ -96,7 +96,7 @@ def test_every_field_of_a_logged_completion_has_an_entry(run_folder):
 
 
 def test_every_short_name_of_a_data_set_is_in_the_table():
-    from rlvr.loaders.hub import HUB
+    from rlvr.loaders.sources import HUB
 
     page = (ROOT / "tutorials" / "real_models.md").read_text(encoding="utf-8")
     for name, known in HUB.items():
