@@ -95,9 +95,8 @@ class DecodingLayout:
         prompt_mask, mask = self.prompt_mask, self.mask
         sampling = self.row_in_slot is not None
         if not sampling or window is not None:
-            seen = self.column <= self.query_columns[:, None]
-            if window is not None:
-                seen = seen & (self.column > self.query_columns[:, None] - window)
+            near = self.column > self.query_columns[:, None] - (window or len(self.column))
+            seen = near & (self.column <= self.query_columns[:, None])
             prompt_mask = torch.where(seen[:, :width], prompt_mask, self.hidden)
             mask = torch.where(seen[:, width:], mask, self.hidden)
         if not sampling:
