@@ -45,8 +45,7 @@ def bootstrap_interval(values: Sequence[float], draws: int = 1000, level: float 
     x = torch.tensor(values, dtype=torch.float64)
     picks = torch.randint(len(x), (draws, len(x)), generator=torch.Generator().manual_seed(seed))
     means = x[picks].mean(1)
-    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
-    return low, high
+    return tuple(torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist())
 
 
 @dataclass

@@ -153,8 +153,7 @@ def micro_batches(rollouts: Rollouts, rows: Tensor, budget: int, packed: bool = 
     """
     prompt, length = [len(p) for p in rollouts.prompt_ids], rollouts.lengths.tolist()
     key = rollouts.group.tolist() if packed else [p + n for p, n in zip(prompt, length)]
-    batch: list[int] = []
-    tokens = 0
+    batch, tokens = [], 0
     for i in sorted(rows.tolist(), key=key.__getitem__):
         if packed:
             known = batch and rollouts.prompt_ids[batch[-1]] == rollouts.prompt_ids[i]

@@ -44,8 +44,7 @@ class Packed:
     """
 
     def __init__(self, prompts: list[list[int]], completions: list[list[int]], device):
-        ids: list[int] = []
-        positions: list[int] = []
+        ids, positions = [], []
         spans: dict[tuple, range] = {}  # the indices of each prompt among the K
         for prompt in map(tuple, prompts):
             if prompt not in spans:

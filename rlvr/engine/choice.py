@@ -74,9 +74,8 @@ def use_fast(model, name: str, score: Callable) -> None:
     except Exception as error:  # whatever an architecture makes of a cache, a mask or an argument that it does not expect
         if out_of_memory(error):
             raise
-        raise SettingError(
-            f"The attention of the model {name!r} is one that the fast engine cannot follow. Choose --engine plain, which is slower."
-        ) from None
+        cause = f"The attention of the model {name!r} is one that the fast engine cannot follow"
+        raise SettingError(f"{cause}. Choose --engine plain, which is slower.") from None
     finally:
         AttentionInterface.register(ATTENTION, attention)
 

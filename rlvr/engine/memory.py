@@ -16,9 +16,8 @@ NO_ROOM = "Out of memory for the weights, their gradients and the optimiser. Cho
 def out_of_memory(error: BaseException) -> bool:
     """CUDA has an exception for it; torch on the CPU and on Apple's GPUs says it in words."""
     said = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
-    )
+    in_words = "can't allocate memory" in said or "out of memory" in said
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and in_words)
 
 
 @contextmanager
