@@ -67,8 +67,7 @@ def prompt_ids(tokenizer, problem: str, instruction: str, system: str = "", temp
     if template == "chat" and not tokenizer.chat_template:
         raise SettingError("--template chat asks for a chat template, but the model has none. Choose --template plain.")
     if tokenizer.chat_template and template != "plain":
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": content})
+        messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": content}]
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program, written by somebody else

@@ -68,14 +68,13 @@ class DecodingLayout:
     slot, and `slot_of_row` the reverse.
     """
 
-    def __init__(self, layers: list[SharedLayer], valid: Tensor, query_columns: Tensor, columns: int, written: int, dtype):
+    def __init__(self, layers: list[SharedLayer], valid: Tensor, query_columns: Tensor, written: int, steps: int, dtype):
         prompts, width, device = *valid.shape, valid.device
         self.layers, self.query_columns = layers, query_columns  # query_columns [queries]: the column of each query
         self.hidden = torch.finfo(dtype).min  # not -inf: a padded position sees nothing, and softmax over -inf alone is NaN
         self.prompt_mask = torch.zeros(prompts, 1, 1, width, dtype=dtype, device=device).masked_fill_(~valid[:, None, None], self.hidden)
-        self.mask = torch.zeros(1, 1, 1, columns, dtype=dtype, device=device)
-        self.mask[..., written:] = self.hidden
-        self.column = torch.arange(width + columns, device=device)
+        self.mask = pad(torch.zeros(1, 1, 1, written, dtype=dtype, device=device), (0, steps), value=self.hidden)
+        self.column = torch.arange(width + written + steps, device=device)
         self.row_in_slot = self.slot_of_row = None
 
     def assign_slots(self, prompt_of: Tensor) -> None:
@@ -184,15 +183,14 @@ class Decoder:
 
     def _rearrange(self, steps: int) -> None:
         """Drop ended rows, and prompts that have none left, and make room for the next columns, all in one go."""
-        alive, written = self.alive, self.done - 1
-        prompts, self.prompt_of = self.prompt_of[alive].unique(return_inverse=True)
+        prompts, self.prompt_of = self.prompt_of[self.alive].unique(return_inverse=True)
         self.valid = self.valid[prompts]
         for layer in self.layers:
-            layer.rearrange(prompts, alive, steps)
+            layer.rearrange(prompts, self.alive, steps)
         query_columns = self.column + self.valid.shape[1]
-        self.layout = DecodingLayout(self.layers, self.valid, query_columns, written + steps, written, self.model.dtype)
+        self.layout = DecodingLayout(self.layers, self.valid, query_columns, self.done - 1, steps, self.model.dtype)
         self.layout.assign_slots(self.prompt_of)
-        self.rows, self.position = self.rows[alive], self.position[alive]
+        self.rows, self.position = self.rows[self.alive], self.position[self.alive]
 
     def _step(self) -> None:
         """One more token for every row. Nothing in here depends on how many steps came before, so a recording of it can be replayed."""

@@ -80,8 +80,8 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
     # An update: what the backward pass needs of each layer, or, with checkpointing, its input and all of one layer.
     row = c.max_prompt_tokens + c.max_new_tokens
     groups = min(c.mini_batch_prompts, c.prompts_per_step)
-    tokens = min(c.micro_batch_tokens, groups * (c.max_prompt_tokens + c.completions_per_prompt * c.max_new_tokens))
-    tokens = max(tokens, row)  # a single row goes in whole
+    # A single row goes in whole, however long it is.
+    tokens = max(row, min(c.micro_batch_tokens, groups * (c.max_prompt_tokens + c.completions_per_prompt * c.max_new_tokens)))
     layer = tokens * (size * (5 * hidden + 4 * query + 4 * key + 4 * inner) + 4 * 2 * hidden)
     if device == "cpu":  # where attention keeps its scores; kernels of a GPU make them again
         layer += tokens * heads * row * size

@@ -84,11 +84,10 @@ class InHalves:
                 _check_halving_helps(error, "--sampling-rows", n)
             self.rows = _half("--sampling-rows", n)
         cut = len(prompts) // 2 * repeats or repeats // 2  # between two prompts, or among the completions of the only one
-        parts = [
+        return joined([
             self(model, some, len(rows) // len(some), stop_ids, temperature, top_p, rows, on_ended)
             for some, rows in ((prompts[: len(prompts) // 2] or prompts, u[:cut]), (prompts[len(prompts) // 2 :], u[cut:]))
-        ]
-        return joined(parts)
+        ])  # fmt: skip
 
 
 def joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
