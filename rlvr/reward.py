@@ -7,9 +7,9 @@ The answer is the content of the last balanced ``\boxed{...}``. Without a box it
 import math
 import re
 
-from rlvr.verifier import deadline, equal, one_spelling, stats
+from rlvr.verifier import deadline, each, equal, one_spelling
 
-BATCH_SECONDS = 30.0  # wall clock for verify_all; after it only the quick checks are made, and what needs more is wrong
+BATCH_SECONDS = 30.0  # wall clock for the verdicts of a training step; what needs more is not scored
 
 _BRACE = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+(-?\d+(?:[.,/]\d+)*))|\\[{}]|\\\\(?!f?box)|[{}]")
 
@@ -55,22 +55,24 @@ def verify(response: str, gold: str) -> bool:
     >>> verify("... so it is 0.5.", "0.5")
     False
     """
-    stats["checks"] += 1
-    answer = last_boxed(response) if isinstance(response, str) else None
-    return answer is not None and gold is not None and equal(answer, str(gold))
+    return equal(_answer(response), gold)
 
 
-def verify_all(responses: list[str], golds: list[str]) -> list[bool]:
-    r"""``verify`` for each pair. Each different pair of answer and gold is checked once, since verdicts are cached.
+def _answer(response) -> str | None:
+    return last_boxed(response) if isinstance(response, str) else None
 
-    A batch of hostile answers costs BATCH_SECONDS at most: after that only the quick checks are made.
+
+def verify_all(responses: list[str], golds: list[str], seconds: float = math.inf) -> list[bool | None]:
+    r"""``verify`` for each pair. Each different pair of answer and gold is checked once.
+
+    After so many seconds only the quick checks are made, and what needs more gets None: not scored.
     Raises ValueError if the lists differ in length.
 
     >>> verify_all([r"\boxed{1}", r"\boxed{2}"], ["1", "1"])
     [True, False]
     """
-    with deadline(BATCH_SECONDS):
-        return [verify(response, gold) for response, gold in zip(responses, golds, strict=True)]
+    with deadline(seconds):
+        return each(equal, list(zip(map(_answer, responses), golds, strict=True)))
 
 
 def answer_key(response: str) -> str | None:
@@ -79,7 +81,7 @@ def answer_key(response: str) -> str | None:
     >>> [answer_key(r"\boxed{%s}" % s) for s in ("0.5", "1/2", r"\dfrac{2}{4}", r"\sqrt{ 2 }")]
     ['1/2', '1/2', '1/2', '\\sqrt{2}']
     """
-    answer = last_boxed(response) if isinstance(response, str) else None
+    answer = _answer(response)
     return None if answer is None else one_spelling(answer) or None
 
 
@@ -111,7 +113,7 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
     [3.0, 0.0]
     """
     if function is None:
-        return [1.0 if right else -1.0 for right in verify_all(responses, golds)]
+        return [_plain(verdict) for verdict in verify_all(responses, golds, BATCH_SECONDS)]
     name = getattr(function, "__name__", str(function))
     problem = None
     try:

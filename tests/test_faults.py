@@ -35,6 +35,7 @@ from rlvr.run.log import Log
 from rlvr.run.state import undone_if_it_fails
 from rlvr.train import Trainer, train
 from rlvr.verifier import ANSWER_SECONDS
+from rlvr.verifier.process import CHILDREN
 
 ROOT = Path(__file__).parent.parent
 
@@ -643,13 +644,13 @@ def test_100_hostile_answers_in_a_row_while_a_run_goes_on(tmp_path, monkeypatch)
     for number in range(7):
         with monkeypatch.context() as patch:
             if number == 3:
-                patch.setattr(trainer, "reward", lambda texts, golds: reward.verify_all(answers, [r"\sqrt{2}+\pi"] * 100))
+                patch.setattr(trainer, "reward", lambda texts, golds: reward.rewards_from(None, answers, [r"\sqrt{2}+\pi"] * 100))
             metrics, *_ = one_step(trainer)
         seconds.append(metrics["seconds_step"])
         if number == 3:
             assert metrics["accuracy"] == 0 and metrics["verifier_kills"] > 5
             assert metrics["seconds_reward"] < reward.BATCH_SECONDS + 2 * ANSWER_SECONDS + 10
-        assert len(me.children(recursive=True)) <= 1  # the checker
+        assert len(me.children(recursive=True)) <= CHILDREN  # the checkers
     assert min(seconds[4:]) < 2 * max(seconds[:3])
     assert reward.verify(r"\boxed{\frac{\sqrt{8}}{2}}", r"\sqrt{2}")  # and it still checks
 

@@ -710,16 +710,16 @@ BRACKETS = ["{}", "{}", "{{{}}}", "({})", r"\left({}\right)", r"\left( {} \right
 FRAMES = ["{}", "${}$", r"\${}", "{}.", "${}$.", "${}.$", " {}\n", r"\displaystyle {}", r"\, {}~"]
 
 
-def dressed(draw, value: Fraction, names=("", "x = ", "x=", "n_1 = ", "f(x) = ", r"k \in ")) -> str:
+def dressed(draw, value: Fraction, names=("", "x = ", "x=", "n_1 = ", "f(x) = ", r"k \in "), units=("",)) -> str:
     """The same with brackets around it, a unit, a name, dollars, a full stop or spaces."""
     brackets = draw(st.sampled_from(BRACKETS))
     bare = brackets.format(spelled(draw, value, () if "(" in brackets else COMMAS + SPACES))  # the point (1,234) is no number
-    return draw(st.sampled_from(FRAMES)).format(draw(st.sampled_from(names)) + bare + draw(st.sampled_from(UNITS)))
+    return draw(st.sampled_from(FRAMES)).format(draw(st.sampled_from(names)) + bare + draw(st.sampled_from(units)))
 
 
-@for_all(100, value=NUMBERS, data=st.data())
-def test_a_number_is_right_in_every_spelling_and_all_spellings_vote_alike(value, data, exact):
-    answer, gold = dressed(data.draw, value), dressed(data.draw, value, names=[""])
+@for_all(100, value=NUMBERS, unit=st.sampled_from(UNITS), data=st.data())
+def test_a_number_is_right_in_every_spelling_and_all_spellings_vote_alike(value, unit, data, exact):
+    answer, gold = dressed(data.draw, value, units=("", unit)), dressed(data.draw, value, names=[""], units=("", unit))
     assert verify(boxed(answer), gold)
     assert verify(boxed(gold), answer)
     assert answer_key(boxed(answer)) == answer_key(boxed(gold)) == str(value)
@@ -733,12 +733,19 @@ def test_a_unit_may_stand_inside_the_brackets(name, brackets, unit, exact):
     assert verify(answer, gold) and answer_key(answer) == gold
 
 
+@for_all(100, value=NUMBERS, unit=st.sampled_from(UNITS), data=st.data())
+def test_two_units_are_never_equal(value, unit, data, exact):
+    assume(unit.strip(" \\text{}") not in ("", "km"))
+    answer, gold = dressed(data.draw, value, units=[unit]), dressed(data.draw, value, names=[""], units=[r"\text{ km}"])
+    assert not verify(boxed(answer), gold) and not verify(boxed(gold), answer)
+
+
 @for_all(100, value=NUMBERS, other=NUMBERS, nudge=st.integers(0, 30), data=st.data())
 def test_two_different_numbers_are_never_equal_however_near(value, other, nudge, data, exact):
     if nudge:
         other = value + data.draw(st.sampled_from([1, -1])) * Fraction(1, 10**nudge)
     assume(value != other)
-    answer, gold = dressed(data.draw, value), dressed(data.draw, other, names=[""])
+    answer, gold = dressed(data.draw, value, units=UNITS), dressed(data.draw, other, names=[""], units=UNITS)
     assert not verify(boxed(answer), gold) and not verify(boxed(gold), answer)
     assert answer_key(boxed(answer)) != answer_key(boxed(gold))
 

@@ -89,7 +89,7 @@ def _error_as_sentence():
 
 
 def _kills() -> int:
-    return sum(verifier_stats[k] for k in ("timeouts", "crashes", "skipped"))
+    return sum(verifier_stats[k] for k in ("timeouts", "crashes"))
 
 
 def mean(values: Tensor) -> float | None:

@@ -7,10 +7,9 @@ import json
 import os
 import re
 import sys
-import time
 from contextlib import suppress
 
-ANSWER_SECONDS = 2.0  # wall clock for one answer; then the parent kills this process, and the answer is wrong
+ANSWER_SECONDS = 2.0  # computing time for one answer; then the system, or on Windows the parent, kills this process, and the answer is wrong
 MEMORY_BYTES = 2**30  # address space of this process, where the system can limit it
 
 
@@ -22,6 +21,8 @@ def serve() -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a signal to the whole job is for the parent, which may want to finish its step
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGPROF"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it ends this process when the time for an answer is used up
     replies, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints may pass for a reply
     logging.disable()
     _limit("RLIMIT_AS", MEMORY_BYTES)
@@ -29,14 +30,17 @@ def serve() -> None:
     equal_by_math_verify(r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}")  # imports sympy and fills its caches
     print("true", file=replies, flush=True)
     for line in sys.stdin:
-        # If the parent is killed while we compute, nobody is left to kill us: the system does it after this time.
-        _limit("RLIMIT_CPU", int(time.process_time() + ANSWER_SECONDS) + 2)
+        answer, gold, seconds = json.loads(line)
+        if hasattr(signal, "setitimer"):  # also when the parent is killed meanwhile, and nobody is left to kill us
+            signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            reply = equal_by_math_verify(*json.loads(line))
+            reply = equal_by_math_verify(answer, gold)
         except MemoryError:
             os._exit(1)  # what is left of this process cannot be trusted
         except Exception:
             reply = False
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_PROF, 0)
         print("true" if reply else "false", file=replies, flush=True)
 
 
@@ -45,37 +49,108 @@ def equal_by_math_verify(answer: str, gold: str) -> bool:
     import math_verify
     import sympy
 
-    golds, answers = _parse(gold), _parse(answer)
+    if _EQUALS.search(answer) and _EQUALS.search(gold):
+        return _same_equation(answer, gold)
+    if _INEQUALITY.search(answer + gold) and re.search(r"\\lor|,", answer + gold):
+        sets = _as_set(gold), _as_set(answer)
+        return None not in sets and sets[0].symmetric_difference(sets[1]) == sympy.S.EmptySet
+    left, right = _parse(gold), _parse(answer)
     options = dict(numeric_precision=100, allow_set_relation_comp=True, timeout_seconds=None)
-    if not math_verify.verify(golds, answers, **options):
-        golds, answers = _usual_symbols(golds), _usual_symbols(answers)
-        if not math_verify.verify(golds, answers, **options):
+    if isinstance(left, sympy.core.relational.Relational) and isinstance(right, sympy.core.relational.Relational):
+        if left.free_symbols != right.free_symbols or (left.lhs - left.rhs).equals(0):  # x < x says nothing
             return False
-    left, right = golds[0], answers[0]
+    if not math_verify.verify(left, right, **options):
+        left, right = _usual_symbols(left), _usual_symbols(right)
+        if left is None or right is None or not math_verify.verify(left, right, **options):
+            return False
     if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr) and not left.free_symbols | right.free_symbols:
         # math-verify compares numbers by their absolute difference, which makes all tiny numbers equal.
-        left, right = sympy.N(left, 80), sympy.N(right, 80)
-        return bool(left == right or abs(left - right) <= 10**-60 * abs(left))
+        exact, left, right = left - right, sympy.N(left, 80), sympy.N(right, 80)
+        return bool(left == right or abs(left - right) <= 10**-60 * abs(left) or exact.equals(0))
     return True
 
 
-def _parse(text: str) -> list:
-    from math_verify import LatexExtractionConfig, parse
+_EQUALS = re.compile(r"=(?![^{}]*\})")  # outside of the bounds of a sum
+_INEQUALITY = re.compile(r"[<>]|\\(?:l|g|n)e(?![a-z])|\\in(?![a-z])")
+_MIXED = re.compile(r"(?<![\w.}^])(\d+) ?\\frac ?\{?(\d+?)\}? ?\{?(\d+)\}?")
+_PRODUCT = re.compile(r"((?<![\w.^])\d+|\)) ?(?=\()|\) ?(?=\d|\\frac)")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?) ?\^\\circ")
+
+
+def _parse(text: str):
+    """LaTeX -> sympy, by the parser of math-verify."""
+    import sympy
+    from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
     # Decimals become fractions: math-verify rounds floats to 6 places, and 3.14159265 is not pi.
     text = re.sub(r"(\d*)\.(\d+)", lambda match: rf"(\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}})", text)
-    return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+    text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
+    text = _PRODUCT.sub(r"\g<0>\\cdot ", text)  # the parser would make 7 of 3(4)
+    text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
+    text = normalize_latex(text, NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none"))
+    complex_numbers = re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", text)
+    conversion = ConversionConfig(lowercase_symbols=False)
+    parsed = latex2sympy(text, is_real=not complex_numbers, normalization_config=None, conversion_config=conversion)
+    # dx/dt, or the limit of a_n: of letters alone sympy would make 0, or the letter. They are names.
+    kinds = (sympy.Derivative, sympy.Limit, sympy.Integral, sympy.Sum)
+    names = {x: sympy.Symbol(sympy.srepr(x)) for x in getattr(parsed, "atoms", lambda *_: ())(*kinds) if _of_letters_alone(x)}
+    return parsed.xreplace(names) if names else parsed
 
 
-def _usual_symbols(parsed: list) -> list:
-    """The same with i the imaginary unit and the variables positive: sqrt(1/n) is 1/sqrt(n) only for positive n."""
+def _of_letters_alone(x) -> bool:
+    return x.args[1].args[0] not in x.args[0].free_symbols if x.func.__name__ != "Limit" else x.args[1] not in x.args[0].free_symbols
+
+
+def _usual_symbols(parsed):
+    """The same with i the imaginary unit and the variables positive: sqrt(1/n) is 1/sqrt(n) only for positive n. None if that could be wrong."""
     import sympy
 
-    if any(not isinstance(x, sympy.Expr) or x.has(sympy.Abs) for x in parsed):  # |x| must not become x
-        return []  # which math-verify finds equal to nothing
-    symbols = {s for x in parsed for s in x.free_symbols}
-    usual = {s: sympy.I if s.name == "i" else sympy.Symbol(s.name, positive=True) for s in symbols}
-    return [x.subs(usual) for x in parsed]
+    if not isinstance(parsed, sympy.Expr) or parsed.has(sympy.Abs):  # |x| must not become x
+        return None
+    constants = {"i": sympy.I, "e": sympy.E}
+    return parsed.subs({s: constants.get(s.name, sympy.Symbol(s.name, positive=True)) for s in parsed.free_symbols})
+
+
+def _same_equation(answer: str, gold: str) -> bool:
+    """Do two equations say the same? Their left minus right sides must differ by a constant factor, and must say something."""
+    import sympy
+
+    differences = []
+    for text in (answer, gold):
+        sides = _EQUALS.split(text)
+        if len(sides) != 2:
+            return False
+        left, right = map(_parse, sides)
+        if not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
+            return False
+        differences.append(left - right)
+    first, second = map(sympy.together, differences)
+    if first.free_symbols != second.free_symbols or not first.free_symbols or first.equals(0) or second.equals(0):
+        return False
+    return not sympy.simplify(first / second).free_symbols
+
+
+def _as_set(text: str):
+    r"""The numbers for which conditions hold: ``x < 1 \\lor x > 2`` or ``x > 2, x \\ne 3``; None if that cannot be said."""
+    import sympy
+
+    union = sympy.S.EmptySet
+    for alternative in text.split(r"\lor"):
+        part = sympy.S.Reals
+        for condition in re.split(r",(?![^(\[{]*[)\]}])", alternative):
+            parsed = _parse(condition)
+            if isinstance(parsed, sympy.Eq):  # x \\in [0, 1], as the parser reads it
+                parsed = parsed.rhs
+            if isinstance(parsed, (sympy.core.relational.Relational, sympy.And)):
+                if len(parsed.free_symbols) != 1:
+                    return None
+                parsed = parsed.as_set()
+            if not isinstance(parsed, sympy.Set):
+                return None
+            part = part.intersect(parsed)
+        union = union.union(part)
+    return union
 
 
 def _limit(what: str, amount: int) -> None:

@@ -6,21 +6,25 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import lru_cache
 
 from rlvr.verifier import child
 from rlvr.verifier.child import ANSWER_SECONDS
 
+CHILDREN = min(4, os.cpu_count() or 1)
+WAITING = 3  # an answer has ANSWER_SECONDS of computing time, and so many times that on the clock, which counts on a busy machine
 START_SECONDS = 120.0  # wall clock for the child to import sympy, which takes a second or two on an idle machine
 
-# What happened since the program started. A run logs how many answers were killed or skipped.
+# What happened since the program started. A run logs how many answers were killed, and how many were not scored.
 # checks: calls of verify. slow: answers that went to the child. timeouts: killed by the clock.
 # crashes: the child died (usually of its memory limit). restarts: children started after the first.
 # skipped: not asked, because the deadline had passed.
@@ -29,9 +33,17 @@ stats = Counter(checks=0, slow=0, timeouts=0, crashes=0, restarts=0, skipped=0)
 _end: ContextVar[float] = ContextVar("deadline", default=math.inf)  # of this thread alone
 
 
+class NotChecked(Exception):
+    """The deadline passed before this answer could be checked. That says nothing about the answer."""
+
+
+class TooSlow(Exception):
+    """The child was killed over a question, or died. What asked it is wrong, whatever else it may ask."""
+
+
 @contextmanager
 def deadline(seconds: float):
-    """After so many seconds, ``with deadline(seconds):`` asks math-verify nothing more: what needs it is wrong, and counted as skipped."""
+    """After so many seconds, ``with deadline(seconds):`` asks math-verify nothing more: what needs it raises NotChecked, and is counted."""
     token = _end.set(min(_end.get(), time.monotonic() + seconds))
     try:
         yield
@@ -40,31 +52,58 @@ def deadline(seconds: float):
 
 
 def ask(answer: str, gold: str) -> bool:
-    """Does math-verify find the two equal? Both normalised. An answer that was skipped is not remembered as wrong."""
+    """Does math-verify find the two equal? Both normalised. Raises TooSlow, or NotChecked past the deadline, which is not remembered."""
     if time.monotonic() >= _end.get():
         stats["skipped"] += 1
-        return False
-    return _ask(answer, gold)
+        raise NotChecked
+    if (verdict := _ask(answer, gold)) is None:
+        raise TooSlow
+    return verdict
 
 
 @lru_cache(maxsize=8192)
-def _ask(answer: str, gold: str) -> bool:
-    return checker.ask(answer, gold)
+def _ask(answer: str, gold: str) -> bool | None:
+    try:
+        checker = free.get(timeout=None if _end.get() == math.inf else max(0.0, _end.get() - time.monotonic()))
+    except queue.Empty:
+        stats["skipped"] += 1
+        raise NotChecked from None
+    try:
+        return checker.ask(answer, gold)
+    finally:
+        free.put(checker)
+
+
+def each(function, arguments: list[tuple]) -> list:
+    """function(*a) for each a, once for equal ones. None where the deadline passed.
+
+    As many threads as children work on them: while one waits for its child, the others go on.
+    """
+    results = dict.fromkeys(arguments)
+    todo = iter(list(results))
+
+    def work():
+        for a in todo:
+            with suppress(NotChecked):
+                results[a] = function(*a)
+
+    with ThreadPoolExecutor(CHILDREN) as threads:  # each with a copy of our context, in which the deadline stands
+        for future in [threads.submit(copy_context().run, work) for _ in range(CHILDREN)]:
+            future.result()
+    return [results[a] for a in arguments]
 
 
 class Checker:
     """Asks one child process one question at a time: a line of JSON goes out, "true" or "false" comes back."""
 
     def __init__(self):
-        self.lock = threading.Lock()
         self.process = self.replies = None
 
-    def ask(self, answer: str, gold: str) -> bool:
-        with self.lock:
-            stats["slow"] += 1
-            if self.process is None or self.process.poll() is not None:
-                self.start()
-            return bool(self.reply_to(json.dumps([answer, gold]) + "\n", ANSWER_SECONDS))
+    def ask(self, answer: str, gold: str) -> bool | None:
+        stats["slow"] += 1
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        return self.reply_to(json.dumps([answer, gold, ANSWER_SECONDS]) + "\n", WAITING * ANSWER_SECONDS)
 
     def reply_to(self, question: str, seconds: float) -> bool | None:
         """What the child says to a question; None if it died or took too long, and is stopped."""
@@ -73,7 +112,8 @@ class Checker:
             self.process.stdin.write(question)
             self.process.stdin.flush()
             reply = self.replies.get(timeout=seconds)
-            stats["crashes"] += reply is None  # the child died, which closed the pipe
+            if reply is None:  # the child died, which closed the pipe: of the signal for its time, or of its memory limit
+                stats["timeouts" if self.process.wait() == -getattr(signal, "SIGPROF", 0) else "crashes"] += 1
         except queue.Empty:
             stats["timeouts"] += 1
         except OSError:
@@ -112,7 +152,23 @@ def _read(pipe, replies: queue.Queue) -> None:
     replies.put(None)
 
 
-checker = Checker()
-atexit.register(checker.stop)
+checkers: list[Checker] = []
+free: queue.LifoQueue = queue.LifoQueue()  # the one that was used last comes first, so that children start only when they are needed
+
+
+def _new_checkers() -> None:
+    checkers[:] = [Checker() for _ in range(CHILDREN)]
+    free.__init__()
+    for checker in checkers:
+        free.put(checker)
+
+
+@atexit.register
+def stop_all() -> None:
+    for checker in checkers:
+        checker.stop()
+
+
+_new_checkers()
 if hasattr(os, "register_at_fork"):  # a fork must not share the pipes: the two would read each other's answers
-    os.register_at_fork(after_in_child=checker.__init__)
+    os.register_at_fork(after_in_child=_new_checkers)

@@ -7,44 +7,69 @@ import re
 import unicodedata
 from itertools import accumulate
 
+from rlvr.verifier.words import as_text
+
 _CHARACTERS = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ "}
-    | {"≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "∅": r"\emptyset ", "½": r"\frac12", "¼": r"\frac14", "¾": r"\frac34"}
-    | {digit: f"^{i}" for i, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "√": r"\sqrt "}
+    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset "}
+    | {"½": r"\frac12", "¼": r"\frac14", "¾": r"\frac34", "ℝ": r"\mathbb{R}", "±": r"\pm ", "∨": r"\lor ", "′": "'", "’": "'"}
 )
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|pi|theta|alpha|beta|gamma|lambda|omega|phi"
+_ARGUMENT = r"(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*"  # of a command, with braces in braces
 _RULES = [(re.compile(pattern), new) for pattern, new in (
+    (r"\^\{(\d)\} ?\\sqrt", r"\\sqrt[\1]"),                         # ³√2
+    # layout
     (r",\\!\s*|\{,\}", ","),                                        # 10,\!000 and 10{,}000
-    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])|(?<!\\)\\[!$]|\$", ""),
+    (r"\\(?:left|right|[bB]igg?[lr]?|middle|displaystyle|textstyle|large|Large|bf|rm|it|limits)(?![A-Za-z])|(?<!\\)\\[!$()\[\]]|[$`]", ""),
     (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])|\s+", " "),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    (r"√ ?(\d+|[a-z])", r"\\sqrt{\1}"),
-    (r"\\(?:mbox|textbf|textit|textrm)(?=\s*\{)", r"\\text"),
+    (r"^ ?\\color ?\{\w+\}|\\(?:color|textcolor) ?\{\w+\}(?= ?\{)", ""),
+    (rf"\\(?:boldsymbol|bm|num|mathsf|boxed|fbox|underline|ensuremath) ?\{{({_ARGUMENT})\}}", r"{\1}"),
+    (r"\\mathbf(?= ?\{ ?[-+\d])", ""), (r"^ ?(\[?[\"']|\*\*)(.*)(?:[\"']\]?|\*\*) ?$", r"\2"),
+    (r"\\begin ?\{(?:[bB]|small)matrix\}|\\begin ?\{array\} ?\{[a-z|]*\}", r"\\begin{pmatrix}"),
+    (r"\\end ?\{(?:[bB]matrix|smallmatrix|array)\}", r"\\end{pmatrix}"),
+    # names of things
+    (r"\\[dtcs]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\(?:varnothing|emptyset)(?![A-Za-z])|\\\{ ?\\\}", r"\\emptyset "),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"), (r"\\colon(?![A-Za-z])|\\mid(?![A-Za-z])", ":"),
+    (r"\\lg(?![A-Za-z])", r"\\log_{10}"), (r"\\(?:lor|vee)(?![A-Za-z])", r"\\lor "), (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+    (r"\\(l|g)(?:eqslant|eqq|eq)(?![A-Za-z])", r"\\\1e "), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\\d?binom", r"\\binom"),
+    (r"\*\*", "^"), (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times "), (r"(?<![A-Za-z\\])(?:infinity|inf)(?![A-Za-z])", r"\\infty "),
+    (rf"(?<![A-Za-z\\])({_FUNCTIONS})(?![A-Za-z])", r"\\\1 "),
+    (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"), (r"(\\sqrt(?:\[\w+\])?) ?(\d+|[a-z])", r"\1{\2}"),
+    (r"\{([^{}]*|[^{}]*\{[^{}]*\}[^{}]*)\\over(?![A-Za-z])((?:[^{}]|\{[^{}]*\})*)\}", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\\frac (\w) ?(\w)(?!\w)", r"\\frac{\1}{\2}"), (r"\^ ?(\\frac ?\{[^{}]*\} ?\{[^{}]*\})", r"^{\1}"),
+    (r"\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\}|[oº]|\{ ?\\(?:text|mathrm) ?\{ ?o ?\} ?\})|\\degree(?![A-Za-z])", r"^\\circ "),
     (r"\\mathrm ?\{ ?([ei]) ?\}", r" \1 "),                            # numbers, not units
-    (r",? ?\\text ?\{ ?(?:and|or) ?\} ?", ", "),
-    (r"\\text ?\{ ?percent ?\}|\\?%", r"\\%"),
-    (r"\^ ?(?:\\circ|\{ ?\\circ ?\})|\\degree(?![A-Za-z])", ""),    # 90^\circ loses its unit, as other numbers do
     (r"_\{(\w)\}", r"_\1"),
     (r"\^(\d)(?=\d)", r"^{\1} "),                                   # TeX reads 2^10 as 2^1 and then a 0
-    (r" +", " "),
+    # sets
+    (r"\\\{ ?[a-z](?: ?\\in ?\\mathbb ?\{?R\}?)? ?(?::|\|) ?(.*) ?\\\}$", r"\1"),                    # {x | x > 2} is x > 2
+    (r"^ ?\] ?([^,;\[\]]+[,;][^,;\[\]]+) ?\[ ?$", r"(\1)"),            # ]1, 2[ is (1, 2)
+    (r"\\mathbb ?\{?R\}? ?(?:-|\\backslash) ?(?=\\\{)", r"\\mathbb{R}\\setminus "),
+    (r"(?<![(\[{]) ?; ?(?=.)", ", "),
+    (r" ?(?:\\text ?\{ ?)?(?<![A-Za-z])(?:percent(?:age)?|per cent|pct)(?: ?\})?(?![A-Za-z])|\\?%", r"\\%"),
+    (r"[ ;.]+$|^ ?= ?", ""), (r"^-?(.*?) ?\\?(?:text)? ?\{? ?below zero ?\}?$", r"-\1"),
+    (r" +", " "), (r"(?<=[{(\[]) | (?=[})\]])(?<!\\ )", ""),
 )]  # fmt: skip
-_TEXT = re.compile(r"\\(?:text|mathrm|mathbf) ?\{([^{}]*)\}")
+_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _NAME = re.compile(r"^[A-Za-z](?:_\w|\([A-Za-z]\))? ?(?:=|\\in(?![a-z])) ?(?=[^=]+$)")  # "x =", "f(x) =", "x \in"
-# \text{ cm}^2, \mathrm{m}/\mathrm{s}, and also a sentence: \text{The answer is }
-_UNIT = r"(?:\\(?:text|mathrm) ?\{[^{}]*\}(?:\^\{?\d\}?)? ?/?)+"
-_UNIT_BEFORE, _UNIT_AFTER = re.compile("^" + _UNIT), re.compile(_UNIT + "$")
 
 
 def normalise(text: str) -> str:
-    r"""The answer in plain characters, without layout commands, and without brackets around the whole.
+    r"""The answer in plain characters, without layout commands, its words in \text{}, and without brackets around the whole.
 
-    >>> normalise(r"$\left( \dfrac{1}{2} \right)$.")
-    '\\frac{1}{2}'
+    >>> normalise(r"$\left( \dfrac{1}{2} \right)$."), normalise("5 apples")
+    ('\\frac{1}{2}', '5\\text{apples}')
     """
+    text = _RAISED_RUN.sub(lambda match: "^{" + match[0].translate(_RAISED) + "}", text)
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).replace("\u2044", "/")
     text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     for pattern, new in _RULES:
         text = pattern.sub(new, text)
-    return peel(text.strip().removesuffix(".").strip())
+    return peel(as_text(text).strip().removesuffix(".").strip())
 
 
 def compact(text: str) -> str:
@@ -55,6 +80,23 @@ def compact(text: str) -> str:
     """
     text = peel(_TEXT.sub(r"\1", text).strip())
     return re.sub(r" (?!(?<=\d )\d|(?<=[A-Za-z] )[A-Za-z])", "", text)
+
+
+def split_at(text: str, *separators: str) -> list[str]:
+    r"""The parts of a text between separators that stand in no bracket.
+
+    >>> split_at("(1,2), 3", ","), split_at(r"x = 1 \approx 2", "=", r"\approx")
+    (['(1,2)', '3'], ['x', '1', '2'])
+    """
+    depth, start, parts = 0, 0, []
+    for match in re.finditer(r"[({[]|[)}\]]|" + "|".join(re.escape(s) + ("(?![a-z])" if s[0] == "\\" else "") for s in separators), text):
+        if match[0] in separators:
+            if depth == 0:
+                parts.append(text[start : match.start()].strip())
+                start = match.end()
+        else:
+            depth = max(0, depth + (1 if match[0] in "({[" else -1))
+    return [part for part in [*parts, text[start:].strip()] if part or len(separators) > 1 or not parts]
 
 
 def peel(text: str) -> str:
@@ -81,8 +123,3 @@ def nesting(text: str) -> int:
 def without_name(text: str) -> str:
     r"""Drop the name of what was asked for: ``x = 5`` and ``x \in \{5\}`` become ``5`` and ``\{5\}``."""
     return peel(_NAME.sub("", text))
-
-
-def without_unit(text: str) -> str:
-    r"""Drop text before and after a number: ``10\text{ cm}^2`` becomes ``10``. Text alone stays."""
-    return _UNIT_AFTER.sub("", _UNIT_BEFORE.sub("", text)) or text
