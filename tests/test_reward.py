@@ -440,6 +440,23 @@ def test_ten_hostile_answers_leave_nothing_behind(children, impatient):
     assert threading.active_count() <= threads + 1
 
 
+@pytest.mark.slow
+def test_no_right_answer_is_lost_on_a_busy_machine():
+    """128 problems x 8 answers as in MATH, half of which need math-verify, beside a program that keeps a core busy."""
+    exact = [(rf"\frac{{{n}}}{{{2 * n}}}", "0.5") for n in range(1, 513)]
+    asked = [(rf"\sqrt{{{k * k * n}}}+{k}x", rf"{k}\left(x+\sqrt{{{n}}}\right)") for n in range(2, 66) for k in range(2, 10)]
+    pairs = [(boxed(answer), gold) for answer, gold in exact + asked]
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    started = time.monotonic()
+    try:
+        rewards = reward.rewards_from(None, *map(list, zip(*pairs)))
+    finally:
+        busy.kill()
+    scored = sum(not math.isnan(r) for r in rewards)
+    print(f"{scored} of {len(pairs)} answers scored in {time.monotonic() - started:.1f} s")
+    assert -1.0 not in rewards and scored >= 512  # all of them, unless the machine is much slower than ours: then none is wrong
+
+
 def test_a_batch_of_hostile_answers_ends_soon_after_its_time_is_up(impatient, monkeypatch):
     skipped, started = verifier.stats["skipped"], time.monotonic()
     hostile = [boxed(rf"\binom{{10^8}}{{4\cdot10^7+{i}}}") for i in range(50)]
