@@ -21,7 +21,8 @@ from rlvr.verifier import child
 from rlvr.verifier.child import ANSWER_SECONDS
 
 CHILDREN = min(4, os.cpu_count() or 1)
-WAITING = 3  # an answer has ANSWER_SECONDS of computing time, and so many times that on the clock, which counts on a busy machine
+# An answer has ANSWER_SECONDS of computing time, and so many times that on the clock: a busy machine must cost no verdict. Windows has the clock alone.
+WAITING = 10 if hasattr(signal, "setitimer") else 1
 START_SECONDS = 120.0  # wall clock for the child to import sympy, which takes a second or two on an idle machine
 
 # What happened since the program started. A run logs how many answers were killed, and how many were not scored.
@@ -88,8 +89,11 @@ def each(function, arguments: list[tuple]) -> list:
                 results[a] = function(*a)
 
     with ThreadPoolExecutor(CHILDREN) as threads:  # each with a copy of our context, in which the deadline stands
-        for future in [threads.submit(copy_context().run, work) for _ in range(CHILDREN)]:
-            future.result()
+        try:
+            for future in [threads.submit(copy_context().run, work) for _ in range(CHILDREN)]:
+                future.result()
+        finally:
+            list(todo)  # takes what is left: after Ctrl-C, or an error in one of them, the others need not go on
     return [results[a] for a in arguments]
 
 
@@ -103,7 +107,12 @@ class Checker:
         stats["slow"] += 1
         if self.process is None or self.process.poll() is not None:
             self.start()
-        return self.reply_to(json.dumps([answer, gold, ANSWER_SECONDS]) + "\n", WAITING * ANSWER_SECONDS)
+        left = _end.get() - time.monotonic() + ANSWER_SECONDS
+        reply = self.reply_to(json.dumps([answer, gold, ANSWER_SECONDS]) + "\n", min(left, WAITING * ANSWER_SECONDS))
+        if reply is None and left < WAITING * ANSWER_SECONDS and time.monotonic() > _end.get() + ANSWER_SECONDS:
+            stats["skipped"] += 1
+            raise NotChecked  # the deadline ended it, not its own limit
+        return reply
 
     def reply_to(self, question: str, seconds: float) -> bool | None:
         """What the child says to a question; None if it died or took too long, and is stopped."""
