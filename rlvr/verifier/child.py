@@ -9,7 +9,9 @@ import re
 import sys
 from contextlib import suppress
 
-ANSWER_SECONDS = 2.0  # computing time for one answer; then the system, or on Windows the parent, kills this process, and the answer is wrong
+ANSWER_SECONDS = (
+    2.0  # computing time for one answer; then the system, or on Windows the parent, kills this process, and the answer is wrong
+)
 MEMORY_BYTES = 2**30  # address space of this process, where the system can limit it
 
 
@@ -52,12 +54,11 @@ def equal_by_math_verify(answer: str, gold: str) -> bool:
     if _EQUALS.search(answer) and _EQUALS.search(gold):
         return _same_equation(answer, gold)
     if _INEQUALITY.search(answer + gold) and re.search(r"\\lor|,", answer + gold):
-        sets = _as_set(gold), _as_set(answer)
-        return None not in sets and sets[0].symmetric_difference(sets[1]) == sympy.S.EmptySet
+        return _same_set(answer, gold)
     left, right = _parse(gold), _parse(answer)
     options = dict(numeric_precision=100, allow_set_relation_comp=True, timeout_seconds=None)
     if isinstance(left, sympy.core.relational.Relational) and isinstance(right, sympy.core.relational.Relational):
-        if left.free_symbols != right.free_symbols or (left.lhs - left.rhs).equals(0):  # x < x says nothing
+        if left.free_symbols != right.free_symbols or not left.free_symbols or (left.lhs - left.rhs).equals(0):  # x < x says nothing
             return False
     if not math_verify.verify(left, right, **options):
         left, right = _usual_symbols(left), _usual_symbols(right)
@@ -73,7 +74,11 @@ def equal_by_math_verify(answer: str, gold: str) -> bool:
 _EQUALS = re.compile(r"=(?![^{}]*\})")  # outside of the bounds of a sum
 _INEQUALITY = re.compile(r"[<>]|\\(?:l|g|n)e(?![a-z])|\\in(?![a-z])")
 _MIXED = re.compile(r"(?<![\w.}^])(\d+) ?\\frac ?\{?(\d+?)\}? ?\{?(\d+)\}?")
-_PRODUCT = re.compile(r"((?<![\w.^])\d+|\)) ?(?=\()|\) ?(?=\d|\\frac)")
+_PRODUCT = re.compile(r"((?<![\w.^])\d+|\\pi|\)) ?(?=\()|\) ?(?=\d|\\frac)")
+_ARGUMENT = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)(?:_\{?\w+\}?)?(?: ?\^ ?\{?-?\d+\}?)?) ?"
+    r"([A-Za-z]|[\d.]+[A-Za-z]?|\\[a-z]+) ?(?=\\cdot|\\times|\*)"
+)
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?) ?\^\\circ")
 
 
@@ -86,6 +91,7 @@ def _parse(text: str):
     # Decimals become fractions: math-verify rounds floats to 6 places, and 3.14159265 is not pi.
     text = re.sub(r"(\d*)\.(\d+)", lambda match: rf"(\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}})", text)
     text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
+    text = _ARGUMENT.sub(r"\1(\2)", text)  # the parser would make sin(x x) of \sin x \cdot x
     text = _PRODUCT.sub(r"\g<0>\\cdot ", text)  # the parser would make 7 of 3(4)
     text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     text = normalize_latex(text, NormalizationConfig(basic_latex=True, malformed_operators=True, nits=True, boxed="none"))
@@ -103,10 +109,10 @@ def _of_letters_alone(x) -> bool:
 
 
 def _usual_symbols(parsed):
-    """The same with i the imaginary unit and the variables positive: sqrt(1/n) is 1/sqrt(n) only for positive n. None if that could be wrong."""
+    """The same with i the imaginary unit and positive variables, for which sqrt(1/n) is 1/sqrt(n). None if that could be wrong."""
     import sympy
 
-    if not isinstance(parsed, sympy.Expr) or parsed.has(sympy.Abs):  # |x| must not become x
+    if not isinstance(parsed, sympy.Expr) or parsed.has(sympy.Abs) or parsed.doit().has(sympy.Abs):  # |x| must not become x, nor sqrt(x^2)
         return None
     constants = {"i": sympy.I, "e": sympy.E}
     return parsed.subs({s: constants.get(s.name, sympy.Symbol(s.name, positive=True)) for s in parsed.free_symbols})
@@ -131,26 +137,32 @@ def _same_equation(answer: str, gold: str) -> bool:
     return not sympy.simplify(first / second).free_symbols
 
 
-def _as_set(text: str):
-    r"""The numbers for which conditions hold: ``x < 1 \\lor x > 2`` or ``x > 2, x \\ne 3``; None if that cannot be said."""
+def _same_set(answer: str, gold: str) -> bool:
+    (set_, letters), (gold_set, gold_letters) = _as_set(answer), _as_set(gold)
+    if set_ is None or gold_set is None or len(letters | gold_letters) > 1:  # conditions for x and conditions for y are two things
+        return False
+    return set_.symmetric_difference(gold_set).is_empty is True
+
+
+def _as_set(text: str) -> tuple:
+    r"""The numbers for which conditions hold, and their letters: ``x < 1 \lor x > 2``, ``x > 2, x \ne 3``; (None, ...) if unknown."""
     import sympy
 
-    union = sympy.S.EmptySet
+    union, letters = sympy.S.EmptySet, set()
     for alternative in text.split(r"\lor"):
         part = sympy.S.Reals
         for condition in re.split(r",(?![^(\[{]*[)\]}])", alternative):
             parsed = _parse(condition)
-            if isinstance(parsed, sympy.Eq):  # x \\in [0, 1], as the parser reads it
+            letters |= getattr(parsed, "free_symbols", set())
+            if isinstance(parsed, sympy.Eq):  # x \in [0, 1], as the parser reads it
                 parsed = parsed.rhs
-            if isinstance(parsed, (sympy.core.relational.Relational, sympy.And)):
-                if len(parsed.free_symbols) != 1:
-                    return None
+            if isinstance(parsed, (sympy.core.relational.Relational, sympy.And)) and len(parsed.free_symbols) == 1:
                 parsed = parsed.as_set()
             if not isinstance(parsed, sympy.Set):
-                return None
+                return None, letters
             part = part.intersect(parsed)
         union = union.union(part)
-    return union
+    return union, letters
 
 
 def _limit(what: str, amount: int) -> None:

@@ -10,17 +10,19 @@ MAX_DIGITS = 1000  # of a number that we compare ourselves; Python refuses to pr
 
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:[, ]\d{3})+(?![\d,])")
 _DIGITS = r"(?:\d+\.?\d*|\.\d+)"
-_POWER_OF_TEN = r"e([+-]?\d{1,3})|\\(?:times|cdot)10\^(?:(\d)|\{([+-]?\d{1,3})\})"
+_POWER_OF_TEN = r"[eE]([+-]?\d{1,3})|(?:\\times|\\cdot|\*)10\^(?:(\d)|\{([+-]?\d{1,3})\})"
 _DECIMAL = re.compile(rf"([+-]?{_DIGITS})(?:{_POWER_OF_TEN})?")
 _FRACTION = re.compile(rf"([+-]?)(\d*)\\frac(\d|\{{[+-]?{_DIGITS}\}})(\d|\{{[+-]?{_DIGITS}\}})")
 _SLASH = re.compile(rf"^([+-]?)({_DIGITS})/([+-]?{_DIGITS})$")
 _MIXED = re.compile(r"^([+-]?\d+) (\d+)/(\d+)$")
-_REPEATING = re.compile(r"([+-]?\d*)\.(\d*)(?:\\overline(?:\{(\d+)\}|(\d))|\\dot(?:\{(\d)\}|(\d))(?:(\d*)\\dot(?:\{(\d)\}|(\d)))?)")
+_REPEATING = re.compile(
+    r"(?<!\d)([+-]?\d*)\.(\d*)(?:\\(?:overline|bar)(?:\{(\d+)\}|(\d))|\\dot(?:\{(\d)\}|(\d))(?:(\d*)\\dot(?:\{(\d)\}|(\d)))?)"
+)
 _SCALE = re.compile(rf"\\text\{{({'|'.join(SCALES)})s?\}}$")
 
 
 def number_in(text: str) -> Fraction | None:
-    r"""The exact value of 12, .5, 1.5e3, 1.5\times10^{3}, 3/4, \frac34, 1\frac34, 1 3/4, 0.\overline{3} or 5\text{million}; None for all else.
+    r"""The exact value of 12, .5, 1.5e3, 1.5\times10^{3}, \frac34, 1\frac34, 1 3/4, 0.\overline{3}, 5\text{million}; None for all else.
 
     A percent sign is dropped. Raises ZeroDivisionError for 1/0.
 
@@ -42,16 +44,21 @@ def number_in(text: str) -> Fraction | None:
         return -value if sign == "-" else value  # 1\frac34 is a mixed number, not a product
     if match := _DECIMAL.fullmatch(text):
         return Fraction(match[1]) * Fraction(10) ** int(match[2] or match[3] or match[4] or 0)
-    if match := _REPEATING.fullmatch(text):
-        whole, start, *again = match.groups("")
-        return _repeating(whole or "0", start, "".join(again))
-    return None
+    return _repeating(match) if (match := _REPEATING.fullmatch(text)) else None
 
 
-def _repeating(whole: str, start: str, again: str) -> Fraction:
-    """0.1666...: whole "0", start "1", again "6"."""
-    digits = Fraction(int(start + again) - int(start or 0), (10 ** len(again) - 1) * 10 ** len(start)) if again else Fraction(0)
-    return Fraction(whole) + (-digits if whole.startswith("-") else digits)
+def _repeating(match: re.Match) -> Fraction:
+    whole, start, *parts = match.groups("")
+    again = "".join(parts)
+    digits = Fraction(int(start + again) - int(start or 0), (10 ** len(again) - 1) * 10 ** len(start))
+    return Fraction(whole or "0") + (-digits if whole.startswith("-") else digits)
+
+
+def repeating_as_fractions(text: str) -> str:
+    r"""For sympy, which cannot read them: ``1-0.\overline{3}`` becomes ``1-(\frac{1}{3})``."""
+    return _REPEATING.sub(
+        lambda match: r"{}(\frac{{{}}}{{{}}})".format("+" * match[0].startswith("+"), *_repeating(match).as_integer_ratio()), text
+    )
 
 
 def equal_numbers(answer: str, gold: str) -> bool | None:
@@ -75,4 +82,4 @@ def rounds_to(value: str, rounded: str) -> bool:
     if exact is None or decimal is None:
         return False
     places = len(rounded.strip().partition(".")[2])
-    return abs(exact - decimal) <= Fraction(1, 2 * 10**places)
+    return re.fullmatch(r"-?\d*\.?\d+", rounded.strip()) is not None and abs(exact - decimal) <= Fraction(1, 2 * 10**places)

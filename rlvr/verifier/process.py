@@ -21,7 +21,8 @@ from rlvr.verifier import child
 from rlvr.verifier.child import ANSWER_SECONDS
 
 CHILDREN = min(4, os.cpu_count() or 1)
-# An answer has ANSWER_SECONDS of computing time, and so many times that on the clock: a busy machine must cost no verdict. Windows has the clock alone.
+# An answer has ANSWER_SECONDS of computing time, and so many times that on the clock: a busy machine must cost no verdict. Windows has only
+# the clock.
 WAITING = 10 if hasattr(signal, "setitimer") else 1
 START_SECONDS = 120.0  # wall clock for the child to import sympy, which takes a second or two on an idle machine
 

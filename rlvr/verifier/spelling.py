@@ -5,43 +5,53 @@ To accept one more spelling, add a character to _CHARACTERS or a rule to _RULES,
 
 import re
 import unicodedata
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 from rlvr.verifier.words import as_text
 
 _CHARACTERS = str.maketrans(
     {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "√": r"\sqrt "}
     | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset "}
-    | {"½": r"\frac12", "¼": r"\frac14", "¾": r"\frac34", "ℝ": r"\mathbb{R}", "±": r"\pm ", "∨": r"\lor ", "′": "'", "’": "'"}
+    | {letter: rf"\{name} " for letter, name in zip("αβγθλμφω", "alpha beta gamma theta lambda mu phi omega".split())}
+    | {"ℝ": r"\mathbb{R}", "±": r"\pm ", "∨": r"\lor ", "′": "'", "’": "'", "“": '"', "”": '"', "…": r"\ldots ", "∛": r"\sqrt[3]"}
 )
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|pi|theta|alpha|beta|gamma|lambda|omega|phi"
-_ARGUMENT = r"(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*"  # of a command, with braces in braces
 _RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\^\{(\d)\} ?\\sqrt", r"\\sqrt[\1]"),                         # ³√2
     # layout
     (r",\\!\s*|\{,\}", ","),                                        # 10,\!000 and 10{,}000
-    (r"\\(?:left|right|[bB]igg?[lr]?|middle|displaystyle|textstyle|large|Large|bf|rm|it|limits)(?![A-Za-z])|(?<!\\)\\[!$()\[\]]|[$`]", ""),
+    (r"\\(?:left|right|[bB]igg?[lr]?|middle)(?![A-Za-z])", ""),
+    (r"\\(?:displaystyle|textstyle|tiny|small|large|Large|huge|bf|rm|it|limits)(?![A-Za-z])|(?<!\\)\\[!()\[\]]|(?<!\\)\$|`", ""),
+    (r"\\[hv]space\*? ?\{[^{}]*\}|\\overset ?\{[^{}]*\}|\\(?:begin|end) ?\{(?:aligned|align\*?|gathered|equation\*?)\}(?!.*&)", ""),
     (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Za-z])|\s+", " "),
     (r"^ ?\\color ?\{\w+\}|\\(?:color|textcolor) ?\{\w+\}(?= ?\{)", ""),
-    (rf"\\(?:boldsymbol|bm|num|mathsf|boxed|fbox|underline|ensuremath) ?\{{({_ARGUMENT})\}}", r"{\1}"),
-    (r"\\mathbf(?= ?\{ ?[-+\d])", ""), (r"^ ?(\[?[\"']|\*\*)(.*)(?:[\"']\]?|\*\*) ?$", r"\2"),
+    (r"\\colorbox ?\{\w+\}(?= ?\{)", ""), (r"\{ ?\\color ?\{\w+\}", "{"),
+    (r"\\(?:boldsymbol|bm|num|mathsf|mathtt|boxed|fbox|underline|ensuremath|mathop|emph)(?= ?\{)", ""),
+    (r"\\(?:SI|qty) ?\{([^{}]*)\} ?\{([^{}]*)\}", lambda match: rf"{match[1]}\text{{{match[2].replace(chr(92), ' ')}}}"),
+    (r"\\ang ?\{([^{}]*)\}", r"\1^\\circ "),
+    (r"\\mathbf(?= ?\{ ?[-+\d])", ""), (r"^ ?(\*\*|\*|__|[\"'])(.*)\1 ?$|^ ?\[\"(.*)\"\] ?$", r"\2\3"),
     (r"\\begin ?\{(?:[bB]|small)matrix\}|\\begin ?\{array\} ?\{[a-z|]*\}", r"\\begin{pmatrix}"),
     (r"\\end ?\{(?:[bB]matrix|smallmatrix|array)\}", r"\\end{pmatrix}"),
     # names of things
-    (r"\\[dtcs]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\(?:[dtcs]|nice)frac(?![A-Za-z])", r"\\frac"),
+    (r"\\frac ?(\d) ?(\d)(?!\d)", r"\\frac{\1}{\2}"), (r"\\frac ?(\\pi) ?(\d)(?!\d)", r"\\frac{\1}{\2}"),
     (r"\\(?:varnothing|emptyset)(?![A-Za-z])|\\\{ ?\\\}", r"\\emptyset "),
     (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"), (r"\\colon(?![A-Za-z])|\\mid(?![A-Za-z])", ":"),
     (r"\\lg(?![A-Za-z])", r"\\log_{10}"), (r"\\(?:lor|vee)(?![A-Za-z])", r"\\lor "), (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
-    (r"\\(l|g)(?:eqslant|eqq|eq)(?![A-Za-z])", r"\\\1e "), (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\\d?binom", r"\\binom"),
+    (r"\\(l|g)(?:eqslant|eqq|eq)(?![A-Za-z])", r"\\\1e "),
+    (r"<=", r"\\le "), (r">=", r"\\ge "),
+    (r"\\not ?=", r"\\ne "), (r"\\gt(?![a-z])", ">"), (r"\\lt(?![a-z])", "<"),
+    (r"\\(?:[cl]?dots|dotsc)(?![A-Za-z])|\.\.\.+", r"\\ldots "),
+    (r"\\land(?![a-z])", r"\\wedge "), (r"\\ast(?![a-z])", "*"), (r"\\tg(?![a-z])", r"\\tan "),
+    (r"\\(?:operatorname|mathrm|text) ?\{ ?((?:arc)?(?:sin|cos|tan|cot)|log|ln|exp) ?\}", r"\\\1 "), (r"\^ ?-(\d+)", r"^{-\1}"),
+    (r"\\d?binom", r"\\binom"),
     (r"\*\*", "^"), (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times "), (r"(?<![A-Za-z\\])(?:infinity|inf)(?![A-Za-z])", r"\\infty "),
     (rf"(?<![A-Za-z\\])({_FUNCTIONS})(?![A-Za-z])", r"\\\1 "),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"), (r"(\\sqrt(?:\[\w+\])?) ?(\d+|[a-z])", r"\1{\2}"),
     (r"\{([^{}]*|[^{}]*\{[^{}]*\}[^{}]*)\\over(?![A-Za-z])((?:[^{}]|\{[^{}]*\})*)\}", r"\\frac{\1}{\2}"),
     (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (r"\\frac (\w) ?(\w)(?!\w)", r"\\frac{\1}{\2}"), (r"\^ ?(\\frac ?\{[^{}]*\} ?\{[^{}]*\})", r"^{\1}"),
-    (r"\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\}|[oº]|\{ ?\\(?:text|mathrm) ?\{ ?o ?\} ?\})|\\degree(?![A-Za-z])", r"^\\circ "),
+    (r"\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\}|o|\{ ?(?:o|\\(?:text|mathrm) ?\{ ?o ?\}) ?\})|\\degree(?![A-Za-z])", r"^\\circ "),
     (r"\\mathrm ?\{ ?([ei]) ?\}", r" \1 "),                            # numbers, not units
     (r"_\{(\w)\}", r"_\1"),
     (r"\^(\d)(?=\d)", r"^{\1} "),                                   # TeX reads 2^10 as 2^1 and then a 0
@@ -49,9 +59,9 @@ _RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\\\{ ?[a-z](?: ?\\in ?\\mathbb ?\{?R\}?)? ?(?::|\|) ?(.*) ?\\\}$", r"\1"),                    # {x | x > 2} is x > 2
     (r"^ ?\] ?([^,;\[\]]+[,;][^,;\[\]]+) ?\[ ?$", r"(\1)"),            # ]1, 2[ is (1, 2)
     (r"\\mathbb ?\{?R\}? ?(?:-|\\backslash) ?(?=\\\{)", r"\\mathbb{R}\\setminus "),
-    (r"(?<![(\[{]) ?; ?(?=.)", ", "),
+    (r"(?<![(\[{]) ?; ?(?=.)", ", "), (r"(?<=\d) ?\(([A-Za-z]{2,})\) ?$", r" \1"),
     (r" ?(?:\\text ?\{ ?)?(?<![A-Za-z])(?:percent(?:age)?|per cent|pct)(?: ?\})?(?![A-Za-z])|\\?%", r"\\%"),
-    (r"[ ;.]+$|^ ?= ?", ""), (r"^-?(.*?) ?\\?(?:text)? ?\{? ?below zero ?\}?$", r"-\1"),
+    (r"^ ?[=:] ?", ""), (r"^-?(.*?) ?\\?(?:text)? ?\{? ?below zero ?\}?$", r"-\1"),
     (r" +", " "), (r"(?<=[{(\[]) | (?=[})\]])(?<!\\ )", ""),
 )]  # fmt: skip
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
@@ -64,12 +74,24 @@ def normalise(text: str) -> str:
     >>> normalise(r"$\left( \dfrac{1}{2} \right)$."), normalise("5 apples")
     ('\\frac{1}{2}', '5\\text{apples}')
     """
-    text = _RAISED_RUN.sub(lambda match: "^{" + match[0].translate(_RAISED) + "}", text)
-    text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).replace("\u2044", "/")
+    text = "".join(_flat(kind, list(run)) for kind, run in groupby(text.translate(_CHARACTERS), _kind)).replace("\u2212", "-")
     text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     for pattern, new in _RULES:
         text = pattern.sub(new, text)
-    return peel(as_text(text).strip().removesuffix(".").strip())
+    return peel(as_text(text.rstrip(" ;,.")).rstrip(" ."))
+
+
+def _kind(c: str) -> str:
+    return unicodedata.decomposition(c).partition(" ")[0] if c > "\x7f" else ""
+
+
+def _flat(kind: str, run: list[str]) -> str:
+    """Characters of one kind in plain ones: raised and lowered digits, fractions such as the sign for a third, and all others."""
+    plain = [unicodedata.normalize("NFKC", c) for c in run]
+    if kind == "<fraction>":
+        return "".join(r"\frac{%s}{%s}" % tuple(c.split("\u2044")) if c[-1] != "\u2044" else c for c in plain)
+    sign = {"<super>": "^", "<sub>": "_"}.get(kind)
+    return f"{sign}{{{''.join(plain)}}}" if sign else "".join(plain).replace("\u2044", "/")
 
 
 def compact(text: str) -> str:

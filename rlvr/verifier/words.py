@@ -7,42 +7,60 @@ import re
 
 # A value with one of these is not the value alone: "at least 5", "5 or more", "5 million", "negative 5".
 MEANING = frozenset("""
-    no not none neither nor never non without except excluding wrong false incorrect is are isn was if when where whenever while unless for all
-    any some every and or but then else of off by from to than at between among until since ago hence about around roughly nearly almost
-    approximately approx near circa least most more less fewer greater smaller larger bigger over under above below beyond up down exceeding
-    maximum minimum max min half halves third thirds fourth fourths quarter quarters fifth fifths sixth sixths seventh sevenths eighth eighths
-    ninth ninths tenth tenths hundredth hundredths thousandth thousandths twice thrice double triple dozen dozens score pair pairs couple gross
-    hundred hundreds thousand thousands million millions billion billions trillion trillions lakh crore zero one two three four five six seven
-    eight nine ten eleven twelve plus minus times divided multiplied squared cubed root power log ln sqrt exp sin cos tan mod modulo remainder
-    factorial choose percent out negative positive odd even prime composite true increasing decreasing convex concave rational irrational real
-    imaginary east west north south clockwise counterclockwise anticlockwise forward backward upward downward bc ad bce ce first last infinity
-    infinite undefined impossible
+    no not none neither nor never non without except excluding wrong false incorrect is are isn was if when where whenever while
+    unless for all any some every and or but then else of off by from to than at between among until since ago hence about around
+    roughly nearly almost approximately approx near circa least most more less fewer greater smaller larger bigger over under above
+    below beyond up down exceeding maximum minimum max min half halves third thirds fourth fourths quarter quarters fifth fifths sixth
+    sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths twice thrice double
+    triple dozen dozens score pair pairs couple gross hundred hundreds thousand thousands million millions billion billions trillion
+    trillions lakh crore zero one two three four five six seven eight nine ten eleven twelve plus minus times divided multiplied
+    squared cubed root power log ln sqrt exp sin cos tan mod modulo remainder factorial choose percent out negative positive odd even
+    prime composite true increasing decreasing convex concave rational irrational real imaginary east west north south clockwise
+    counterclockwise anticlockwise forward backward upward downward bc ad bce ce first last infinity infinite undefined impossible
+    quadrillion tens twenty thirty forty fifty sixty seventy eighty ninety thirteen fourteen fifteen sixteen seventeen eighteen
+    nineteen cannot can doesn don didn won too extraneous rejected invalid repeating recurring inverse assume suppose k bn mn permille
+    base maybe contradiction onwards estimated rounded order next mil mln before after later earlier higher lower
 """.split())  # fmt: skip
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 
 _NAMES = """
-    mm millimeter millimetre | cm centimeter centimetre | dm decimeter decimetre | m meter metre | km kilometer kilometre | in inch inche | yd yard
-    ft foot feet | mi mile | mg milligram | g gram gramme | kg kilogram | lb lbs | oz ounce | L l liter litre | ml milliliter millilitre
-    s sec second | min minute | h hr hour | yr year | wk week | ms millisecond | degree deg | rad radian | usd dollar | eur euro | pound | rupee rs
-    hz hertz | N newton | J joule | W watt | V volt | A ampere amp | K kelvin | C celsius | F fahrenheit | pa pascal | mol mole | gal gallon
-    person people | child children | man men | woman women | sq square | cu cubic | ha hectare | day | month | cent | yen | mph | kph kmh | kj | kw
-    am | pm | unit | per | old | way
+    mm millimeter millimetre | cm centimeter centimetre | dm decimeter decimetre | m meter metre | km kilometer kilometre
+    in inch inches | yd yard | ft foot feet | mi mile | mg milligram | g gram gramme | kg kilogram | lb lbs | oz ounce
+    L l liter litre | ml milliliter millilitre | s sec second | min minute | h hr hour | yr year | wk week | ms millisecond
+    degree deg | rad radian | usd dollar | eur euro | pound | rupee rs | hz hertz | N newton | J joule | W watt | V volt
+    A ampere amp | K kelvin | C celsius | F fahrenheit | pa pascal | mol mole | gal gallon | person people | child children | man men
+    woman women | sq square | cu cubic | ha hectare | day | month | cent | yen | mph | kph kmh | kj | kw | am AM | pm PM | ohm | unit
+    per | old | way
 """
 _NAME_OF = {name: names.split()[0] for names in _NAMES.replace("\n", "|").split("|") for name in names.split()}
 _LETTERS = "msgLhNJWVAKCF"  # a unit when in \text, as in 5\text{ N}; without it the first four alone, and only after a digit
-_CURRENCY = {"£": "pound", "€": "euro", "₹": "rupee", "¥": "yen", "USD": "dollar", "EUR": "euro", "Rs.": "rupee", "Rs": "rupee"}
+_CURRENCY = {
+    r"\$": "dollar",
+    "£": "pound",
+    "€": "euro",
+    "₹": "rupee",
+    "¥": "yen",
+    "USD": "dollar",
+    "EUR": "euro",
+    "Rs.": "rupee",
+    "Rs": "rupee",
+}
 _LEAD = frozenset("so thus therefore hence the final correct answer answers result value solution total sum is are it we get".split())
 # "for any real c" after a formula says what its letters are, and no more
-_LETTERS_ARE = frozenset("for any all every each some where with is are a an the and real integer integers numbers number constant arbitrary".split())
+_LETTERS_ARE = frozenset(
+    "for any all every each some where with is are a an the and real integer integers numbers number constant constants arbitrary".split()
+)
 
-_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|operatorname|mathit) ?\{((?:[^{}]|\{-?\d\})*)\}")
-_SHORT = {name for name in _NAME_OF if 1 < len(name) < 4} | {word for word in MEANING if len(word) < 4}
+_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|texttt|textsf|mbox|mathrm|operatorname|mathit) ?\{((?:[^{}]|\{-?\d\})*)\}")
+_SHORT = {name for name in _NAME_OF if 1 < len(name) < 4} | {word for word in MEANING if 1 < len(word) < 4}
 _ALONE = frozenset("of or and is no not if for odd all any the are max min out per".split())  # words wherever they stand between spaces
-_RUN = re.compile(r"(?<![A-Za-z\\])(?<!\\begin\{)(?<!\\end\{)[A-Za-z][A-Za-z']*(?: [A-Za-z][A-Za-z']*)*(?![A-Za-z(_])")
+_RUN = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)(?<!\\begin\{)(?<!\\end\{)[A-Za-z][A-Za-z']*(?: [A-Za-z][A-Za-z']*)*(?![A-Za-z(_])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _POWER = r"(?: ?\^ ?(?:\{ ?-?\d ?\}|-?\d))?"
-_UNIT = rf"\\text\{{[^{{}}]*\}}{_POWER}(?: ?(?:/|\\cdot)? ?(?:\\text\{{[^{{}}]*\}}|(?<=[/ ])[a-zA-Z](?![a-zA-Z])){_POWER})*"
-_TAIL = re.compile(rf" ?(?:\^\\circ ?(?:\\text\{{[CF]\}}|[CF])?|\( ?{_UNIT} ?\)|{_UNIT}|(?<=\d) ?[msgL])\.?$")
+_UNIT = rf"\\text\{{[^{{}}]*\}}{_POWER}(?: ?(?:(?:/|\\cdot) ?)?(?:\\text\{{[^{{}}]*\}}|(?<=[/ ])[a-zA-Z](?![a-zA-Z])){_POWER})*"
+_TAIL = re.compile(
+    rf" ?(?:\^\\circ ?(?:\\text\{{[CF]\}}|[CF])?|\( ?{_UNIT} ?\)|{_UNIT}|(?<=\d) ?[msgL]{_POWER}(?: ?/ ?[a-z]{_POWER})?)\.?$"
+)
 
 
 def as_text(text: str) -> str:
@@ -52,10 +70,15 @@ def as_text(text: str) -> str:
     ('5\\text{square cm}', '18\\text{km}/h', '18\\text{pound}', '5 x')
     """
     signs = "|".join(map(re.escape, _CURRENCY))
-    text = re.sub(rf"^ ?({signs}) ?([\d.,]+) ?$", lambda match: rf"{match[2]}\text{{{_CURRENCY[match[1]]}}}", text)
-    text = re.sub(rf"^ ?([\d.,]+) ?({signs}) ?$", lambda match: rf"{match[1]}\text{{{_CURRENCY[match[2]]}}}", text)
-    text = re.sub(r"\b([ap])\.m\.", r"\1m", text)
-    text = _COMMAND.sub(lambda match: " " + re.sub(rf"[A-Za-z][A-Za-z']+|[{_LETTERS}](?![A-Za-z])", r"\\text{\g<0>}", match[1]) + " ", text)
+    text = re.sub(rf"^ ?({signs}) ?([\d.,]+(?: [a-z]+)?) ?$", lambda match: f"{match[2]} {_CURRENCY[match[1]]}", text)
+    text = re.sub(rf"^ ?([\d.,]+) ?({signs}) ?$", lambda match: f"{match[1]} {_CURRENCY[match[2]]}", text).replace(r"\$", "")
+    text = re.sub(r"\b([ap])\.m\.?(?![a-z])", r"\1m", text, flags=re.IGNORECASE)
+    text = _COMMAND.sub(
+        lambda match: (
+            " " + re.sub(rf"(?<!\\)\b[A-Za-z][A-Za-z']+|(?<![A-Za-z\\])[{_LETTERS}](?![A-Za-z])", r"\\text{\g<0>}", match[1]) + " "
+        ),
+        text,
+    )
     parts = re.split(r"(\\text\{[^{}]*\})", text)
     parts[::2] = [_RUN.sub(_wrapped, part) for part in parts[::2]]
     text = re.sub(r",? ?\\text\{and\},? ?", ", ", "".join(parts), flags=re.IGNORECASE)
@@ -67,7 +90,7 @@ def as_text(text: str) -> str:
 def _wrapped(match: re.Match) -> str:
     """The words of a run of letters and spaces in \\text{}. Short ones may be products: `by` in ax + by, but not `cm` in 5 cm."""
     before = match.string[max(0, match.start() - 2) : match.start()]
-    after_number, after_space = re.search(r"[\d})] ?$", before), before.endswith(" ")
+    after_number, after_space = re.search(r"[\d})] ?$|\}/$", before), before.endswith(" ")
     words = match[0].split(" ")
     for i, word in enumerate(words):
         is_word = len(word) > 3 or after_number and (word.lower() in _SHORT or word.lower().removesuffix("s") in _SHORT)
@@ -91,10 +114,18 @@ def split_unit(text: str) -> tuple[str, dict[str, int]]:
         text = text[lead.end() :]
     tail = _TAIL.search(text)
     value = text[: tail.start()].strip() if tail else ""
-    degrees_of_a_function = tail and "circ" in tail[0] and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value)
-    if not value or "\\text" in value or MEANING & set(words_in(tail[0])) or degrees_of_a_function:
+    degrees_in_it = tail and "circ" in tail[0] and re.search(r"\\(?:sin|cos|tan|cot|sec|csc|circ)(?![a-z])|[<>]", value)
+    if not value or "\\text" in value or degrees_in_it:
         return text, {}
-    return value, _unit(tail[0])
+    tail = tail[0]
+    if scale := re.match(rf" ?\\text\{{(({'|'.join(SCALES)})s?) (?=.)", tail):  # 5 million dollars
+        value, tail = rf"{value}\text{{{scale[1]}}}", r"\text{" + tail[scale.end() :]
+    words = words_in(tail)
+    if len(words) > 4 or any(re.search("illions?$|(?:teen|tie|elf)ths?$|^t$", word) for word in words):
+        return text, {}
+    if MEANING & {word for name in words for word in (name, name.removesuffix("s"))}:
+        return text, {}
+    return value, _unit(tail)
 
 
 def _unit(tail: str) -> dict[str, int]:
@@ -113,19 +144,24 @@ def _unit(tail: str) -> dict[str, int]:
 
 
 def _name(word: str) -> str:
-    """One name for all spellings of a unit or noun: cm for centimetres, apple for apples."""
-    for name in (word, word.lower(), word.lower().removesuffix("s")):
-        if name in _NAME_OF:
-            return _NAME_OF[name]
-    return name
+    """One name for all spellings of a unit or noun: cm for centimetres, apple for apples. Mm is not mm."""
+    names = [word] if len(word) < 3 else [word, word.lower(), word.lower().removesuffix("s")]
+    known = [_NAME_OF[name] for name in names if name in _NAME_OF]
+    if known:
+        return known[0]
+    for plural, one in (("ies", "y"), ("ses", "s"), ("xes", "x"), ("oes", "o"), ("ches", "ch"), ("shes", "sh"), ("ss", "ss"), ("s", "")):
+        if word.endswith(plural):
+            return word.lower().removesuffix(plural) + one
+    return word.lower() if len(word) > 3 else word
 
 
 def without_domain(text: str) -> str:
-    r"""The formula without what its letters are: ``3k\text{for}k\in\mathbb{N}`` becomes ``3k``."""
-    match = re.search(r"(?:, ?)?\\text\{(?:for|where|with)(?: [^{}]*)?\}.*$", text)
-    if not match or not set(words_in(match[0])) <= _LETTERS_ARE or re.search(r"\d|[<>=]|\\[lgn]e(?![a-z])", match[0]):
-        return text
-    return text[: match.start()].strip()
+    r"""The formula without what its letters are: ``3k\text{for}k\in\mathbb{N}`` and ``3k, k\in\mathbb{Z}`` become ``3k``."""
+    in_a_set = r"[a-z] ?\\in ?\\mathbb ?\{?[NZQRC]\}?"
+    if match := re.search(rf"(?:, ?| ?\(){in_a_set}\)?$", text):
+        return text[: match.start()].strip()
+    match = re.search(rf"(?:, ?)?\\text\{{(?:for|where|with)(?: [^{{}}]*)?\}}(?: ?[a-z] ?|{in_a_set}|\\text\{{[^{{}}]*\}}|, ?)*$", text)
+    return text[: match.start()].strip() if match and set(words_in(match[0])) <= _LETTERS_ARE else text
 
 
 def same_words(answer: str, gold: str) -> bool:
