@@ -105,7 +105,8 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
     """The rewards of a batch by any reward function (None: 1 for a right answer, -1 for a wrong one); NaN where it could not score.
 
     function(responses, golds) -> one number for each (above 0: right), or True for 1 and False for -1. If it raises, it is called again
-    for each completion alone, so that a bad one costs only itself. None, NaN, infinities and what is no number count as not scored.
+    for each completion alone, so that a bad one costs only itself. None, NaN, what is no number, infinities and numbers of more than 15
+    digits (the float32 of a standard deviation would be infinite) count as not scored.
 
     Raises ValueError if it returns another number of rewards, or fails for every completion.
 
@@ -115,15 +116,13 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
     if function is None:
         return [_plain(verdict) for verdict in verify_all(responses, golds, BATCH_SECONDS)]
     name = getattr(function, "__name__", str(function))
-    problem = None
-    try:
-        rewards = list(function(responses, golds))
-    except Exception as error:
-        problem, rewards = error, [_reward_alone(function, response, gold) for response, gold in zip(responses, golds, strict=True)]
+    rewards, problem = _ask(function, responses, golds)
+    if problem:
+        alone = [_ask(function, [response], [gold])[0] for response, gold in zip(responses, golds, strict=True)]
+        rewards = [found[0] if len(found) == 1 else None for found in alone]
     if len(rewards) != len(responses):
-        raise ValueError(
-            f"The reward function {name} returned {len(rewards)} rewards for {len(responses)} completions. Return one for each, in order."
-        )
+        counts = f"{len(rewards)} rewards for {len(responses)} completions"
+        raise ValueError(f"The reward function {name} returned {counts}. Return one for each, in order.")
     rewards = [_plain(r) for r in rewards]
     if all(map(math.isnan, rewards)):
         reason = f"{type(problem).__name__}: {problem}" if problem else "it returned no finite number"
@@ -131,13 +130,14 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
     return rewards
 
 
-def _reward_alone(function, response: str, gold: str):
-    """The reward of one completion; None if the function fails for it."""
+def _ask(function, responses: list[str], golds: list[str]) -> tuple[list, BaseException | None]:
+    """What a function makes of copies of the lists, which it may sort or strip; or nothing, and what it raised."""
     try:
-        (reward,) = function([response], [gold])
-    except Exception:
-        return None
-    return reward
+        return list(function(list(responses), list(golds))), None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit() too must not end a run
+        return [], error
 
 
 def _plain(reward) -> float:
@@ -146,6 +146,6 @@ def _plain(reward) -> float:
         reward = reward.item() if hasattr(reward, "item") else reward  # a number of torch or NumPy
         if isinstance(reward, bool):
             return 1.0 if reward else -1.0
-        return float(reward) if math.isfinite(reward) else math.nan
-    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return float(reward) if abs(reward) < 1e15 else math.nan
+    except Exception:
         return math.nan

@@ -1,5 +1,6 @@
 """Faults, injected: memory that runs out, a disk that is full, rewards and gradients that are not numbers, models and answers gone wild."""
 
+import asyncio
 import errno
 import gc
 import json
@@ -13,6 +14,7 @@ import time
 import weakref
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from helpers import RUN, STORIES, check_equal, one_step
@@ -32,6 +34,7 @@ from rlvr.run import checkpoint, figures, held_out, session, set_up, stop
 from rlvr.run.checkpoint import checkpoints, damage
 from rlvr.run.cli import parse_train
 from rlvr.run.log import Log
+from rlvr.run.reward_function import fenced, load_reward
 from rlvr.run.state import undone_if_it_fails
 from rlvr.train import Trainer, train
 from rlvr.verifier import ANSWER_SECONDS
@@ -420,7 +423,7 @@ def plus(responses, golds):
 
 
 def test_rewards_that_are_no_numbers_are_not_scored():
-    given = [True, False, 2, -0.5, None, math.nan, math.inf, -math.inf, "1", [1], torch.tensor(0.25), 10**400]
+    given = [True, False, 2, -0.5, None, math.nan, math.inf, -math.inf, "1", [1], torch.tensor(0.25), 10**400, 1e39, -1e20]
     got = rewards_from(lambda r, g: given, ["x"] * len(given), ["y"] * len(given))
     assert got[:4] == [1.0, -1.0, 2.0, -0.5] and got[10] == 0.25
     assert all(math.isnan(r) for r in got[4:10] + got[11:])
@@ -445,11 +448,38 @@ def test_a_completion_that_the_reward_function_fails_for_costs_only_itself():
         (lambda r, g: 1 / 0, "failed for all 4 completions .ZeroDivisionError: division by zero.. Mend it"),
         (lambda r, g: [None] * 4, "failed for all 4 completions .it returned no finite number"),
         (lambda r, g: 3.0, "failed for all 4 completions .TypeError"),
+        (lambda r, g: sys.exit(0), "failed for all 4 completions .SystemExit: 0.. Mend it"),
+        (lambda r, g: (_ for _ in r).throw(asyncio.CancelledError), "failed for all 4 completions .CancelledError"),
+        (lambda r, g: [1e39] * 4, "failed for all 4 completions .it returned no finite number"),
     ],
 )
 def test_a_reward_function_that_cannot_be_used_is_named(function, message):
     with pytest.raises(ValueError, match="The reward function <lambda> " + message):
         rewards_from(function, ["x"] * 4, ["y"] * 4)
+
+
+@pytest.mark.parametrize("found", [dict.fromkeys(range(4)), {1.0, 2.0, 3.0, 4.0}, "1234", b"1234", pandas.DataFrame(columns=range(4))])
+def test_what_holds_no_rewards_in_order_is_refused(found):
+    """Iterated over, each gives four things, and some of them numbers: keys, bytes, the names of columns."""
+    kind = type(found).__name__
+    with pytest.raises(ValueError, match=f"<lambda> failed for all 4 completions .TypeError: it returned a {kind}, not a list with a number"):
+        rewards_from(fenced(lambda r, g: found), ["x"] * 4, ["y"] * 4)
+
+
+def test_a_reward_function_gets_copies_and_each_completion_its_own_reward():
+    """One function strips what it is given, another sorts it: then the completions are asked for one at a time."""
+
+    def strips(responses, golds):
+        responses[:], golds[:] = [r.strip() for r in responses], []
+        return (len(r) for r in responses)
+
+    def sorts(responses, golds):
+        responses.sort()
+        return [len(r) for r in responses]
+
+    texts, golds = ["dddd", "a ", "ccc"], ["1", "2", "3"]
+    assert rewards_from(fenced(strips), texts, golds) == [4.0, 1.0, 3.0] and rewards_from(fenced(sorts), texts, golds) == [4.0, 2.0, 3.0]
+    assert (texts, golds) == (["dddd", "a ", "ccc"], ["1", "2", "3"])
 
 
 def test_a_reward_of_nan_does_not_poison_its_group(monkeypatch):
@@ -481,6 +511,50 @@ def test_a_reward_function_that_starts_to_fail_loses_no_step(tmp_path):
     assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
     resume(tmp_path / "run", "--save-every", "1", reward=plus)
     check_equal(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("raised, said", [(SystemExit, "SystemExit: .. Mend it"), (KeyboardInterrupt, "newest checkpoint is .*step-000001. To go on")])
+def test_a_reward_function_that_ends_the_program_loses_no_step(raised, said, tmp_path):
+    calls = []
+
+    def ends(responses, golds):
+        calls.append(1)
+        if len(calls) > 1:
+            raise raised
+        return plus(responses, golds)
+
+    with pytest.raises(SettingError, match=said):
+        run(tmp_path / "run", ends, save_every=0, eval_every=0, final_eval_problems=0, eval_data="")
+    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000001"]
+
+
+def switches_over(responses, golds):
+    """A reward function with side effects: each would make the rest of the run fail, or write somewhere else."""
+    torch.set_grad_enabled(False)
+    torch.inference_mode().__enter__()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    os.chdir("/")
+    sys.stdout.close()
+    sys.stderr.close()
+    sys.stdout = None
+    return plus(responses, golds)
+
+
+def test_what_a_reward_function_switches_over_is_put_back(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, reward in (("whole", plus), ("run", switches_over)):
+        run(Path(name), reward, steps=2)
+    check_equal(Path("run"), Path("whole"))
+    assert "run folder: run" in capsys.readouterr().out
+    Path("mine.py").write_text("import torch\ntorch.set_default_dtype(torch.float64)\ndef good(completions, answers): return [1, 0]\n")
+    load_reward("mine.py:good")
+    assert torch.get_default_dtype() == torch.float32 and not sys.stdout.closed
+
+
+def test_completions_that_are_not_scored_are_spoken_of_once(tmp_path, capsys):
+    run(tmp_path / "run", lambda responses, golds: [1e39, *plus(responses[1:], golds)], steps=2)
+    assert capsys.readouterr().out.count("note: 1 of 16 completions of step 1 could not be scored and teach nothing; reward_failures") == 1
 
 
 def test_a_step_that_fails_where_a_new_pass_over_the_data_begins_leaves_the_trainer_as_it_was():

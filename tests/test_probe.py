@@ -206,7 +206,7 @@ def test_where_tokens_are_replaced():
     entropy = torch.tensor([0.1, 0.2, 0.9, 0.3, 0, 0, 0, 0, 0.5, 7.0, 99.0])  # the last is padding
     assert positions_to_replace(entropy, 10) == {"anywhere": 2, "early": 1}
     assert positions_to_replace(torch.tensor([0.1] * 18 + [0.7, 0.9]), 20) == {"anywhere": 18, "early": 0, "late": 18}
-    assert positions_to_replace(torch.tensor([1.0]), 1) == {}
+    assert positions_to_replace(torch.tensor([1.0]), 1) == {} and positions_to_replace(torch.tensor([1.0]), 0) == {}
     assert EARLY == 0.2 and LATE == 0.8
 
 
@@ -254,6 +254,12 @@ def test_a_replacement_by_hand(monkeypatch):
     entries = replace_tokens(policy, TrainConfig(max_new_tokens=3), batch, ["7"], 3, torch.Generator())
     assert asked == [prompt + [10, 11]] * 2
     assert all((e["kept"], e["replaced"]) == (0.0, 0.0) for e in entries)
+
+
+def test_completions_of_one_token_have_nothing_to_replace(monkeypatch):
+    """The last token is left alone, so there is nothing to sample, to verify or to average."""
+    monkeypatch.setattr(probe, "token_stats", lambda *a: {"logp": torch.zeros(2, 1), "entropy": torch.ones(2, 1)})
+    assert replace_tokens(Policy(None, Boxes(), {2}), TrainConfig(), make_rollouts([2, 2], [1, 1]), ["7"] * 2, 3, torch.Generator()) == []
 
 
 def test_replacements_of_a_run(run):

@@ -244,6 +244,11 @@ def test_response_that_is_no_answer(response):
     assert answer_key(response) is None
 
 
+def test_a_gold_integer_may_have_any_number_of_digits():
+    """Python refuses to write one of more than 4,300 as text, unless asked nicely."""
+    assert verify(boxed("1" + 5000 * "0"), 10**5000) and not verify(boxed("5"), 10**5000) and verify(boxed("-5"), -5)
+
+
 def test_integers_cost_microseconds():
     """Little more than finding the number in the text costs: five times as much, typically; through math-verify it would be thousands."""
     responses = [f"So the answer is \\boxed{{{i}}}." for i in range(10_000)]
@@ -566,11 +571,14 @@ def test_a_reward_function_is_loaded_from_a_file_or_a_module(tmp_path, monkeypat
         ("mine.py:good", "def good(:", "cannot be imported (SyntaxError"),
         ("mine.py:good", "1 / 0", "cannot be imported (ZeroDivisionError: division by zero)"),
         ("mine.py:good", "import sys; sys.exit(0)", "cannot be imported (SystemExit: 0)"),
+        ("mine.py:good", "raise GeneratorExit", "cannot be imported (GeneratorExit"),
         ("mine.py:good", "x = 1", "has no function good"),
         ("mine.py:good", "good = 3", "has no function good"),
         ("mine.py:good", "def good(completions, answers): return [1.0]", "fails on an example. The reward function good returned 1 rewards for 2"),
         ("mine.py:good", "def good(completions, answers): raise KeyError('x')", "fails on an example. The reward function good failed for all 2"),
         ("mine.py:good", "def good(completions): return [1.0, 1.0]", "TypeError"),
+        ("mine.py:good", "def good(completions, answers): exit()", "fails on an example. The reward function good failed for all 2"),
+        ("mine.py:good", "def good(completions, answers): return {0: 1.0, 1: 2.0}", "it returned a dict, not a list"),
         ("mine.py:good", "def good(completions, answers): return [float('nan')] * 2", "it returned no finite number"),
     ],
 )

@@ -91,7 +91,7 @@ def positions_to_replace(entropy: Tensor, length: int) -> dict[str, int]:
     r = torch.from_numpy(relative_positions(length))
     out = {}
     for name, chosen in (("anywhere", r >= 0), ("early", r < EARLY), ("late", r > LATE)):
-        chosen[-1] = False
+        chosen[length - 1 :] = False
         if chosen.any():
             out[name] = int(entropy[:length].masked_fill(~chosen, -1.0).argmax())
     return out
@@ -128,7 +128,7 @@ def replace_tokens(
         fits = [len(ids) <= c.max_new_tokens for ids in ways]  # one that is longer would have been cut off
         texts += [policy.tokenizer.decode(ids, skip_special_tokens=True) if fit else "" for ids, fit in zip(ways, fits)]
         golds += [answers[i]] * continuations
-    right = torch.tensor(verify_all(texts, golds), dtype=torch.float32).view(-1, 2, continuations)
+    right = torch.tensor(verify_all(texts, golds), dtype=torch.float32).view(len(entries), 2, continuations)
     share = (right.sum(-1) / continuations).tolist()
     return [e | {"kept": kept, "replaced": replaced} for e, (kept, replaced) in zip(entries, share)]
 

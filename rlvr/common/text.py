@@ -62,17 +62,20 @@ def say(text: str) -> None:
 
 
 class Patient(ObjectWrapper):
-    """A stream that swallows its own errors. train.py puts it around stdout and stderr: the progress bar writes there too."""
+    """A stream that swallows its own errors, and stays open. train.py puts it around stdout and stderr: the progress bar writes there too."""
 
     def write(self, text: str) -> int:
         try:
             return self._wrapped.write(text)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: the stream is closed
             return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             self._wrapped.flush()
+
+    def close(self) -> None:
+        """It stays open: others write to it too."""
 
 
 def printable(text: str) -> str:

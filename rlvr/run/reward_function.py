@@ -1,10 +1,16 @@
-"""The user's own reward function, which --reward names. To load it runs its code."""
+"""The user's own reward function: one that --reward names is loaded, which runs its code, and each is fenced in."""
 
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import wraps
 
+import torch
+
+from rlvr.common.text import Patient
 from rlvr.config import SettingError
 from rlvr.reward import rewards_from
 
@@ -21,22 +27,60 @@ def load_reward(name: str):
     if not where or not function_name.isidentifier():
         raise SettingError(f"--reward {name!r} names no function. Write module:function or file.py:function.")
     try:
-        if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location("reward_of_" + os.path.basename(where).removesuffix(".py"), where)
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses and pickle look there
-            spec.loader.exec_module(module)
-        else:
-            if os.getcwd() not in sys.path:  # as python -m has it
-                sys.path.insert(0, os.getcwd())
-            module = importlib.import_module(where)
-    except (Exception, SystemExit) as error:  # whatever the code of the module does
+        with _put_back():
+            if where.endswith(".py"):
+                spec = importlib.util.spec_from_file_location("reward_of_" + os.path.basename(where).removesuffix(".py"), where)
+                module = importlib.util.module_from_spec(spec)
+                sys.modules[spec.name] = module  # dataclasses and pickle look there
+                spec.loader.exec_module(module)
+            else:
+                if os.getcwd() not in sys.path:  # as python -m has it
+                    sys.path.insert(0, os.getcwd())
+                module = importlib.import_module(where)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the code of the module does
         raise SettingError(f"--reward: {where} cannot be imported ({type(error).__name__}: {error}). Check the name, and its code.") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise SettingError(f"--reward: {where} has no function {function_name}. Check the name.")
     try:
-        rewards_from(function, *EXAMPLE)
+        rewards_from(fenced(function), *EXAMPLE)
     except ValueError as error:
         raise SettingError(f"--reward {name} fails on an example. {error}") from None
     return function
+
+
+def fenced(function: Callable) -> Callable:
+    """The same reward function, of which nothing comes out but rewards that can be told apart. Raises what it raises, or TypeError."""
+
+    @wraps(function)
+    def rewards(completions: list[str], answers: list[str]) -> list:
+        before = list(completions)
+        with _put_back():
+            found = function(completions, answers)
+            if isinstance(found, (Mapping, Set, str, bytes)) or hasattr(found, "columns"):  # a table of pandas gives its columns
+                raise TypeError(f"it returned a {type(found).__name__}, not a list with a number for each completion")
+            found = list(found)  # a generator runs here
+        if completions != before and sorted(map(str, completions)) == sorted(before):
+            raise TypeError("it put the completions into another order, so nobody can say whose its rewards are")
+        return found
+
+    rewards.__name__ = getattr(function, "__name__", type(function).__name__)  # an object has none
+    rewards.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
+    return rewards
+
+
+@contextmanager
+def _put_back() -> Iterator[None]:
+    """What code of the user's switches over is put back: torch's gradients, precision and device, the working folder, the streams."""
+    dtype, device, folder = torch.get_default_dtype(), torch.get_default_device(), os.getcwd()
+    try:
+        # Leaving inference_mode restores whether gradients are on, too.
+        with torch.inference_mode(False), redirect_stdout(Patient(sys.stdout)), redirect_stderr(Patient(sys.stderr)):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        os.chdir(folder)

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -48,6 +48,9 @@ def session(trainer, held_out: HeldOut, step_type: type):
             yield run
             run.finish()
         except KeyboardInterrupt:
+            if not stop.count:  # nobody pressed Ctrl-C: a reward function raised it
+                with suppress(KeyboardInterrupt):
+                    run.save_what_was_done()
             raise run.interrupted() from None
         except Exception:
             run.save_what_was_done()
@@ -66,6 +69,7 @@ class Session:
         self.started, self.saving_seconds = time.perf_counter(), 0.0
         self.step = None  # the step in progress
         self.updates = self.last_step = 0  # updates made, and the last step logged
+        self.unscored = 0  # rewards that were no numbers, since this process began
         self.evaluated: dict[str, float] = {}  # numbers of an evaluation, for the row of its step
         # The evaluations before the first step and after the last: number of problems, and metrics.
         self.measured: dict[str, dict | None] = {"start": None, "end": None}
@@ -129,6 +133,10 @@ class Session:
         self.log_files.completions(number, batch, correct, step.shaped)
         self.evaluated, self.last_step = {}, number
         self.updates += row["updates"]
+        if row["reward_failures"] and not self.unscored:
+            what = f"{row['reward_failures']} of {len(batch)} completions of step {number} could not be scored"
+            say(f"note: {what} and teach nothing; reward_failures in metrics.csv counts them at each step")
+        self.unscored += row["reward_failures"]
         shown = {"reward": f"{row['reward']:+.2f}", "accuracy": f"{row['accuracy']:.2f}", "entropy": f"{row['entropy']:.3f}"}
         self.bar.set_postfix(shown, refresh=False)
         if self.config.show_every and (number == 1 or number % self.config.show_every == 0):

@@ -15,7 +15,7 @@ from rlvr.policy import Policy, load_policy
 from rlvr.run.folder import run_folder
 from rlvr.run.held_out import HeldOut, encode
 from rlvr.run.publish import check_hub
-from rlvr.run.reward_function import load_reward
+from rlvr.run.reward_function import fenced, load_reward
 from rlvr.run.settings import check_train
 from rlvr.run.trackers import check_tracker
 
@@ -31,6 +31,7 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
     if c.reward and reward:
         raise SettingError(f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
     reward = load_reward(c.reward) if c.reward else reward
+    reward = reward and fenced(reward)
     problems, held_out = _problems(c)
     say_memory(c)
     policy = load_policy(c.model, c.device, c.dtype, c.engine, c.cuda_graphs)

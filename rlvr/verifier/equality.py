@@ -1,6 +1,7 @@
 """When two answers are equal: first what text and exact numbers can decide, then what math-verify must be asked."""
 
 import re
+from decimal import Decimal
 from functools import lru_cache
 
 from rlvr.verifier.exact import equal_numbers, number_in, repeating_as_fractions, rounds_to
@@ -54,7 +55,7 @@ def equal(answer: str | None, gold) -> bool:
     stats["checks"] += 1
     if answer is None or gold is None:
         return False
-    gold = str(gold)
+    gold = f"{Decimal(gold):f}" if type(gold) is int else str(gold)  # str() refuses an integer of more than 4,300 digits
     if max(len(answer), len(gold)) > MAX_CHARS:
         return answer.strip() == gold.strip()
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):  # the usual case, and the fastest
