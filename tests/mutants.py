@@ -435,6 +435,8 @@ MUTANTS = [
     ("reward: what is not scored is not spoken of", "faults -k spoken_of", "run/session", 'if row["reward_failures"] and not self.unscored:', "if False:"),
     ("reward: a gold integer of 5,000 digits raises", "reward -k any_number_of_digits", "verifier/equality",
      'f"{Decimal(gold):f}" if type(gold) is int else str(gold)', "str(gold)"),
+    ("places: publish finds rlvr from the root alone", "docs -k program", "run/publish", "if not __package__:", "if False:"),
+    ("places: the report looks for rlvr in its own folder", "docs -k program", "analysis/report/__main__", ".parents[3]", ".parents[2]"),
     ("probe: nothing to replace is a traceback", "probe -k of_one_token", "analysis/probe", ".view(len(entries), 2", ".view(-1, 2"),
     ("stop: the first signal stops between updates", "checkpoint -k stopped", "run/session", "return self.stop.count < 2", "return not self.stop.count"),
     ("stop: the handlers stay", "faults -k given_back", "run/stop", "for number, handler in self.before.items():", "for number, handler in ():"),

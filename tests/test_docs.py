@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -305,3 +306,25 @@ def test_every_text_file_is_opened_as_utf_8():
                 if is_file and not binary and not any(k.arg == "encoding" for k in node.keywords):
                     missing.append(f"{path.name}:{node.lineno}")
     assert not missing
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Programs run by their path
+
+
+PROGRAMS = [path for place in ("rlvr", "tutorials") for path in (ROOT / place).rglob("*.py")
+            if re.search(r'\nfrom rlvr.*__name__ == "__main__"', path.read_text(encoding="utf-8"), re.DOTALL)]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.parent.name + "/" + path.stem)
+def test_a_program_finds_rlvr_by_its_path(path, monkeypatch):
+    """Python puts the folder of the file into sys.path, as it does for train.py; but this one is not in the root."""
+    monkeypatch.setattr(sys, "path", [str(path.parent), *(p for p in sys.path if p not in ("", str(ROOT)))])
+    head = path.read_text(encoding="utf-8").split("\nfrom rlvr")[0]
+    exec(compile(head, path, "exec"), {"__file__": str(path), "__name__": "__main__", "__package__": None})
+    assert sys.path[0] == str(ROOT)
+
+
+def test_a_program_runs_from_another_folder(tmp_path):
+    done = subprocess.run([sys.executable, "-E", ROOT / "rlvr" / "run" / "publish.py", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "--merge" in done.stdout, done.stderr

@@ -3,8 +3,10 @@
 import ast
 import base64
 import json
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,21 @@ def test_a_notebook_has_what_every_notebook_has(path):
     assert 2 <= len(re.findall(r"^\d\. ", exercises, re.MULTILINE)) <= 4 and exercises.count("<details>") == exercises.count("</details>") >= 2
     assert re.search(r"^(from|import) rlvr", code, re.MULTILINE)
     assert len(cells(path, "markdown")) >= len(cells(path, "code"))
+
+
+@pytest.mark.parametrize("start", ["clone/tutorials", "clone", ".", "clone/tests"])  # Jupyter; VS Code; Colab; and somewhere beside
+def test_a_notebook_finds_its_files_from_where_it_starts(start, tmp_path, monkeypatch):
+    """The first lines are the same in all ten. They go to the folder of the notebooks, above which rlvr is."""
+    setups = {re.match(r'import .*?sys.path.insert\(0, "\.\."\)', source(path, "code"), re.DOTALL)[0].partition("sys\n")[2] for path in NOTEBOOKS}
+    assert len(setups) == 1
+    (tmp_path / "clone").mkdir()
+    for name in ("tutorials", "tests"):
+        (tmp_path / "clone" / name).mkdir()
+    (tmp_path / "clone" / "tutorials" / NOTEBOOKS[0].name).touch()
+    monkeypatch.chdir(tmp_path / start)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    exec(setups.pop(), {"os": os, "sys": sys})
+    assert Path.cwd() == tmp_path / "clone" / "tutorials" and sys.path[0] == ".."
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -3,9 +3,14 @@
 python -m rlvr.analysis.base_model my_model tiny
 """
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.common.text import say, table
 from rlvr.config import SettingError

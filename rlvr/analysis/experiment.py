@@ -23,6 +23,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from rlvr.analysis.compare_arms import BASELINE, curves, draw_arms, draw_differences, markdown, measure, text_tables
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, say

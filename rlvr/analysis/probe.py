@@ -17,6 +17,7 @@ They are written to runs/pos-seed0/probe, as tensors (safetensors) and JSON. tut
 import dataclasses
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.analysis.exchange import relative_positions
 from rlvr.analysis.replay import SHOWN, change_of_step, replayable, token_stats

@@ -4,8 +4,12 @@ python -m rlvr.run.publish runs/pos-seed0 --merge my_model --push your-name/my-m
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.common.files import replace_folder
 from rlvr.common.text import interval, markdown_table, one_line, say

@@ -9,6 +9,7 @@
 import argparse
 import hashlib
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils import logging
+
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.config import TINY_MODEL
 from rlvr.tiny.task import sample_document

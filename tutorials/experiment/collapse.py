@@ -6,10 +6,14 @@ completions each at temperature 1. Writes collapse.csv beside this file, a row f
 
 import contextlib
 import io
+import sys
 import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
+
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.run.cli import parse_train
 from rlvr.run.folder import run_folder

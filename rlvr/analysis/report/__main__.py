@@ -1,11 +1,15 @@
 """python -m rlvr.analysis.report RUN...: the paper's analysis of one or more runs, as one page, with its pictures and numbers."""
 
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
+
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from rlvr.analysis.report import changes, exploration, instance, position, stage
 from rlvr.analysis.report.arms import SHIPPED, load_experiment
