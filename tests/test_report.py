@@ -1,11 +1,15 @@
 """The report: sections on runs made up so that the answer is known, the page as a whole, and the microscope in a real browser."""
 
 import csv
+import dataclasses
 import doctest
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from types import SimpleNamespace
+from typing import Literal, get_origin
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -417,6 +421,9 @@ def run(tmp_path_factory):
     return folder
 
 
+HOSTILE = "'\"></script><script>document.title = 'broken'</script><img src=x onerror=alert(1)>"
+
+
 @pytest.fixture(scope="module")
 def twin(run):
     """The same run, not probed, with a name and texts that would break a page made without care."""
@@ -424,8 +431,10 @@ def twin(run):
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("probe"))
     lines = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()]
     for line in lines:
-        line["prompt"] = "</script><script>document.title = 'broken'</script><img src=x onerror=alert(1)>"
+        line |= {"prompt": HOSTILE, "completion": HOSTILE}
     (folder / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    for name, hostile in (("config.json", {"model": HOSTILE}), ("summary.json", {f"pass_at_{HOSTILE}_{when}": 0.5 for when in ("start", "end")})):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text(encoding="utf-8")) | hostile), encoding="utf-8")
     return folder
 
 
@@ -490,6 +499,100 @@ def test_ids_of_pictures_do_not_clash(written):
         assert text.count(f'id="{name}"') == 1
 
 
+def hostile_copy(value):
+    """Hostile text in place of every text of a JSON value, and one more key in every dictionary."""
+    if isinstance(value, dict):
+        return {name: hostile_copy(inside) for name, inside in value.items()} | {HOSTILE: HOSTILE}
+    return [hostile_copy(inside) for inside in value] if isinstance(value, list) else HOSTILE if isinstance(value, str) else value
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data if self.found and self.found[-1][0] not in ("script", "style") else ""
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Pictures and intervals take most of the time of a report."""
+    monkeypatch.setattr("rlvr.analysis.report.__main__.draw", lambda panel, png: f"<svg><text>{escape(panel.caption)}</text></svg>")
+    for name in ("changes", "instance", "position"):
+        monkeypatch.setattr(f"rlvr.analysis.report.{name}.bootstrap", lambda *samples, **settings: (0.0, 0.0))
+    for name in ("changes", "instance"):
+        monkeypatch.setattr(f"rlvr.analysis.report.{name}.share_of_largest", lambda *arrays: (0.0, 0.0, 0.0, 0.0))
+
+
+def test_no_text_of_a_run_becomes_code_of_the_page(run, tmp_path, quick, monkeypatch):
+    """Hostile text in every field and key of every file, in the names of run and experiment, and in what the tokenizer knows."""
+    folder, experiment = tmp_path / HOSTILE.replace("/", "|"), tmp_path / HOSTILE.replace("/", "!")
+    shutil.copytree(run, folder)
+    shutil.copytree(arms.SHIPPED, experiment)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own = ("preset", "method", *(field.name for field in dataclasses.fields(TrainConfig) if get_origin(field.type) is Literal))
+    settings = {name: HOSTILE if isinstance(value, str) and name not in own else value for name, value in settings.items()}
+    (folder / "config.json").write_text(json.dumps(settings | {"reward": HOSTILE}), encoding="utf-8")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    scores = {f"pass_at_{HOSTILE}_{when}": 0.5 for when in ("start", "end")}
+    (folder / "summary.json").write_text(json.dumps(hostile_copy(summary) | scores), encoding="utf-8")
+    rows = (folder / "metrics.csv").read_text(encoding="utf-8").replace("rising", '"' + HOSTILE.replace('"', '""') + '"')
+    (folder / "metrics.csv").write_text(rows, encoding="utf-8")
+    (folder / "probe" / "exploration.json").write_text(json.dumps(hostile_copy(json.loads((folder / "probe" / "exploration.json").read_text()))))
+    for path in (folder / "rollouts.jsonl", *(folder / "probe").glob("*.jsonl")):
+        places = {name for name in ("where",) if path.stem == "replacements"}  # early, late: others are not looked at
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [hostile_copy(line) | {name: line[name] for name in places} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    monkeypatch.setattr(Run, "token", lambda self, number: HOSTILE)
+    page = report(ReportConfig(runs=[str(folder)], experiment=str(experiment), out=str(tmp_path / "out"))).read_text(encoding="utf-8")
+    tags = Tags(page)
+    assert [attributes for tag, attributes in tags.found if tag == "script"] == [{"type": "application/json", "id": "data"}, {}]
+    assert {tag for tag, _ in tags.found} <= set("html head meta title link style body header button h1 h2 h3 p main div span table tr th td "
+                                                 "input a figure svg text figcaption b ul li code footer script".split())  # fmt: skip
+    assert not {name for _, attributes in tags.found for name in attributes if name.startswith("on")}
+    assert tags.text.count("document.title = 'broken'") > 10 and "<script>document" not in page and "<img" not in page
+
+
+@pytest.mark.parametrize(
+    "file, change",
+    [
+        ("summary.json", lambda found: [found]),
+        ("summary.json", lambda found: found | {"pass_at_1_start": HOSTILE}),
+        ("summary.json", lambda found: found | {"plateau_step": HOSTILE}),
+        ("summary.json", lambda found: {name: value for name, value in found.items() if name != "pass_at_2_end"}),
+        ("probe/exploration.json", lambda found: found | {"first": HOSTILE}),
+        ("probe/exploration.json", lambda found: {"last": found["last"]}),
+        ("rollouts.jsonl", lambda found: HOSTILE),
+        ("rollouts.jsonl", lambda found: found | {"token_ids": [10**30]}),
+        ("probe/completions.jsonl", lambda found: found | {"prompt": "\ud800"}),
+    ],
+)
+def test_what_no_run_writes_is_a_sentence(file, change, run, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr("rlvr.analysis.report.__main__.SECTIONS", stage.SECTIONS + exploration.SECTIONS)
+    shutil.copytree(run, tmp_path / "run")
+    first, *others = (run / file).read_text(encoding="utf-8").splitlines(True) if file.endswith("l") else [(run / file).read_text(encoding="utf-8")]
+    (tmp_path / "run" / file).write_text(json.dumps(change(json.loads(first))) + "\n" + "".join(others), encoding="utf-8")
+    with pytest.raises(SettingError, match="There can be no report of .*run .* Put back the files that run and probe wrote"):
+        report(ReportConfig(runs=[str(tmp_path / "run")]))
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout")  # long labels leave no room for the axes
+def test_what_a_label_says_stays_as_it_is(tmp_path):
+    label = f"font: 3px {HOSTILE} #000000"
+    svg = draw(Panel(lambda axis: (section.bars(axis, [label], [1], label, label=label), axis.set_title(label))), tmp_path / "x.png")
+    root = ElementTree.fromstring(svg)
+    assert [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")].count(label) == 4
+    assert {element.tag.split("}")[1] for element in root.iter()} <= set("svg defs style g path use clipPath rect text".split())
+
+
 def test_the_ink_of_pictures_follows_the_page(tmp_path):
     svg = draw(Panel(lambda axis: (axis.plot([0, 1], color="#010101"), axis.set(xlabel="<label> $not math$"))), tmp_path / "x.png")
     assert "#010101" not in svg and "currentColor" in svg and "&lt;label&gt; $not math$" in svg
@@ -502,7 +605,7 @@ def test_the_ink_of_pictures_follows_the_page(tmp_path):
 @pytest.mark.slow
 def test_no_text_ends_the_script(written):
     text = written.read_text(encoding="utf-8")
-    assert "</script><script>document" not in text
+    assert "<script>document" not in text and "<img" not in text
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
     assert any("</script><script>document" in prompt for run in data for prompt in run["prompts"])
 
@@ -646,7 +749,10 @@ def test_the_microscope_works(browser, written):
     js("const s = document.getElementById('slider'); s.value = 0; s.dispatchEvent(new Event('input'))")
     from selenium.webdriver.common.action_chains import ActionChains
 
-    ActionChains(browser).move_to_element(browser.find_element("css selector", ".card .t:nth-child(2)")).perform()
+    token = browser.find_element("css selector", ".card .t:nth-child(2)")
+    js("arguments[0].scrollIntoView({block: 'center'})", token)  # before the pointer comes: scrolling hides the tip
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    ActionChains(browser).move_to_element(token).perform()
     tip = browser.find_element("id", "tip")
     assert tip.is_displayed() and "entropy" in tip.text and "→" in tip.text
     assert len(tip.find_elements("css selector", ".alt")) == replay.TOP
@@ -665,7 +771,7 @@ def test_the_microscope_works(browser, written):
     assert not browser.find_element("css selector", "#colours [data-v='change']").is_enabled()
     assert not browser.find_element("id", "fixed").is_enabled()
     assert "</script>" in js("return document.querySelector('.prompt').textContent") and "broken" not in browser.title
-    assert js("return document.querySelectorAll('.prompt img').length") == 0
+    assert js("return document.querySelectorAll('img').length") == 0 and js("return document.querySelectorAll('script').length") == 2
     # play goes to the end and stops
     browser.find_element("id", "play").click()
     from selenium.webdriver.support.ui import WebDriverWait

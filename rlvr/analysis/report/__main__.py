@@ -17,7 +17,7 @@ from rlvr.analysis.report.page import MARKS, page
 from rlvr.analysis.report.run import Run
 from rlvr.analysis.report.section import Section, draw
 from rlvr.common.files import write_atomically
-from rlvr.common.text import csv_text, say, unique_names
+from rlvr.common.text import csv_text, one_line, say, unique_names
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import check_can_write
@@ -49,21 +49,26 @@ def report(config: ReportConfig) -> Path:
         raise SettingError("No run was named. Name one or more, as in: python -m rlvr.analysis.report runs/pos-seed0")
     out = Path(config.out) if config.out else folders[0] / "report" if len(folders) == 1 else Path("runs") / "report"
     check_can_write(out, "--out")
-    if config.experiment and load_experiment(Path(config.experiment)) is None:
-        raise SettingError(f"There is no experiment in {config.experiment} (no results.csv). First: python -m rlvr.analysis.experiment")
-    started = time.perf_counter()
-    runs = [Run(folder, name) for folder, name in zip(folders, unique_names(folders))]
-    experiment = load_experiment(Path(config.experiment or "runs/experiment")) or load_experiment(SHIPPED)
-    out.mkdir(parents=True, exist_ok=True)
-
-    sections = [write_section(ask(runs, experiment), out) for ask in tqdm(SECTIONS, "report", unit="section")]
-    findings = [
-        {"label": section.label, "finding": section.title, "run": v.run, "agrees": MARKS[v.agrees][0], "text": v.text}
-        for section in sections for v in section.verdicts
-    ]  # fmt: skip
-    write_atomically(out / "findings.csv", csv_text(findings))
-    path = out / "index.html"
-    write_atomically(path, page(runs, experiment, sections))
+    started, path = time.perf_counter(), out / "index.html"
+    try:
+        if config.experiment and load_experiment(Path(config.experiment)) is None:
+            raise SettingError(f"There is no experiment in {config.experiment} (no results.csv). First: python -m rlvr.analysis.experiment")
+        runs = [Run(folder, name) for folder, name in zip(folders, unique_names(folders))]
+        experiment = load_experiment(Path(config.experiment or "runs/experiment")) or load_experiment(SHIPPED)
+        out.mkdir(parents=True, exist_ok=True)
+        sections = [write_section(ask(runs, experiment), out) for ask in tqdm(SECTIONS, "report", unit="section")]
+        findings = [
+            {"label": section.label, "finding": section.title, "run": v.run, "agrees": MARKS[v.agrees][0], "text": v.text}
+            for section in sections for v in section.verdicts
+        ]  # fmt: skip
+        write_atomically(out / "findings.csv", csv_text(findings))
+        write_atomically(path, page(runs, experiment, sections))
+    except SettingError:
+        raise
+    except Exception as error:  # a run folder may come from somebody else: anything may stand in its files
+        cause = f"{type(error).__name__}: {one_line(error)}"
+        remedy = "Put back the files that run and probe wrote, or make room on the disk"
+        raise SettingError(f"There can be no report of {', '.join(map(str, folders))} ({cause}). {remedy}.") from error
     seconds = time.perf_counter() - started
     say(f"\n{len(findings)} findings of {len(runs)} run{'s' * (len(runs) > 1)} in {seconds:.0f} s; open {path} in a browser")
     return path

@@ -118,8 +118,11 @@ def draw(panel: Panel, png: Path) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[\d.]+pt"', r"\1", svg, count=2)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    return re.sub(f"{INK}|#000000", "currentColor", svg)
+
+    def of_the_page(tag: re.Match) -> str:
+        return re.sub(f"{INK}|#000000", "currentColor", re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", tag[0]))
+
+    return re.sub(r"<[^>]*>", of_the_page, svg)  # tags alone: what a label says is its own affair
 
 
 def bars(axis, names: Sequence[str], values: Sequence[float], xlabel: str, **style) -> None:
