@@ -131,7 +131,7 @@ def test_groups_that_are_all_right_or_all_wrong_are_dropped_and_counted(monkeypa
     trainer = make_trainer(sampling_rounds=1)
     # groups 0 and 1 all right, 2 all wrong, the rest mixed
     pattern = [True] * 8 + [False] * 4 + [True, False, False, False] * 5
-    monkeypatch.setattr(reward, "verify_all", lambda texts, golds: pattern[: len(texts)])
+    monkeypatch.setattr(reward, "verify_all", lambda texts, golds, _: pattern[: len(texts)])
     metrics, _, _, shaped = one_step(trainer)
     assert (metrics["groups"], metrics["groups_kept"]) == (8, 5)
     assert (metrics["groups_all_right"], metrics["groups_all_wrong"]) == (2 / 8, 1 / 8)  # shares of the groups sampled
@@ -139,7 +139,7 @@ def test_groups_that_are_all_right_or_all_wrong_are_dropped_and_counted(monkeypa
 
 def test_the_filter_looks_at_correctness_and_not_at_the_reward(monkeypatch):
     # Every completion is right, but some are overlong: the rewards differ inside a group, and the group is dropped all the same.
-    monkeypatch.setattr(reward, "verify_all", lambda texts, golds: [True] * len(texts))
+    monkeypatch.setattr(reward, "verify_all", lambda texts, golds, _: [True] * len(texts))
     trainer = make_trainer(overlong_buffer=20, max_new_tokens=20)
     before = weights(trainer)
     metrics, _, _, _ = one_step(trainer)
@@ -150,7 +150,7 @@ def test_the_filter_looks_at_correctness_and_not_at_the_reward(monkeypatch):
 def test_refill_samples_again_until_the_batch_is_full_or_the_rounds_are_over(monkeypatch):
     calls = []
 
-    def half_useful(texts, golds):  # every other group is mixed
+    def half_useful(texts, golds, _):  # every other group is mixed
         calls.append(len(texts) // 4)
         return [i % 8 == 0 for i in range(len(texts))]
 
@@ -174,7 +174,7 @@ def test_all_problems_come_once_before_one_comes_again():
 def test_rows_without_advantage_are_skipped_but_count_as_tokens(monkeypatch):
     """With filtering off, a group that is all right has advantage 0: no work, but its tokens are in the mean."""
     trainer = make_trainer(filter_groups=False, mini_batch_prompts=8, overlong_buffer=0, micro_batch_tokens=100_000)
-    monkeypatch.setattr(reward, "verify_all", lambda texts, golds: [True] * 16 + [True, False] * ((len(texts) - 16) // 2))
+    monkeypatch.setattr(reward, "verify_all", lambda texts, golds, _: [True] * 16 + [True, False] * ((len(texts) - 16) // 2))
     real, seen = train_module.clipped_loss, []
 
     def watched(logp, old_logp, advantages, mask, **settings):
@@ -200,7 +200,7 @@ def test_each_kept_group_is_in_exactly_one_update(monkeypatch):
     assert sorted(sum(updates, [])) == [group for group in range(8) for _ in range(4)]
 
 
-def one_right_in_four(texts, golds):
+def one_right_in_four(texts, golds, _):
     """Stands in for verify_all: one right completion in each group of four, so that every group is kept."""
     return [i % 4 == 0 for i in range(len(texts))]
 
