@@ -164,7 +164,7 @@ def shape(method: str, advantages: Tensor, old_logp: Tensor, mask: Tensor, group
     bit for bit what "grpo" does. "ppl+pos" is our combination: the released code never joins the two. Its bonus, and the cap of the
     bonus, come from the row's plain advantage.
 
-    A strength that is left out has its declared default; each method is given its own. Raises ValueError for one that no method declares.
+    A strength that is not given takes its default. Each method gets only its own. Raises ValueError for one that no method declares.
     """
     if unknown := sorted(strengths.keys() - STRENGTHS.keys()):
         raise ValueError(f"No method declares the strength {' or '.join(unknown)}. Choose from {', '.join(STRENGTHS)}.")

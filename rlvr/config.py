@@ -116,7 +116,7 @@ class BatchSettings:
     filter_groups: bool = True
     """Drop groups that are all right or all wrong, whose advantage is zero (dynamic sampling)."""
     sampling_rounds: int = at_least(1, 2)
-    """At most so many rounds of sampling to refill the batch after filtering; then the step uses what it has (paper: 5 to 10, then it
+    """At most this many rounds of sampling to refill the batch after filtering; then the step uses what it has (paper: 5 to 10, then it
     stops)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
@@ -149,7 +149,7 @@ class RewardSettings:
     """A reward function of yours, as in my_rewards:short or my_rewards.py:short; it is imported, so its code runs. Empty: is the answer
     right? See tutorials/rewards.md."""
     overlong_buffer: int = at_least(0, 15)
-    """Completions lose reward over the last so many tokens before --max-new-tokens; 0: no penalty (paper: 1024 of 8192)."""
+    """Completions lose reward over this many tokens before --max-new-tokens; 0: no penalty (paper: 1024 of 8192)."""
     overlong_factor: float = at_least(0, 1.0)
     """Reward lost at --max-new-tokens."""
 
@@ -315,7 +315,7 @@ class EvalConfig(MachineSettings, PromptSettings, SamplingSettings, ProblemSetti
     """'tiny' (built-in test problems), a short name (gsm8k, math, math500, aime24, aime25, amc, amc23, minerva, olympiadbench, svamp), a
     file or a Hub id; or several of them joined by commas."""
     problems: int = at_least(0, 0)
-    """At most so many problems, the first ones; 0: 400 of the built-in ones, all of any other set."""
+    """At most this many problems, the first ones; 0: 400 of the built-in ones, all of any other set."""
     completions: int = at_least(1, 8)
     """N, completions for each problem (paper: 8)."""
     max_new_tokens: int = at_least(0, 0)

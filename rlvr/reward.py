@@ -11,6 +11,7 @@ from rlvr.verifier import deadline, each, equal, one_spelling
 
 BATCH_SECONDS = 30.0  # wall clock for the verdicts of a training step; what needs more is not scored
 
+# A box with its brace; a box with a plain number; an escaped brace; two backslashes that begin no box; a brace.
 _BRACE = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+(-?\d+(?:[.,/]\d+)*))|\\[{}]|\\\\(?!f?box)|[{}]")
 
 

@@ -104,12 +104,12 @@ def completion_lengths(ids: Tensor, stop_ids: set[int]) -> tuple[Tensor, Tensor]
 def complete(model, prompts, repeats: int, stop_ids: set[int], temperature: float, top_p: float, u: Tensor, on_ended=lambda rows: None):
     """What sampling is: complete each prompt `repeats` times, token by token -> ids, log-probs, entropies, [N, T] each.
 
-    u [N, T], N = P * repeats, decides the draws. What comes after a row's stop token means nothing. `on_ended` is told how many rows ended.
+    u [N, T], N = P * repeats, decides the draws. Ignore whatever follows a row's stop token. `on_ended` is told how many rows ended.
     """
     ids, valid = (x.repeat_interleave(repeats, 0) for x in left_pad(prompts, model.device))  # [N, W]; valid grows with the text
     position, cache, columns = (valid.cumsum(1) - 1).clamp(min=0), None, []  # [N, W]; after the prompt [N, 1]
     ended = torch.zeros(len(ids), dtype=torch.bool, device=model.device)  # [N]
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # of newer and older models
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # newer models have renamed it
     while len(columns) < u.shape[1] and not ended.all():
         out = model(input_ids=ids, attention_mask=valid, position_ids=position, use_cache=True, logits_to_keep=1, **{name: cache})
         columns.append(choose(out.logits[:, -1], temperature, top_p, u[:, len(columns)]))

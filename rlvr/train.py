@@ -34,7 +34,7 @@ class Step:
     rewards: Tensor  # [N], above 0: right; NaN: could not be scored; without the overlong penalty
     shaped: Tensor  # [N, T], the advantage of every token
     mini_batches: list[list[int]]  # the groups of each update
-    updates: list[dict] = field(default_factory=list)  # for each update made: sums over its tokens, and what the optimiser says
+    updates: list[dict] = field(default_factory=list)  # for each update made: sums over its tokens, and what the optimiser reports
 
     @property
     def finished(self) -> bool:
@@ -151,7 +151,7 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
 
     reward: a reward function of your own, (completions, answers) -> one number each (see rewards_from); None: is the answer right?
     """
-    # The session keeps folder, log, checkpoints and signals; it resumes (a Step may be in a checkpoint), and finishes when it is left.
+    # The session keeps folder, log, checkpoints and signals; it resumes (a Step may be in a checkpoint), and finishes when the block ends.
     with session(*set_up(config, reward), Step) as run:
         for step in run.steps():  # each begun by the trainer, or found half done in the newest checkpoint
             while not step.finished and run.may_go_on():  # a second Ctrl-C stops between two updates

@@ -245,7 +245,8 @@ def test_grpo_repeats_the_advantage_of_the_row_on_its_tokens():
 @pytest.mark.parametrize("method", SHAPED)
 @pytest.mark.parametrize("arms", [("low", "late"), ("high", "early")])
 def test_a_method_of_strength_zero_is_bit_for_bit_grpo(method, arms):
-    shaped = shape(method, *example(), ppl_alpha=0.0, pos_alpha=0.0, ppl_direction=arms[0], pos_direction=arms[1])
+    zero = {name: 0.0 for name, strength in STRENGTHS.items() if isinstance(strength.default, float)}
+    shaped = shape(method, *example(), **zero | {"ppl_direction": arms[0], "pos_direction": arms[1]})
     assert torch.equal(shaped, shape("grpo", *example()))
 
 

@@ -152,7 +152,7 @@ COMMAND_LINE = [
     ("train.py --method ''", "There is no method ''"),
     ("train.py --preset big", "There is no preset 'big'"),
     (["train.py", "--preset", "p" * 5000], "There is no preset 'ppp"),
-    (["train.py", "--resume", "r" * 5000], "Name one, as in --resume"),
+    (["train.py", "--resume", "r" * 5000], "Name a run folder, such as"),
     (["train.py", "--resume", "a\x1b[2Jb"], "a\\x1b[2Jb is not a run folder"),
     ("train.py --data ''", "--data is empty"),
     ("train.py --data math500", "evaluation set"),

@@ -45,7 +45,7 @@ from rlvr.run.cli import parse_command, run_program
 from rlvr.run.figures import read_metrics
 from rlvr.run.held_out import HeldOut
 from rlvr.run.log import completion
-from rlvr.run.settings import check_can_write, read_config
+from rlvr.run.settings import check_can_write, read_config, refuse
 from rlvr.run.state import reward_name, restore_trainer
 from rlvr.train import Step, Trainer, set_up
 
@@ -260,6 +260,7 @@ def main() -> None:
         if getattr(config, name) < 1:
             raise SettingError(f"--{name} is {getattr(config, name)}. Choose 1 or more.")
     folders = [Path(name) for name in config.runs]
+    refuse(not folders, "No run was named. Name one or more, as in: python -m rlvr.analysis.probe runs/pos-seed0")
     for folder in folders:  # a mistake in the last one must not cost the work for the first
         read_config(folder)
         check_can_write(folder, "the run folder")

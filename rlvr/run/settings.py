@@ -28,12 +28,12 @@ def read_config(folder: Path) -> TrainConfig:
             raise FileNotFoundError
         saved = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise SettingError(f"{folder} is not a run folder (no readable config.json). Name one, as in --resume runs/pos-seed0.") from None
+        raise SettingError(f"{folder} is not a run folder (no readable config.json). Name a run folder, such as runs/pos-seed0.") from None
     except (ValueError, RecursionError):
         raise SettingError(f"{path} is damaged (not JSON). Put back the file that the run wrote.") from None
     known = {f.name: f for f in fields(train_config())}
     foreign = not isinstance(saved, dict) or not {"preset", "method"} <= saved.keys()
-    refuse(foreign, f"{path} does not belong to a run. Name a run folder, as in --resume runs/pos-seed0.")
+    refuse(foreign, f"{path} does not belong to a run. Name a run folder, such as runs/pos-seed0.")
     wrong = ", ".join(sorted(set(saved) ^ set(known)))
     refuse(wrong, f"{path} was written by another version (it differs in {wrong[:100]}). Resume with that version.")
     for name, value in saved.items():

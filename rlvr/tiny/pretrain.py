@@ -122,7 +122,8 @@ def pretrain(out: Path, seed: int = 0, steps: int = 5500, tokens_per_batch: int 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m rlvr.tiny.pretrain", description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, required=True, help="folder for the new model")
     parser.add_argument("--seed", type=int, default=0, help="seeds the documents and the first weights (the shipped model: 0)")
     parser.add_argument("--steps", type=int, default=5500, help="optimiser steps; fewer: a worse model, sooner (the shipped one: 5500)")
