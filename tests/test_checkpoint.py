@@ -498,6 +498,30 @@ def lambda_named(name):
     return function
 
 
+WRITTEN = ["metrics.csv", "rollouts.jsonl", "curves.png", "config.json.part", ".lock", "checkpoints/step-000009.part"]
+
+
+@pytest.mark.parametrize(
+    "name, link", [*((name, os.symlink) for name in WRITTEN), ("rollouts.jsonl", os.link), ("metrics.csv", lambda _, path: os.mkfifo(path))]
+)
+def test_a_link_in_a_run_folder_is_refused_and_what_it_leads_to_stays(name, link, copy, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    config = parse_train(["--resume", str(copy)])
+    (copy / name).unlink(missing_ok=True)
+    link(tmp_path / "precious", copy / name)
+    with pytest.raises(SettingError, match=f"{name} is a link, a pipe or a device"), folder_module.claimed_run_folder(config):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "model", "tensorboard"])
+def test_a_linked_folder_in_a_run_folder_is_refused(name, copy, tmp_path):
+    shutil.rmtree(copy / name, ignore_errors=True)
+    (copy / name).symlink_to(tmp_path)
+    with pytest.raises(SettingError, match=f"{name} is a link"):
+        resume(copy)
+
+
 def test_two_processes_cannot_write_one_run_folder(copy, tmp_path):
     with FileLock(copy / ".lock"):
         before = listing(copy)

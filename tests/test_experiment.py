@@ -74,6 +74,15 @@ def test_pairs_are_of_equal_seeds():
     assert differences(results, "pos", "pass_at_1") == pytest.approx([-0.1, 0.1])  # seeds 1 and 3
 
 
+def test_a_link_where_a_run_or_its_log_shall_be_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("grpo-seed0.log", "grpo-seed0"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(SettingError, match=f"{name} is a link"):
+            plan(ExperimentConfig(arms=("grpo",), seeds=1, out=str(tmp_path)))
+        (tmp_path / name).unlink()
+
+
 def test_the_table_by_hand():
     results = rows(grpo={0: 0.5, 1: 0.7}, pos={0: 0.6, 1: 0.9}, ppl={0: 0.4})
     first, second, third = comparison(results, "pass_at_1")

@@ -816,6 +816,25 @@ def test_half_a_line_is_cut_from_a_log_though_its_step_is_kept(tmp_path):
     assert files.cut_back(log, lambda line: True) == 3 and log.read_bytes() == b"step,loss\n1,0.5\n2,0.4\n"
 
 
+@pytest.mark.parametrize("name", ["x", "x.part", "x.old"])
+def test_whatever_is_written_whole_replaces_a_link_and_leaves_what_it_leads_to(name, tmp_path):
+    from matplotlib.figure import Figure
+
+    writers = [
+        lambda path: files.write_atomically(path, "new"),
+        lambda path: files.replace_folder(path, lambda beside: (beside / "file").write_text("new")),
+        lambda path: figures.save_figure(Figure(), path),
+    ]
+    for number, write in enumerate(writers):
+        here, elsewhere = tmp_path / f"here{number}", tmp_path / f"elsewhere{number}"
+        here.mkdir(), elsewhere.mkdir()
+        (elsewhere / "file").write_text("precious")
+        (here / name).symlink_to(elsewhere if number == 1 else elsewhere / "file")
+        write(here / "x")
+        assert [path.read_text() for path in elsewhere.rglob("*")] == ["precious"]
+        assert (here / "x").exists() and not (here / "x").is_symlink()
+
+
 def test_a_stream_that_is_gone_swallows_what_it_is_told():
     read, write = os.pipe()
     os.close(read)

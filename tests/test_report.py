@@ -660,6 +660,12 @@ def test_a_line_that_a_crash_cut_off_is_passed_over(tmp_path, run):
     assert Run(tmp_path / "r").completions == whole
 
 
+def test_a_linked_report_in_a_run_folder_is_refused(tmp_path):
+    (tmp_path / "report").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SettingError, match="report is a link, so the report would go elsewhere"):
+        report(ReportConfig(runs=[str(tmp_path)]))
+
+
 def test_no_run_and_no_experiment(tmp_path, run):
     with pytest.raises(SettingError, match="No run"):
         report(ReportConfig(runs=[]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from rlvr.common.text import interval, markdown_table, table
-from rlvr.run.figures import COLOURS, INK, read_metrics, series
+from rlvr.run.figures import COLOURS, INK, read_metrics, save_figure, series
 
 BASELINE = "grpo"
 # Arms that are also compared with each other. All arms share the baseline's runs: if those were lucky, every arm looks worse than it is.
@@ -198,7 +198,7 @@ def draw_differences(results: Sequence[dict], path: Path, baseline: str = BASELI
     axes[0].invert_yaxis()
     n = max((len(differences(results, arm, "pass_at_1", baseline)) for arm in arms), default=0)
     figure.suptitle(f"difference to {baseline} on equal seeds, n = {n}; 95 % interval, orange where it leaves out 0", fontsize=10)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _draw_metric(axis, metric: str, pairs: dict[int, list[float]]) -> None:
@@ -232,4 +232,4 @@ def draw_arms(rows: Sequence[dict], path: Path) -> None:
     for write_labels in (figure.axes[1].yaxis.set_major_formatter, figure.axes[1].yaxis.set_minor_formatter):
         write_labels(lambda value, _: f"{value:g}")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

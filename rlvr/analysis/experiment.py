@@ -31,6 +31,7 @@ from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, say
 from rlvr.config import SettingError, TrainConfig
 from rlvr.run.cli import parse_command, parse_train, run_program
+from rlvr.run.folder import refuse_links
 from rlvr.run.settings import MAY_CHANGE, check_can_write, read_config
 
 # Strong enough to matter: at 0.2 the factor reaches its clamp at one standard deviation, 0.4 is nearly half of a usual advantage.
@@ -131,6 +132,8 @@ def plan(config: ExperimentConfig) -> list[Run]:
         flags = [*shlex.split(COMMON), "--level", str(config.level), "--steps", str(config.steps), *common, *shlex.split(ARMS[arm].flags)]
         flags += ["--seed", str(seed), "--out", config.out, "--name", name]
         runs.append(Run(arm, seed, flags, Path(config.out, name), parse_train(flags)))
+        if not runs[-1].done:
+            refuse_links(runs[-1].folder, _log(runs[-1]))
         if runs[-1].begun:
             _check_settings(runs[-1])
     return runs

@@ -17,12 +17,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside and rename into place: a reader, or a crash, never sees half a file."""
-    beside = path.with_name(path.name + ".part")
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write beside and rename into place: a reader, or a crash, never sees half a file. A link of either name is replaced, not followed."""
+    beside, content = path.with_name(path.name + ".part"), content.encode() if isinstance(content, str) else content
+    beside.unlink(missing_ok=True)
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(beside, "xb") as file:
+            file.write(content)
         sync(beside)
         beside.replace(path)
     except OSError:
@@ -54,7 +55,8 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+    """A link to one goes itself; what it points to stays."""
+    path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
 
 
 def clear_leftovers(folder: Path, pattern: str) -> None:

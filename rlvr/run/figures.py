@@ -1,10 +1,12 @@
 """curves.png: a run at a glance. Accuracy, entropy of right and wrong answers, defects; the plateau step is marked."""
 
 import csv
+import io
 import json
 from itertools import accumulate
 from pathlib import Path
 
+from rlvr.common.files import write_atomically
 from rlvr.run.defects import DEFECTS
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # can be told apart by colour-blind readers (Okabe and Ito)
@@ -32,6 +34,13 @@ def smoothed(values: list[float], weight: float = 0.5) -> list[float]:
 def _faint_and_smooth(axis, x, y, colour, label) -> None:
     axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
     axis.plot(x, smoothed(y), color=colour, linewidth=1.8, label=label)
+
+
+def save_figure(figure, path: Path, **style) -> None:
+    """As PNG, whole or not at all; a link of that name is replaced, not followed."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", **{"dpi": 120} | style)
+    write_atomically(path, png.getvalue())
 
 
 def draw_curves(folder: Path) -> Path:
@@ -74,5 +83,5 @@ def draw_curves(folder: Path) -> Path:
         axis.legend(fontsize=8, loc="best", ncols=1 if axis is not bottom else 2)
     bottom.xaxis.get_major_locator().set_params(integer=True)
     path = folder / "curves.png"
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
     return path

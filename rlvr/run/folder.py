@@ -1,5 +1,6 @@
 """The run folder: which one a run gets, and whether it is free."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,17 @@ def run_folder(c: TrainConfig) -> Path:
 
 def in_use(path: Path) -> bool:
     """Whether a path is anything but free, an empty folder, or one whose run was killed before it wrote its settings."""
-    return path.exists() and not (path.is_dir() and all(p.name == LOCK or p.suffix == ".part" for p in path.iterdir()))
+    return os.path.lexists(path) and not (path.is_dir() and all(p.name == LOCK or p.suffix == ".part" for p in path.iterdir()))
+
+
+def refuse_links(*paths: Path) -> None:
+    """A folder may come from somebody else, and what is written into it must not go elsewhere. Raises SettingError.
+
+    A file with a second name is a link too (a hard one).
+    """
+    for path in filter(os.path.lexists, paths):
+        own = not path.is_symlink() and (path.is_dir() or path.is_file() and path.stat().st_nlink == 1)
+        refuse(not own, f"{path} is a link, a pipe or a device: what a run writes would go elsewhere. Put a copy in its place, or delete it.")
 
 
 @contextmanager
@@ -35,6 +46,7 @@ def claimed_run_folder(config: TrainConfig) -> Iterator[Path]:
     """The folder of this run, locked against any other process until this one ends, however it ends. Raises SettingError."""
     while True:
         folder = Path(config.resume) if config.resume else run_folder(config)
+        refuse_links(*folder.glob("*"), *folder.glob("checkpoints/*"))  # before the lock is taken: that is a file too
         lock = FileLock(folder / LOCK)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ python -m rlvr.run.publish runs/pos-seed0 --merge my_model --push your-name/my-m
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def publish(p: PublishConfig) -> None:
         check_hub(p.push)
     if p.merge:
         out = Path(p.merge)
-        refuse(out.exists(), f"There is a file or folder {out} already. Choose another --merge.")
+        refuse(os.path.lexists(out), f"There is a file or folder {out} already. Choose another --merge.")
         merge(model, out, "bfloat16" if config.dtype == "bfloat16" else "float32")
         say(f"written to {out}")
         model = out

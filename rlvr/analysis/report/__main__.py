@@ -20,7 +20,7 @@ from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, one_line, say, unique_names
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_command, run_program
-from rlvr.run.settings import check_can_write
+from rlvr.run.settings import check_can_write, refuse
 
 SECTIONS = stage.SECTIONS + changes.SECTIONS + instance.SECTIONS + position.SECTIONS + exploration.SECTIONS
 
@@ -48,6 +48,7 @@ def report(config: ReportConfig) -> Path:
     if not folders:
         raise SettingError("No run was named. Name one or more, as in: python -m rlvr.analysis.report runs/pos-seed0")
     out = Path(config.out) if config.out else folders[0] / "report" if len(folders) == 1 else Path("runs") / "report"
+    refuse(not config.out and out.is_symlink(), f"{out} is a link, so the report would go elsewhere. Say with --out where it shall go.")
     check_can_write(out, "--out")
     started, path = time.perf_counter(), out / "index.html"
     try:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlvr.analysis.report.run import Run
-from rlvr.run.figures import INK
+from rlvr.run.figures import INK, save_figure
 
 NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.analysis.probe {folder}"
 STYLE = Path(__file__).with_name("pictures.mplstyle")
@@ -113,7 +113,7 @@ def draw(panel: Panel, png: Path) -> str:
         for axis in (a for axes in figure.axes for a in (axes.xaxis, axes.yaxis) if a.get_scale() == "log"):
             axis.set_major_formatter(lambda value, _: f"{value:g}")  # the usual one writes mathematics, which STYLE does not read, as
             axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")  # tokens may hold dollar signs
-        figure.savefig(png, dpi=150, facecolor="white")
+        save_figure(figure, png, dpi=150, facecolor="white")
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
