@@ -17,10 +17,13 @@ from rlvr.common.files import clear_leftovers
 from rlvr.config import SettingError, TrainConfig
 from rlvr.data import encode_prompts, load_problems
 from rlvr.policy import load_policy
-from rlvr.run import checkpoint, set_up
+from rlvr.run import checkpoint, figures, set_up
 from rlvr.run import folder as folder_module
+from rlvr.run import session as session_module
 from rlvr.run.checkpoint import checkpoints, damage, load_newest, save
 from rlvr.run.cli import parse_train
+from rlvr.run.log import Log
+from rlvr.run.session import Session
 from rlvr.run.state import restore_trainer, trainer_state
 from rlvr.train import Step, Trainer, train
 
@@ -207,14 +210,99 @@ def test_rows_after_the_checkpoint_are_cut_from_the_logs(tmp_path, monkeypatch, 
     check_equal(tmp_path / "run", reference())
 
 
-def test_a_log_that_was_spoiled_loses_no_row_that_is_sound(tmp_path, stop_in, capsys):
+def test_a_log_that_was_spoiled_is_put_back_from_the_checkpoint_and_kept_aside(tmp_path, stop_in, reference, capsys):
     run_and_stop(tmp_path / "run", stop_in, 5)
     metrics = tmp_path / "run" / "metrics.csv"
-    rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    metrics.write_text("".join([*rows[:2], "hello\n", *rows[3:]]), encoding="utf-8")
-    (tmp_path / "run" / "rollouts.jsonl").unlink()
+    spoiled = metrics.read_text(encoding="utf-8").replace("\n1,", "\nhello,")
+    metrics.write_text(spoiled, encoding="utf-8")
     resume(tmp_path / "run")
-    assert [row.split(",")[0] for row in metrics.read_text(encoding="utf-8").splitlines()] == ["step", "0", "hello", "2", "3", "4"]
+    assert "metrics.csv was edited (that file is metrics-edited.csv now); it is put back" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics-edited.csv").read_text(encoding="utf-8") == spoiled
+    (tmp_path / "run" / "metrics-edited.csv").unlink()
+    check_equal(tmp_path / "run", reference())
+
+
+def rows_of(change):
+    """Changes the lines of a metrics.csv."""
+    return lambda data: b"\r\n".join(change(data.split(b"\r\n")))
+
+
+EDITED = {
+    "semicolons": (lambda data: data.replace(b",", b";"), "line 1 does not name the columns"),
+    "another encoding": (lambda data: data.decode().encode("utf-16"), "codec can't decode"),
+    "one column more": (lambda data: data.replace(b"\r\n", b",x\r\n"), "line 1 does not name"),
+    "one cell more": (rows_of(lambda rows: [*rows[:2], rows[2] + b",7", *rows[3:]]), "line 3 has ..7.. for no column"),
+    "a cell that is no number": (rows_of(lambda rows: [*rows[:2], rows[2].replace(b"rising,", b"rising,x"), *rows[3:]]), "line 3 has 'x1' for shaped"),
+    "a cell that is NaN": (rows_of(lambda rows: [*rows[:2], rows[2].replace(b"rising,1", b"rising,NaN"), *rows[3:]]), "line 3 has 'NaN' for shaped"),
+    "half a row": (lambda data: data[:-150], "has 'nothing' for"),
+    "a missing row": (rows_of(lambda rows: [*rows[:3], *rows[4:]]), "line 4 is not the step that follows"),
+    "a doubled row": (rows_of(lambda rows: [*rows[:3], *rows[2:]]), "line 4 is not the step that follows"),
+    "no row": (lambda data: b"", "line 1 does not name"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EDITED)
+def test_an_edited_log_is_named_where_it_stands_and_mended(kind, tmp_path, reference, capsys):
+    data = (reference() / "metrics.csv").read_bytes()
+    edit, reason = EDITED[kind]
+    (tmp_path / "metrics.csv").write_bytes(edit(data))
+    with pytest.raises(SettingError, match=f"metrics.csv was edited or is damaged .*{reason}.*Put back the file .*--resume"):
+        figures.read_metrics(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for number in (1, 2):  # a finished run, then one that has made steps since its last checkpoint
+        Log(tmp_path, TrainConfig(), 4, None, data.decode().splitlines(keepends=True)).close()
+        assert (tmp_path / "metrics.csv").read_bytes() == data and len(figures.read_metrics(tmp_path)) == 5
+        assert ("metrics.csv was edited" in capsys.readouterr().out) == (number == 1)
+        with open(tmp_path / "metrics.csv", "ab") as file:
+            file.write(b"5,rising,1,0.")
+    assert (tmp_path / "metrics-edited.csv").read_bytes() == edit(data) and not (tmp_path / "metrics-edited-2.csv").exists()
+
+
+def test_a_log_that_only_got_a_mark_of_its_encoding_is_read(tmp_path, reference):
+    (tmp_path / "metrics.csv").write_bytes(b"\xef\xbb\xbf" + (reference() / "metrics.csv").read_bytes())
+    assert figures.read_metrics(tmp_path) == figures.read_metrics(reference())
+
+
+def test_a_log_that_became_a_folder_or_is_gone_is_put_back(copy, capsys):
+    data = (copy / "metrics.csv").read_bytes()
+    for spoil in (lambda: (copy / "metrics.csv").mkdir(), lambda: None):
+        (copy / "metrics.csv").unlink()
+        spoil()
+        resume(copy)
+        assert (copy / "metrics.csv").read_bytes() == data
+    said = capsys.readouterr().out
+    assert "was edited (that file is metrics-edited.csv now)" in said and "was deleted; it is put back" in said
+
+
+def test_a_log_that_is_edited_during_the_run_is_mended_at_its_end(tmp_path, monkeypatch, reference):
+    real = Session.finish
+
+    def finish(session):
+        (session.folder / "metrics.csv").write_text("step;hello\n")
+        real(session)
+
+    monkeypatch.setattr(Session, "finish", finish)
+    run(tmp_path / "run")
+    assert len(figures.read_metrics(tmp_path / "run")) == 5
+
+
+def test_a_disk_that_is_still_full_when_a_run_is_resumed_is_one_sentence(copy, monkeypatch):
+    before = listing(copy)
+    monkeypatch.setattr(session_module, "write_atomically", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(SettingError, match=r"cannot be written .*No space left on device.; the newest checkpoint is .*step-000004. Make room"):
+        resume(copy)
+    assert listing(copy) == before
+
+
+def test_settings_that_were_edited_are_refused_and_a_mark_of_the_encoding_is_not(copy):
+    config = copy / "config.json"
+    whole = config.read_text(encoding="utf-8")
+    config.write_text("\ufeff" + whole, encoding="utf-8")
+    resume(copy)
+    for old, new, named in (('"lr": 0.002', '"lr": 0.5', "--lr 0.002"), ('"seed": 0', '"seed": 1', "--seed 0"), ('"pos"', '"grpo"', "--method pos")):
+        config.write_text(whole.replace(old, new), encoding="utf-8")
+        with pytest.raises(SettingError, match=f"config.json was edited: the run was made with {named}. Put that back"):
+            resume(copy)
 
 
 def test_without_a_checkpoint_the_run_begins_anew(tmp_path, monkeypatch, reference, capsys):

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import STORIES
 
 from rlvr.analysis import compare_arms
+from rlvr.analysis import experiment as experiment_module
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_train
-from rlvr.analysis.experiment import ARMS, ExperimentConfig, plan
+from rlvr.analysis.experiment import ARMS, ExperimentConfig, Run, plan, run_all
 from rlvr.analysis.compare_arms import (
     METRICS,
     area,
@@ -81,6 +83,30 @@ def test_a_link_where_a_run_or_its_log_shall_be_is_refused(tmp_path):
         with pytest.raises(SettingError, match=f"{name} is a link"):
             plan(ExperimentConfig(arms=("grpo",), seeds=1, out=str(tmp_path)))
         (tmp_path / name).unlink()
+
+
+def test_a_log_that_was_edited_is_found_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "done", True)
+    (tmp_path / "grpo-seed0").mkdir()
+    (tmp_path / "grpo-seed0" / "metrics.csv").write_text("step;loss\n")
+    with pytest.raises(SettingError, match="metrics.csv was edited"):
+        plan(ExperimentConfig(arms=("grpo",), seeds=1, out=str(tmp_path)))
+
+
+def test_whatever_ends_an_experiment_its_runs_do_not_outlive_it(tmp_path, monkeypatch):
+    """The second run cannot be started: the first is asked to stop, and waited for."""
+    asked, process = [], SimpleNamespace(send_signal=lambda number: asked.append(number), wait=lambda: asked.append("waited"))
+
+    def start(run):
+        if run.seed:
+            raise OSError(28, "No space left on device")
+        run.process = process
+        return run
+
+    monkeypatch.setattr(experiment_module, "_start", start)
+    with pytest.raises(OSError):
+        run_all(plan(ExperimentConfig(arms=("grpo",), seeds=2, out=str(tmp_path))), 2, lambda: None)
+    assert asked == [signal.SIGINT, "waited"]
 
 
 def test_the_table_by_hand():

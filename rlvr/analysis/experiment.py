@@ -31,6 +31,7 @@ from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, say
 from rlvr.config import SettingError, TrainConfig
 from rlvr.run.cli import parse_command, parse_train, run_program
+from rlvr.run.figures import read_metrics
 from rlvr.run.folder import refuse_links
 from rlvr.run.settings import MAY_CHANGE, check_can_write, read_config
 
@@ -132,7 +133,9 @@ def plan(config: ExperimentConfig) -> list[Run]:
         flags = [*shlex.split(COMMON), "--level", str(config.level), "--steps", str(config.steps), *common, *shlex.split(ARMS[arm].flags)]
         flags += ["--seed", str(seed), "--out", config.out, "--name", name]
         runs.append(Run(arm, seed, flags, Path(config.out, name), parse_train(flags)))
-        if not runs[-1].done:
+        if runs[-1].done:
+            read_metrics(runs[-1].folder)  # what was edited is found now, and not when all others have run
+        else:
             refuse_links(runs[-1].folder, _log(runs[-1]))
         if runs[-1].begun:
             _check_settings(runs[-1])
@@ -169,7 +172,7 @@ def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) ->
                 bar.set_description(", ".join(run.folder.name for run in running))
                 bar.n = sum(min(run.steps(), run.wanted.steps) for run in runs)
                 bar.refresh()
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, for one
         say("stopping: every run ends its step and saves; the same command goes on from there")
         for run in running:
             run.process.send_signal(signal.SIGINT)

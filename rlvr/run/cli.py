@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields, make_dataclass, replace
@@ -77,9 +78,9 @@ def run_program(work: Callable[[], object]) -> None:
         sys.exit(error.exit_code)
 
 
-def resume_command(c: TrainConfig, folder: Path) -> str:
+def resume_command(folder: str | Path, reward: str = "") -> str:
     """What to type to go on with a run."""
-    return f"python train.py --resume {folder}" + (f" --reward {c.reward}" if c.reward else "")
+    return shlex.join(["python", "train.py", "--resume", str(folder), *(["--reward", reward] if reward else [])])
 
 
 def help_texts(kind: type) -> dict[str, str]:
@@ -129,7 +130,7 @@ def _preset_for(model: str) -> str:
         # Anything else than a run folder has no such file, or one that names no preset, as a model's.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             path = folder / "config.json"
-            preset = json.loads(path.read_text(encoding="utf-8"))["preset"] if path.is_file() else None
+            preset = json.loads(path.read_text(encoding="utf-8-sig"))["preset"] if path.is_file() else None
             if isinstance(preset, str):
                 return preset
     return "tiny" if model == "tiny" else "hf"

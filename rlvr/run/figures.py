@@ -3,11 +3,18 @@
 import csv
 import io
 import json
+import math
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 
 from rlvr.common.files import write_atomically
+from rlvr.common.text import one_line
+from rlvr.config import SettingError
+from rlvr.run.cli import resume_command
 from rlvr.run.defects import DEFECTS
+from rlvr.run.metrics import COLUMNS
+from rlvr.run.settings import read_config
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # can be told apart by colour-blind readers (Okabe and Ito)
 INK = "#010101"  # lines and text; the report puts the text colour of the page in its place
@@ -15,10 +22,33 @@ COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | str | None]]:
-    """metrics.csv as a list of rows; empty cells become None."""
-    with open(Path(folder) / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v if k == "stage" else float(v) if v else None for k, v in row.items()} for row in rows]
+    """metrics.csv as a list of rows; empty cells become None. Raises SettingError, with the line, for what no run has written."""
+    path = Path(folder) / "metrics.csv"
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return parse_metrics(file)
+    except (OSError, ValueError, csv.Error) as error:
+        remedy = f"Put back the file that the run wrote, or let it write it again: {resume_command(folder)}"
+        raise SettingError(f"{path} was edited or is damaged ({one_line(error)}). {remedy}") from None
+
+
+def parse_metrics(lines: Iterable[str]) -> list[dict[str, float | str | None]]:
+    """Lines of metrics.csv as rows. Raises ValueError, with the line, unless there is a number in every cell and a row for every step."""
+    reader, rows = csv.DictReader(lines, restval="nothing"), []
+    if reader.fieldnames != COLUMNS:
+        raise ValueError("line 1 does not name the columns that this version writes")
+    for row in reader:
+        for name, cell in row.items():
+            try:
+                row[name] = cell if name == "stage" else float(cell) if cell else None
+            except (ValueError, TypeError):  # TypeError: the list of all cells beyond the last column
+                row[name] = math.nan
+            if row[name] != row[name]:
+                raise ValueError(f"line {reader.line_num} has {cell!r} for {name or 'no column'}")
+        if row["step"] not in ([rows[-1]["step"] + 1] if rows else (0, 1)):
+            raise ValueError(f"line {reader.line_num} is not the step that follows")
+        rows.append(row)
+    return rows
 
 
 def series(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
@@ -48,11 +78,11 @@ def draw_curves(folder: Path) -> Path:
     from matplotlib.figure import Figure  # not pyplot: it would switch a notebook's own backend
 
     rows = read_metrics(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    c = read_config(folder)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     figure = Figure(figsize=(8, 10), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    figure.suptitle(f"method {config['method']}, model {config['model']}, data {config['data']}, seed {config['seed']}")
+    figure.suptitle(f"method {c.method}, model {c.model}, data {c.data}, seed {c.seed}", parse_math=False)  # a name may hold dollar signs
 
     trained = [row for row in rows if row["accuracy"] is not None]
     _faint_and_smooth(top, *series(trained, "accuracy"), GREY, "training problems")
@@ -62,7 +92,7 @@ def draw_curves(folder: Path) -> Path:
         low = [row["eval_pass_at_1"] - row["eval_pass_at_1_low"] for row in held_out]
         high = [row["eval_pass_at_1_high"] - row["eval_pass_at_1"] for row in held_out]
         top.errorbar(x, y, yerr=[low, high], color=BLUE, marker="o", markersize=4, capsize=3, label="held-out pass@1, 95 % interval")
-        label = f"held-out pass@{config['eval_completions']}"
+        label = f"held-out pass@{c.eval_completions}"
         top.plot(*series(held_out, "eval_pass_at_max"), color=GREEN, marker="s", markersize=3, linewidth=1, label=label)
     top.set(ylabel="share of right answers", ylim=(0, 1.02))
 

@@ -4,13 +4,15 @@ A disk that is full stops no step: what could not be written waits, and no check
 """
 
 import json
+import os
+import re
 from pathlib import Path
 
 from torch import Tensor
 
-from rlvr.common.files import Appender, clear_leftovers, cut_back
+from rlvr.common.files import Appender, clear_leftovers, cut_back, first_free, write_atomically
 from rlvr.common.text import say
-from rlvr.config import SettingError, TrainConfig
+from rlvr.config import TrainConfig
 from rlvr.rollout import Rollouts
 from rlvr.run.metrics import COLUMNS
 from rlvr.run.trackers import Tracker
@@ -18,33 +20,37 @@ from rlvr.run.trackers import Tracker
 
 class Log:
     """Appends a row and some completions for each step. It begins after `last_step` (-1: from nothing): what the files hold of later steps
-    is cut off."""
+    is cut off. lines: those of metrics.csv up to there, as a checkpoint has them."""
 
-    def __init__(self, folder: Path, config: TrainConfig, last_step: int, tokenizer):
+    def __init__(self, folder: Path, config: TrainConfig, last_step: int, tokenizer, lines: list[str] | None = None):
         self.config, self.tokenizer = config, tokenizer
-        header = ",".join(COLUMNS).encode()
-        metrics, rollouts = folder / "metrics.csv", folder / "rollouts.jsonl"
-        for path in (metrics, rollouts):
-            path.touch()
-        if last_step >= 0 and metrics.read_bytes().partition(b"\n")[0].rstrip() not in (header, b""):
-            raise SettingError(f"{metrics} has other columns than this version writes. Resume with the version that wrote it.")
-        rows = cut_back(metrics, lambda line: line.rstrip() == header or 0 <= _step_of(line.split(b",")[0]) <= last_step)
-        if rows < 1 + last_step:  # the header, and a row for each step; the first evaluation may have one too
-            say(f"note: {metrics} lacks some of the {last_step} steps that are done; it was changed or deleted")
-        cut_back(rollouts, lambda line: 0 <= _step_of(line[len(b'{"step": ') :].split(b",")[0]) <= last_step)
+        self.lines = lines or [",".join(COLUMNS) + "\r\n"]
+        self.path, rollouts = folder / "metrics.csv", folder / "rollouts.jsonl"
+        self.mend()
+        rollouts.touch()
+        cut_back(rollouts, lambda line: 0 <= _step_of(line) <= last_step)
         for pattern in ("config.json", "summary.json", "model", "adapter"):
             clear_leftovers(folder, pattern)
         clear_leftovers(folder / "checkpoints", "step-*")
-        self.metrics, self.rollouts = Appender(metrics), Appender(rollouts)
+        self.metrics, self.rollouts = Appender(self.path), Appender(rollouts)
         self.tracker = Tracker(config, folder, max(last_step, 0))
-        if metrics.stat().st_size == 0:
-            self.metrics.write(header.decode() + "\r\n")
+
+    def mend(self) -> None:
+        """Make metrics.csv what was written into it. If it was edited or deleted since, say so, and keep what is there under another name."""
+        whole, kept = "".join(self.lines).encode(), ""
+        if os.path.lexists(self.path) and (self.path.is_dir() or not self.path.read_bytes().startswith(whole)):
+            kept = self.path.rename(first_free(self.path.with_stem("metrics-edited"))).name
+        if kept or len(self.lines) > 1 and not self.path.exists():
+            edited = f"edited (that file is {kept} now)" if kept else "deleted"
+            say(f"note: {self.path} was {edited}; it is put back with the rows of all steps, and nothing else was lost")
+        write_atomically(self.path, whole)
 
     def row(self, numbers: dict) -> None:
         """A row of metrics.csv, by column name. Each number reads back to the same one; what a step has no number for stays empty."""
         # NaN is what is not equal to itself.
         known = {name: value for name in COLUMNS if (value := numbers.get(name)) is not None and value == value}
-        self._write(self.metrics, ",".join(str(known.get(name, "")) for name in COLUMNS) + "\r\n")
+        self.lines.append(",".join(str(known.get(name, "")) for name in COLUMNS) + "\r\n")
+        self._write(self.metrics, self.lines[-1])
         self.tracker.log(numbers["step"], known)
 
     def completions(self, number: int, batch: Rollouts, correct: Tensor, shaped: Tensor) -> None:
@@ -90,6 +96,7 @@ def _rounded(values: list) -> list:
     return [[round(v, 4) for v in row] if isinstance(row, list) else round(row, 5) for row in values]
 
 
-def _step_of(number: bytes) -> int:
-    """The step that a line begins with; -1 for a line that no run has written."""
-    return int(number) if number.isdigit() else -1
+def _step_of(line: bytes) -> int:
+    """The step of a line of rollouts.jsonl; -1 for a line that no run has written."""
+    found = re.match(rb'{\s*"step":\s*(\d{1,15}),', line)
+    return int(found[1]) if found else -1

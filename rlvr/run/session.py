@@ -29,7 +29,7 @@ from rlvr.run.held_out import HeldOut
 from rlvr.run.log import Log
 from rlvr.run.metrics import Watch, entropies
 from rlvr.run.publish import model_card, push, save_model
-from rlvr.run.settings import refuse
+from rlvr.run.settings import MAY_CHANGE, refuse
 from rlvr.run.state import model_fingerprint, restore_trainer, reward_name, trainer_state, undone_if_it_fails
 from rlvr.run.stop import Stop
 
@@ -77,6 +77,7 @@ class Session:
         self.save_failed = ""  # why the last attempt at one came to nothing
         self.summary: dict = {}  # when all is done
         self.log_files: Log | None = None
+        self.rows: list[str] = []  # the lines of metrics.csv that the checkpoint has
         self.bar: tqdm | None = None
 
     @property
@@ -190,9 +191,10 @@ class Session:
         try:
             # The settings first: from here on the folder is a run, which can be resumed.
             write_atomically(self.folder / "config.json", json.dumps(dataclasses.asdict(c) | {"resume": ""}, indent=2) + "\n")
-            self.log_files = Log(self.folder, c, self.last_step if self.saved else -1, self.trainer.policy.tokenizer)
+            self.log_files = Log(self.folder, c, self.last_step if self.saved else -1, self.trainer.policy.tokenizer, self.rows)
         except OSError as error:
-            raise SettingError(f"The run folder {self.folder} cannot be written ({error}). Make room, or check its permissions.") from None
+            remedy = f"Make room or clear what is in the way, then: {resume_command(self.folder, c.reward)}"
+            raise SettingError(f"The run folder {self.folder} cannot be written ({error}); {self._saved_as()} {remedy}") from None
         self._say_what_runs(planned)
 
     def _resume(self) -> int:
@@ -212,12 +214,15 @@ class Session:
         refuse(state["reward"] != (name := reward_name(self.trainer)),
                f"{self.folder} was trained with the reward function {state['reward']}, not {name}. Pass that one to train().")
         # fmt: on
+        edited = [f"--{name.replace('_', '-')} {value}" for name, value in state["settings"].items() if value != getattr(c, name)]
+        refuse(edited, f"{self.folder / 'config.json'} was edited: the run was made with {', '.join(edited)}. Put that back, or start anew.")
         self.step = restore_trainer(self.trainer, tensors, state, self.step_type)
         self.watch.seconds.update(state["watch"][0])
         self.watch.seen.update(state["watch"][1])
         if self.steps_done > c.steps:
             raise SettingError(f"{self.folder} has made {self.steps_done} steps already. Choose --steps {self.steps_done} or more.")
         self.last_step = self.steps_done
+        self.rows = state["log"]["rows"]
         self.updates, self.measured = state["log"]["updates"], {"start": state["log"]["first"], "end": state["log"]["last"]}
         self.started -= state["log"]["seconds"]
         if self.steps_done < c.steps:  # it was made longer
@@ -258,9 +263,10 @@ class Session:
         """Write a checkpoint. If that fails (a full disk), say so and go on without. `at_end`: nothing is said, `finish` looks at it."""
         began, c = time.perf_counter(), self.config
         tensors, state = trainer_state(self.trainer, self.step)
+        state["settings"] = {name: value for name, value in vars(c).items() if name not in MAY_CHANGE | {"resume", "reward", "name", "out"}}
         state |= {"data": self.data, "model": self.model, "watch": [self.watch.seconds, self.watch.seen]}
         state["log"] = {"updates": self.updates, "first": self.measured["start"], "last": self.measured["end"]}
-        state["log"] |= {"seconds": self.seconds(), "steps": c.steps}
+        state["log"] |= {"seconds": self.seconds(), "steps": c.steps, "rows": self.log_files.lines}
         self.save_failed = ""
         try:
             self.log_files.sync()  # the checkpoint says that these rows are there
@@ -276,7 +282,7 @@ class Session:
 
     def _saved_as(self) -> str:
         found = checkpoint.checkpoints(self.folder / "checkpoints")
-        return f"the newest checkpoint is {found[0]}." if found else "there is no checkpoint yet."
+        return f"the newest checkpoint is {found[0].name}." if found else "there is no checkpoint yet."
 
     def save_what_was_done(self) -> None:
         """After an error: the steps that were done, and the batch of the one that was not."""
@@ -285,7 +291,7 @@ class Session:
 
     def finish(self) -> None:
         """Save checkpoint and model, write summary.json, draw curves.png, print the table. Raises SettingError if the disk is full."""
-        c, go_on = self.config, resume_command(self.config, self.folder)
+        c, go_on = self.config, resume_command(self.folder, self.config.reward)
         self.bar.close()
         self.save(at_end=True)  # where there is no room for it, there may be for the model, which is smaller
         stopped_by = self.stop.name if self.steps_done < c.steps else None
@@ -293,6 +299,8 @@ class Session:
         try:
             save_model(self.folder, c, self.trainer.policy, model_card(c, self.summary, self.measured))
             write_atomically(self.folder / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+            if not self.save_failed:  # else the rows may be in the old file alone
+                self.log_files.mend()
             figure = figures.draw_curves(self.folder)
         except (OSError, SafetensorError) as error:
             failed = f"The model or the figure could not be written ({error}); {self._saved_as()}"
@@ -339,7 +347,7 @@ class Session:
         if self.trainer.step_number == 0 and not self.config.resume:
             ended = SettingError(f"Interrupted before the first step; nothing was trained. {self.folder} can be deleted.")
         else:
-            ended = SettingError(f"Stopped at once; {self._saved_as()} To go on: {resume_command(self.config, self.folder)}")
+            ended = SettingError(f"Stopped at once; {self._saved_as()} To go on: {resume_command(self.folder, self.config.reward)}")
         ended.exit_code = self.stop.exit_code or 130
         return ended
 

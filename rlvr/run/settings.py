@@ -26,7 +26,7 @@ def read_config(folder: Path) -> TrainConfig:
     try:
         if not path.is_file():  # reading a pipe might never end
             raise FileNotFoundError
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError:
         raise SettingError(f"{folder} is not a run folder (no readable config.json). Name a run folder, such as runs/pos-seed0.") from None
     except (ValueError, RecursionError):

@@ -29,8 +29,8 @@ class Run:
         for file in ("metrics.csv", "rollouts.jsonl", "summary.json", "model/config.json"):
             if not (folder / file).is_file():
                 raise SettingError(f"The run {folder} has no {file}. If it is not finished: python train.py --resume {folder}")
+        self.metrics = read_metrics(folder)
         try:
-            self.metrics = read_metrics(folder)
             self.completions = read_lines(folder / "rollouts.jsonl")
             self.summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError) as error:
