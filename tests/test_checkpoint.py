@@ -23,7 +23,9 @@ from rlvr.run import session as session_module
 from rlvr.run.checkpoint import checkpoints, damage, load_newest, save
 from rlvr.run.cli import parse_train
 from rlvr.run.log import Log
+from rlvr.run.metrics import COLUMNS
 from rlvr.run.session import Session
+from rlvr.run.sound import check_log, edits_as_sentence
 from rlvr.run.state import restore_trainer, trainer_state
 from rlvr.train import Step, Trainer, train
 
@@ -427,6 +429,9 @@ def test_another_machine_is_noted(tmp_path, capsys):
     state["made_with"]["torch"] = "1.0"
     restore_trainer(trainer, tensors, state, Step)
     assert f"made with torch 1.0 (now {torch.__version__})" in capsys.readouterr().out
+    state["made_with"]["torch"] = "\x1b[2J"  # from somebody else
+    restore_trainer(trainer, tensors, state, Step)
+    assert "made with torch \\x1b[2J (now" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -532,6 +537,126 @@ def test_resuming_over_a_damaged_checkpoint_is_exact(tmp_path, stop_in, monkeypa
     assert "step-000003 is damaged" in said and "resumed from step-000002" in said
     check_equal(tmp_path / "run", reference())
     assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000004"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# What somebody has edited, with hashes that fit again
+
+
+@pytest.fixture(scope="module")
+def half_a_step():
+    """A trainer after one update of its first step, and its state as JSON."""
+    trainer = new_trainer()
+    step = trainer.begin()
+    trainer.update(step)
+    tensors, state = trainer_state(trainer, step)
+    return trainer, tensors, json.dumps(state)
+
+
+NORM = "model.norm.weight"
+IMPOSSIBLE = {
+    "a problem that does not exist": (lambda s, t: s.update(queue=[64]), "its queue"),
+    "a problem before the first": (lambda s, t: s.update(queue=[-1]), "its queue"),
+    "a problem that is a text": (lambda s, t: s.update(queue=["a"]), "its queue"),
+    "a queue that is a number": (lambda s, t: s.update(queue=7), "not iterable"),
+    "no queue": (lambda s, t: s.pop("queue"), "queue"),
+    "a step before the first": (lambda s, t: s.update(step_number=-1), "its step number"),
+    "an entropy too many": (lambda s, t: s["entropies"].append(1.0), "its entropies"),
+    "a plateau to come": (lambda s, t: s.update(plateau=2), "its plateau"),
+    "no tokens at once": (lambda s, t: s.update(micro_batch_tokens=[4096, 0]), "its batch sizes"),
+    "no rows at once": (lambda s, t: s.update(sampling_rows=[512, 0]), "its batch sizes"),
+    "a machine that is a number": (lambda s, t: s["made_with"].update(torch=2), "its machine"),
+    "a generator that reads beyond its end": (lambda s, t: s["random"]["numpy"].__setitem__(2, 10**6), "its generator"),
+    "half a generator": (lambda s, t: s.update(generator=s["generator"][:100]), "Expected a CPUGeneratorImplState"),
+    "a generator that is no number": (lambda s, t: s["shuffle"].__setitem__(2, "x"), "can.t multiply sequence"),
+    "a weight that broadcasts": (lambda s, t: t["weights"].update({NORM: torch.ones(1)}), "its weights"),
+    "a weight that is NaN": (lambda s, t: t["weights"].update({NORM: torch.full((32,), torch.nan)}), "its weights"),
+    "a weight in another precision": (lambda s, t: t["weights"].update({NORM: torch.ones(32).half()}), "its weights"),
+    "a weight less": (lambda s, t: t["weights"].pop(NORM), "its weights"),
+    "a weight more": (lambda s, t: t["weights"].update(x=torch.ones(1)), "its weights"),
+    "no weights": (lambda s, t: t.pop("weights"), "weights"),
+    "a moment that broadcasts": (lambda s, t: t["optimizer"].update({"0.exp_avg": torch.ones(1)}), "its moments"),
+    "a moment that is infinite": (lambda s, t: t["optimizer"]["0.exp_avg"].fill_(torch.inf), "its moments"),
+    "a square below 0": (lambda s, t: t["optimizer"]["0.exp_avg_sq"].fill_(-1), "its moments"),
+    "a moment less": (lambda s, t: t["optimizer"].pop("0.exp_avg"), "its moments"),
+    "no update before": (lambda s, t: t["optimizer"]["0.step"].zero_(), "its moments"),
+    "a moment of no weight": (lambda s, t: t["optimizer"].update({"999.step": torch.ones(())}), "999"),
+    "a token beyond the vocabulary": (lambda s, t: t["batch"]["rollouts.completion_ids"].fill_(999), "its tokens"),
+    "a prompt of nothing": (lambda s, t: s["unfinished"]["rollouts.prompt_ids"].__setitem__(0, []), "its tokens"),
+    "a mask that is not that of the lengths": (lambda s, t: t["batch"]["rollouts.lengths"].fill_(999), "its batch"),
+    "an advantage that broadcasts": (lambda s, t: t["batch"].update(shaped=torch.ones(16, 1)), "its batch"),
+    "a reward less": (lambda s, t: t["batch"].update(rewards=torch.ones(15)), "its batch"),
+    "a text less": (lambda s, t: s["unfinished"]["rollouts.text"].pop(), "its texts"),
+    "a row of no problem": (lambda s, t: s["unfinished"]["problem_ids"].__setitem__(0, 64), "its problems"),
+    "an update of no group": (lambda s, t: s["unfinished"]["mini_batches"].__setitem__(1, [99]), "its groups"),
+    "an update too many": (lambda s, t: s["unfinished"].update(updates=s["unfinished"]["updates"] * 9), "its updates"),
+    "a field of no batch": (lambda s, t: s["unfinished"].update({"rollouts.x": 1}), "unexpected keyword"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_a_state_that_no_run_can_be_in_is_one_sentence_and_changes_nothing(kind, half_a_step):
+    trainer, tensors, state = half_a_step
+    spoil, reason = IMPOSSIBLE[kind]
+    edited, spoiled = json.loads(state), {file: {name: x.clone() for name, x in group.items()} for file, group in tensors.items()}
+    spoil(edited, spoiled)
+    with pytest.raises(SettingError, match=f"The checkpoint here was edited or is damaged: .*{reason}.*Copy the run folder again"):
+        with edits_as_sentence("here"):
+            restore_trainer(trainer, spoiled, edited, Step)
+    now, _ = trainer_state(trainer, None)
+    assert all(torch.equal(now["weights"][name], x) for name, x in tensors["weights"].items())
+    assert restore_trainer(trainer, tensors, json.loads(state), Step).updates
+
+
+RECORD = {
+    "no end": ({"last": {"problems": 3}}, "metrics"),
+    "an accuracy without its interval": ({"last": {"problems": 3, "metrics": {"pass@1": [0.5]}}}, "its evaluations"),
+    "seconds that are a text": ({"seconds": "x"}, "its seconds"),
+    "fewer updates than none": ({"updates": {"updates": -1}}, "its counts"),
+    "rows of another step": ({"rows": ["step,loss\r\n", "4,1\r\n"]}, "line 1 does not name"),
+    "rows that are numbers": ({"rows": [1, 2]}, "iterator should return strings"),
+    "no row": ({"rows": [",".join(COLUMNS) + "\r\n"]}, "its rows"),
+}
+
+
+@pytest.mark.parametrize("kind", RECORD)
+def test_a_record_that_no_run_has_made_is_one_sentence(kind, reference):
+    rows = (reference() / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    log, watch = {"steps": 4, "updates": {"updates": 8}, "first": None, "last": None, "seconds": 1.0, "rows": rows}, [{}, {"rounds": 1, "kills": 0, "drift": None}]
+    check_log(log, watch, 4, ["pass@1"])
+    edited, reason = RECORD[kind]
+    with pytest.raises(SettingError, match=reason), edits_as_sentence("here"):
+        check_log(log | edited, watch, 4, ["pass@1"])
+
+
+def edit_newest(folder, edit):
+    """Change the state of the newest checkpoint, and make its manifest fit again."""
+    newest = checkpoints(folder / "checkpoints")[0]
+    state, manifest = (json.loads((newest / name).read_text()) for name in ("state.json", "manifest.json"))
+    edit(state, manifest)
+    (newest / "state.json").write_text(json.dumps(state))
+    manifest["state.json"] = {"size": (newest / "state.json").stat().st_size, "sha256": checkpoint._sha256(newest / "state.json")}
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("edit", [lambda s, m: s.clear(), lambda s, m: s.update(watch=[]), lambda s, m: s["log"].update(rows=[]), lambda s, m: s.update(queue=[64])])
+def test_a_run_whose_checkpoint_was_edited_is_not_resumed(edit, copy):
+    edit_newest(copy, edit)
+    before = listing(copy)
+    with pytest.raises(SettingError, match="step-000004 was edited or is damaged"):
+        resume(copy, "--steps", "5")
+    assert listing(copy) == before
+
+
+def test_a_manifest_that_names_a_device_or_a_file_elsewhere_is_damaged(folder):
+    for name in ("/dev/zero", "../step-000002/state.json", ".."):
+        edit_newest(folder.parent, lambda state, manifest: manifest.update({name: {"size": (folder / "step-000003" / name).stat().st_size}}))
+        assert "is no file of it" in damage(folder / "step-000003")
+        edit_newest(folder.parent, lambda state, manifest: manifest.pop(name))
+    assert damage(folder / "step-000003") is None
+    (folder / "step-000003" / "manifest.json").unlink()
+    os.mkfifo(folder / "step-000003" / "manifest.json")
+    assert damage(folder / "step-000003") == "manifest.json is no file"
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------

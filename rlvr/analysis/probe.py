@@ -46,6 +46,7 @@ from rlvr.run.figures import read_metrics
 from rlvr.run.held_out import HeldOut
 from rlvr.run.log import completion
 from rlvr.run.settings import check_can_write, read_config, refuse
+from rlvr.run.sound import edits_as_sentence
 from rlvr.run.state import reward_name, restore_trainer
 from rlvr.train import Step, Trainer, set_up
 
@@ -247,10 +248,11 @@ def _restored(folder: Path, trainer: Trainer, starts: Sequence[Path | None]) -> 
                 say(f"{start} is damaged ({reason}) and left out")
                 continue
             tensors, state = checkpoint.load(start)
-            if state["reward"] != reward_name(trainer):
-                cause = f"{folder} was trained with the reward function {state['reward']}, which only its program has"
-                raise SettingError(f"{cause}. Its steps cannot be replayed; choose another run.")
-            restore_trainer(trainer, tensors, state, Step)
+            with edits_as_sentence(start):
+                if state["reward"] != reward_name(trainer):
+                    cause = f"{folder} was trained with the reward function {state['reward']}, which only its program has"
+                    raise SettingError(f"{cause}. Its steps cannot be replayed; choose another run.")
+                restore_trainer(trainer, tensors, state, Step)
         yield start
 
 

@@ -95,27 +95,31 @@ def load(path: Path) -> tuple[Tensors, dict]:
     """(tensors by file, state) of a checkpoint that is whole. Raises SettingError."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        return {file.stem: load_file(file) for file in path.glob("*.safetensors")}, state
-    except (OSError, ValueError, SafetensorError) as error:
+        return {file.stem: load_file(file) for file in path.glob("*.safetensors") if file.is_file()}, state
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise SettingError(f"The checkpoint {path} cannot be read ({error}). Check the disk and the permissions.") from None
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every file of the manifest must have its size and its hash."""
     try:
+        if (path / "manifest.json").exists() and not (path / "manifest.json").is_file():
+            return "manifest.json is no file"
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if not {"weights.safetensors", "optimizer.safetensors", "state.json"} <= manifest.keys():
             return "manifest.json names too few files"
         for name, facts in manifest.items():
             file = path / name
             size = file.stat().st_size
+            if file.parent != path or not file.is_file():  # a pipe or a device would never end
+                return f"{name} is no file of it"
             if size != facts["size"]:
                 return f"{name} has {size} bytes, not {facts['size']}"
             if _sha256(file) != facts["sha256"]:
                 return f"{name} has other content than was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return "manifest.json or a file it names cannot be read"
     return None
 

@@ -10,6 +10,7 @@
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from rlvr.run.log import Log
 from rlvr.run.metrics import Watch, entropies
 from rlvr.run.publish import model_card, push, save_model
 from rlvr.run.settings import MAY_CHANGE, refuse
+from rlvr.run.sound import check_log, check_sound, edits_as_sentence
 from rlvr.run.state import model_fingerprint, restore_trainer, reward_name, trainer_state, undone_if_it_fails
 from rlvr.run.stop import Stop
 
@@ -68,7 +70,8 @@ class Session:
         self.watch = Watch(trainer)
         self.started, self.saving_seconds = time.perf_counter(), 0.0
         self.step = None  # the step in progress
-        self.updates = self.last_step = 0  # updates made, and the last step logged
+        self.totals = Counter(updates=0, skipped_updates=0)  # over all steps
+        self.last_step = 0  # the last one logged
         self.unscored = 0  # rewards that were no numbers, since this process began
         self.evaluated: dict[str, float] = {}  # numbers of an evaluation, for the row of its step
         # The evaluations before the first step and after the last: number of problems, and metrics.
@@ -133,7 +136,7 @@ class Session:
         self.log_files.row(row | self.evaluated)
         self.log_files.completions(number, batch, correct, step.shaped)
         self.evaluated, self.last_step = {}, number
-        self.updates += row["updates"]
+        self.totals.update({name: row[name] for name in self.totals})
         if row["reward_failures"] and not self.unscored:
             what = f"{row['reward_failures']} of {len(batch)} completions of step {number} could not be scored"
             say(f"note: {what} and teach nothing; reward_failures in metrics.csv counts them at each step")
@@ -206,6 +209,12 @@ class Session:
         if found is None:
             return c.steps
         self.saved, tensors, state = found
+        with edits_as_sentence(self.saved):
+            return self._restore(tensors, state)
+
+    def _restore(self, tensors: dict, state: dict) -> int:
+        """The rest of `_resume`, from what the checkpoint holds."""
+        c = self.config
         # fmt: off
         refuse(state["data"] != self.data,
                f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or start anew.")
@@ -217,13 +226,15 @@ class Session:
         edited = [f"--{name.replace('_', '-')} {value}" for name, value in state["settings"].items() if value != getattr(c, name)]
         refuse(edited, f"{self.folder / 'config.json'} was edited: the run was made with {', '.join(edited)}. Put that back, or start anew.")
         self.step = restore_trainer(self.trainer, tensors, state, self.step_type)
+        check_log(state["log"], state["watch"], checkpoint.step_of(self.saved), self._shown())
+        check_sound(name=checkpoint.step_of(self.saved) != self.steps_done)
         self.watch.seconds.update(state["watch"][0])
         self.watch.seen.update(state["watch"][1])
         if self.steps_done > c.steps:
             raise SettingError(f"{self.folder} has made {self.steps_done} steps already. Choose --steps {self.steps_done} or more.")
         self.last_step = self.steps_done
         self.rows = state["log"]["rows"]
-        self.updates, self.measured = state["log"]["updates"], {"start": state["log"]["first"], "end": state["log"]["last"]}
+        self.totals, self.measured = Counter(state["log"]["updates"]), {"start": state["log"]["first"], "end": state["log"]["last"]}
         self.started -= state["log"]["seconds"]
         if self.steps_done < c.steps:  # it was made longer
             self.measured["end"] = None
@@ -265,7 +276,7 @@ class Session:
         tensors, state = trainer_state(self.trainer, self.step)
         state["settings"] = {name: value for name, value in vars(c).items() if name not in MAY_CHANGE | {"resume", "reward", "name", "out"}}
         state |= {"data": self.data, "model": self.model, "watch": [self.watch.seconds, self.watch.seen]}
-        state["log"] = {"updates": self.updates, "first": self.measured["start"], "last": self.measured["end"]}
+        state["log"] = {"updates": self.totals, "first": self.measured["start"], "last": self.measured["end"]}
         state["log"] |= {"seconds": self.seconds(), "steps": c.steps, "rows": self.log_files.lines}
         self.save_failed = ""
         try:
@@ -322,9 +333,13 @@ class Session:
                 out[f"pass_at_{n}_{when}"] = result["metrics"][f"pass@{n}"][0] if result else None
         return out | {"plateau_step": self.trainer.plateau}
 
+    def _shown(self) -> list[str]:
+        """The numbers of an evaluation that the end of a run shows."""
+        return ["pass@1", f"pass@{self.config.eval_completions}", f"maj@{self.config.eval_completions}"]
+
     def _say_end(self, figure: Path) -> None:
         """The held-out table, how long the run took, and where its results are."""
-        names = ["pass@1", f"pass@{self.config.eval_completions}", f"maj@{self.config.eval_completions}"]
+        names = self._shown()
         rows = []
         for when, result in self.measured.items():
             if result:
@@ -332,7 +347,10 @@ class Session:
                 rows.append([f"{when} ({result['problems']} problems)", *numbers])
         if rows:
             say("\n" + table(["held-out, 95 % interval", *names], rows))
-        if not self.updates and self.steps_done:
+        if skipped := self.totals["skipped_updates"]:
+            say(f"\n{skipped} of {self.totals.total()} updates were not made, because loss or gradient was not finite. Choose a lower --lr, "
+                "or --dtype float32.")  # fmt: skip
+        elif not self.totals["updates"] and self.steps_done:
             say(
                 "\nNo update was made: no group had both right and wrong completions. If nearly all are wrong (groups_all_wrong in "
                 "metrics.csv), choose easier problems or a better model; if nearly all are right, harder problems."

@@ -14,9 +14,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from rlvr.common.text import say
+from rlvr.common.text import printable, say
 from rlvr.rollout import Rollouts
 from rlvr.run.checkpoint import Tensors, fingerprint
+from rlvr.run.sound import check_step, check_trainer_state
 
 
 def trainer_state(trainer, step) -> tuple[Tensors, dict]:
@@ -44,8 +45,15 @@ def trainer_state(trainer, step) -> tuple[Tensors, dict]:
 
 
 def restore_trainer(trainer, tensors: Tensors, state: dict, kind: type):
-    """Put a Trainer that was made with the same settings into a saved state. Returns its step in progress (of type `kind`), or None."""
+    """Put a Trainer that was made with the same settings into a saved state. Returns its step in progress (of type `kind`), or None.
+
+    Use it inside `edits_as_sentence`: the state may come from somebody else. If it is impossible, nothing has changed.
+    """
     optimizer = trainer.optimizer
+    check_trainer_state(trainer, _names(trainer), tensors, state)
+    step = _unpack(tensors["batch"], state["unfinished"], kind) if state["unfinished"] is not None else None
+    if step is not None:
+        check_step(trainer, step)
     with torch.no_grad():
         for name, weight in zip(_names(trainer), optimizer.weights.parameters, strict=True):
             weight.copy_(tensors["weights"][name])
@@ -68,8 +76,8 @@ def restore_trainer(trainer, tensors: Tensors, state: dict, kind: type):
     restore_random_states(state["random"])
     now = _made_with(trainer)
     if changed := [f"{k} {v} (now {now[k]})" for k, v in state["made_with"].items() if now.get(k) != v]:
-        say(f"note: the checkpoint was made with {', '.join(changed)}; the numbers from here on may differ in their last digits.")
-    return _unpack(tensors["batch"], state["unfinished"], kind) if state["unfinished"] is not None else None
+        say(f"note: the checkpoint was made with {printable(', '.join(changed))}; the numbers from here on may differ in their last digits.")
+    return step
 
 
 def counters(trainer) -> dict:
