@@ -3,6 +3,7 @@
 import random
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from rlvr.common.text import one_line
@@ -10,6 +11,11 @@ from rlvr.config import SettingError
 from rlvr.loaders.rows import has_columns, problem_answer_pairs
 from rlvr.loaders.sources import HUB, HubSet, is_table, read_hub, read_table
 from rlvr.tiny.task import sample_stories
+
+# A chat template that writes today's date would give a run that is resumed, or repeated, on another day other prompts. It gets one day.
+DAY = {f"%{letter}": datetime(2025, 8, 4).strftime(f"%{letter}") for letter in "aAbBdfHIjmMpSUwWyYcxX"}
+ON_DAY = "".join(f".replace({a!r}, {b!r})" for a, b in DAY.items())
+ON_ONE_DAY = "{% macro strftime_now(form) %}{{ form" + ON_DAY + " }}{% endmacro %}{{ '' }}"  # the last, so that a first line end is kept
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,9 @@ def prompt_ids(tokenizer, problem: str, instruction: str, system: str = "", temp
     if tokenizer.chat_template and template != "plain":
         messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": content}]
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            program = tokenizer.get_chat_template()
+            program = ON_ONE_DAY + program if "strftime_now" in program else program
+            text = tokenizer.apply_chat_template(messages, chat_template=program, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program, written by somebody else
             remedy = "Leave out --system, or choose --template plain" if system else "Choose --template plain, or repair chat_template"
             raise SettingError(f"The model's chat template fails ({one_line(error)}). {remedy}.") from None

@@ -144,7 +144,7 @@ def sample(
     parts, training = [], model.training
     model.eval()  # no dropout
     try:
-        with tqdm(total=len(prompts) * completions_per_prompt, desc=progress, unit="completion", leave=False, disable=not progress) as bar:
+        with tqdm(None, progress, u.shape[0] * u.shape[1], leave=False, unit="completion", disable=not progress or None) as bar:
             for start, done in batches:
                 batch = order[start : start + per_batch]
                 batch_u = u[batch, done : done + repeats]  # [P, repeats, T]

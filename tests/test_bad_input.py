@@ -117,6 +117,9 @@ def create(path: Path, content) -> None:
 COMMAND_LINE = [
     ("train.py --completions-per-prompt 1", "--completions-per-prompt is 1"),
     ("train.py --mehtod pos", "Did you mean --method?"),
+    ("train.py --step 1", "Did you mean --steps?"),
+    ("train.py --step=1", "Did you mean --steps?"),
+    ("train.py --eval-problem 1", "Did you mean --eval-problems?"),
     ("train.py --method", "--method"),
     ("train.py pos", "pos"),
     ("train.py --steps ten", "'ten'"),

@@ -1,21 +1,23 @@
 """Exact resume: a run that is stopped anywhere and resumed is the run that was never stopped. And what a checkpoint is on the disk."""
 
 import json
+import math
 import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from filelock import FileLock
-from helpers import RUN, SMALL_DATA, check_equal
+from helpers import RUN, SMALL_DATA, SMALL_MODEL, check_equal
 
 from rlvr import train as train_module
 from rlvr.common.files import clear_leftovers
 from rlvr.config import SettingError, TrainConfig
-from rlvr.data import encode_prompts, load_problems
+from rlvr.data import encode_prompts, load_problems, prompt_ids
 from rlvr.policy import load_policy
 from rlvr.run import checkpoint, figures, set_up
 from rlvr.run import folder as folder_module
@@ -25,6 +27,7 @@ from rlvr.run.cli import parse_train
 from rlvr.run.log import Log
 from rlvr.run.metrics import COLUMNS
 from rlvr.run.session import Session
+from rlvr.run.settings import read_config
 from rlvr.run.sound import check_log, edits_as_sentence
 from rlvr.run.state import restore_trainer, trainer_state
 from rlvr.train import Step, Trainer, train
@@ -303,7 +306,7 @@ def test_settings_that_were_edited_are_refused_and_a_mark_of_the_encoding_is_not
     resume(copy)
     for old, new, named in (('"lr": 0.002', '"lr": 0.5', "--lr 0.002"), ('"seed": 0', '"seed": 1', "--seed 0"), ('"pos"', '"grpo"', "--method pos")):
         config.write_text(whole.replace(old, new), encoding="utf-8")
-        with pytest.raises(SettingError, match=f"config.json was edited: the run was made with {named}. Put that back"):
+        with pytest.raises(SettingError, match=f"config.json was edited: the run has {named}. Put that back"):
             resume(copy)
 
 
@@ -611,6 +614,7 @@ def test_a_state_that_no_run_can_be_in_is_one_sentence_and_changes_nothing(kind,
 RECORD = {
     "no end": ({"last": {"problems": 3}}, "metrics"),
     "an accuracy without its interval": ({"last": {"problems": 3, "metrics": {"pass@1": [0.5]}}}, "its evaluations"),
+    "an accuracy that is NaN": ({"last": {"problems": 3, "metrics": {"pass@1": [0.5, 0.4, math.nan]}}}, "its evaluations"),
     "seconds that are a text": ({"seconds": "x"}, "its seconds"),
     "fewer updates than none": ({"updates": {"updates": -1}}, "its counts"),
     "rows of another step": ({"rows": ["step,loss\r\n", "4,1\r\n"]}, "line 1 does not name"),
@@ -674,7 +678,7 @@ def listing(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("flags", ["--lr 1e-4", "--method grpo", "--seed 3", "--name other", "--model tiny2", "--prompts-per-step 8"])
+@pytest.mark.parametrize("flags", ["--lr 1e-4", "--method grpo", "--seed 3", "--name other", "--prompts-per-step 8"])
 def test_a_setting_that_changes_the_result_cannot_change(flags, copy):
     with pytest.raises(SettingError, match=f"{flags.split()[0]} cannot change in a run that is resumed. Leave it out"):
         parse_train(["--resume", str(copy), *flags.split()])
@@ -701,6 +705,51 @@ def test_other_problems_are_refused_and_nothing_is_touched(copy, monkeypatch):
 def test_another_reward_function_is_refused(copy):
     with pytest.raises(SettingError, match="was trained with the reward function verify_all, not longest"):
         train(parse_train(["--resume", str(copy)]), reward=lambda_named("longest"))
+
+
+def test_a_run_goes_on_from_another_folder_and_after_its_model_and_data_were_moved(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir(), (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(SMALL_MODEL, tmp_path / "here" / "words"), shutil.copy(SMALL_DATA, tmp_path / "here" / "sums.jsonl")
+    monkeypatch.chdir(tmp_path / "here")
+    run(Path("runs/run"), steps=1, model="words", data="sums.jsonl", eval_data="sums.jsonl")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume("../here/runs/run", "--steps", "2")["steps"] == 2
+    (tmp_path / "here" / "words").rename("other"), (tmp_path / "here" / "sums.jsonl").rename("others.jsonl"), (tmp_path / "here").rename("moved")
+    there = ["--model", "other", "--data", "others.jsonl", "--eval-data", "others.jsonl"]
+    assert resume("moved/runs/run", "--steps", "3", *there)["steps"] == 3
+    assert read_config(Path("moved/runs/run")).data == "others.jsonl"
+    Path("fewer.jsonl").write_text("".join(open("others.jsonl").readlines()[1:]), encoding="utf-8")
+    for moved, message in (("--data fewer.jsonl", "The problems are not those that .* Name those with --data"), ("--model tiny", "The .* not .*began with")):
+        with pytest.raises(SettingError, match=message):
+            resume("moved/runs/run", *moved.split())
+
+
+def test_settings_that_are_no_path_of_the_run_are_left_alone(copy):
+    (copy.parent / "tiny").mkdir()
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    for out in (str(copy.parent), "../x", "a/" * 99, "."):
+        (copy / "config.json").write_text(json.dumps(config | {"model": "tiny", "data": "nobody/set", "out": out}), encoding="utf-8")
+        found = read_config(copy)
+        assert (found.model, found.data) == ("tiny", "nobody/set")
+
+
+def test_a_reward_function_may_be_moved_too(copy, monkeypatch):
+    (copy / "config.json").write_text((copy / "config.json").read_text().replace('"reward": ""', '"reward": "old/my rewards.py:short"'))
+    assert parse_train(["--resume", str(copy), "--reward", "new/my rewards.py:short"]).reward == "new/my rewards.py:short"
+    with pytest.raises(SettingError, match="add --reward 'old/my rewards.py:short'"):
+        parse_train(["--resume", str(copy)])
+    with pytest.raises(SettingError, match="--reward cannot change .* Give the run's own"):
+        parse_train(["--resume", str(copy), "--reward", "old/my rewards.py:long"])
+
+
+def test_another_day_changes_no_prompt():
+    """A template with today's date: that of a fixed day is taken."""
+    tokenizer = load_policy("tiny").tokenizer
+    date = "{% if strftime_now is defined %}{%- set date = strftime_now('%d %b %Y, %f') %}{%- endif %}"
+    for template in ("\n" + date + "{{ date }} {{ messages[0]['content'] }}", "\n{{ messages[0]['content'] }}"):
+        tokenizer.chat_template = template
+        text = tokenizer.decode(prompt_ids(tokenizer, "1 + 1", ""))
+        assert text == ("\n04 Aug 2025, 000000 1 + 1" if date in template else "\n1 + 1")
 
 
 def lambda_named(name):

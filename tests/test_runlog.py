@@ -2,21 +2,72 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
+import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import SMALL_DATA, SMALL_MODEL, make_rollouts
+from helpers import RUN, SMALL_DATA, SMALL_MODEL, make_rollouts
 
-from rlvr.config import TrainConfig
+from rlvr.common import text
+from rlvr.config import SettingError, TrainConfig
+from rlvr.engine.optimizer import Optimizer
 from rlvr.run import held_out
+from rlvr.run.cli import parse_train, resume_command
+from rlvr.run.folder import run_folder
 from rlvr.run.log import Log
 from rlvr.run.metrics import batch_metrics
 from rlvr.run.session import Session
 from rlvr.train import train
+
+
+def run_in(folder, **settings):
+    return train(TrainConfig(**(RUN | dict(out=str(folder), name="a run", steps=1, final_eval_problems=1) | settings)))
+
+
+def test_a_log_file_gets_a_line_for_each_step_and_no_control_character(tmp_path, no_figure, capfd):
+    run_in(tmp_path)
+    printed = "".join(capfd.readouterr())
+    assert "\nstep 1: reward " in printed and not set(printed) & set("\r\x1b\x08")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream, notebook, shown", [(io.StringIO, False, False), (Terminal, False, True), (io.StringIO, True, True)])
+def test_a_bar_is_for_terminals_and_notebooks(stream, notebook, shown, monkeypatch):
+    out = stream()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys) if notebook else monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    with text.progress_bar(total=2, file=out) as bar:
+        bar.update()
+    assert bool(out.getvalue()) == shown
+
+
+def test_updates_that_were_skipped_are_not_taken_for_groups_without_a_difference(tmp_path, no_figure, monkeypatch, capsys):
+    monkeypatch.setattr(Optimizer, "step", lambda *args: {"grad_norm": math.nan, "skipped": True})
+    run_in(tmp_path, eval_data="", final_eval_problems=0)
+    said = capsys.readouterr().out
+    assert "2 of 2 updates were skipped: loss or gradient was not finite. Choose a lower --lr" in said and "No update was made" not in said
+    monkeypatch.setattr(Session, "_check_finite", lambda session: None)
+    train(parse_train(["--resume", str(tmp_path / "a run"), "--steps", "2"]))  # it remembers
+    assert "4 of 4 updates were skipped" in capsys.readouterr().out
+
+
+def test_a_command_to_go_on_can_be_pasted(tmp_path):
+    folder = tmp_path / "it's a run"
+    command = shlex.split(resume_command(folder, "my rewards.py:short"))
+    assert command == ["python", "train.py", "--resume", str(folder), "--reward", "my rewards.py:short"]
+    (folder / "notes").mkdir(parents=True)
+    with pytest.raises(SettingError) as caught:
+        parse_train(["--out", str(tmp_path), "--name", folder.name]), run_folder(TrainConfig(out=str(tmp_path), name=folder.name))
+    assert shlex.split(str(caught.value).partition("go on with it: ")[2]) == ["--resume", str(folder)]
 
 
 def test_the_numbers_of_a_batch_worked_out_by_hand():

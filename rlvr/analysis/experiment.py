@@ -21,14 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.analysis.compare_arms import BASELINE, curves, draw_arms, draw_differences, markdown, measure, text_tables
 from rlvr.common.files import write_atomically
-from rlvr.common.text import csv_text, say
+from rlvr.common.text import csv_text, progress_bar, say
 from rlvr.config import SettingError, TrainConfig
 from rlvr.run.cli import parse_command, parse_train, run_program
 from rlvr.run.figures import read_metrics
@@ -157,7 +155,7 @@ def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) ->
     waiting, running, failed = [run for run in runs if not run.done], [], []
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tqdm(total=sum(run.wanted.steps for run in runs), unit="step", smoothing=0.05) as bar:
+        with progress_bar(total=sum(run.wanted.steps for run in runs), unit="step", smoothing=0.05) as bar:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     running.append(_start(waiting.pop(0)))

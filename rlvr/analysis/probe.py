@@ -26,22 +26,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
-
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.analysis.exchange import relative_positions
 from rlvr.analysis.replay import SHOWN, change_of_step, replayable, token_stats
 from rlvr.common.files import replace_folder
-from rlvr.common.text import say
+from rlvr.common.text import progress_bar, say
 from rlvr.config import SettingError, TrainConfig
 from rlvr.entropy import log_perplexity
 from rlvr.policy import Policy, load_policy
 from rlvr.reward import answer_key, verify_all
 from rlvr.rollout import Rollouts
 from rlvr.run import checkpoint
-from rlvr.run.cli import parse_command, run_program
+from rlvr.run.cli import parse_command, resume_command, run_program
 from rlvr.run.figures import read_metrics
 from rlvr.run.held_out import HeldOut
 from rlvr.run.log import completion
@@ -222,14 +220,14 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
     if config.reward:  # nor is its code run because a file names it
         raise SettingError(f"{folder} was trained with a reward function of yours, {config.reward}. Choose a run without one.")
     if not (folder / "metrics.csv").is_file() or not (folder / "model").is_dir():
-        raise SettingError(f"The run {folder} is not finished. Continue it first: python train.py --resume {folder}")
+        raise SettingError(f"The run {folder} is not finished. Continue it first: {resume_command(folder)}")
     if p.threads:
         torch.set_num_threads(p.threads)
     trainer, held_out = set_up(dataclasses.replace(config, resume=str(folder), push_to_hub="", report_to="none"))
     c, found = trainer.config, Probe(folder, p, trainer, held_out)
     last = max(found.logged)
     starts = replayable(folder, last, p.steps)
-    with tqdm(total=len(starts) + 1, desc=folder.name, unit="model") as bar:
+    with progress_bar(total=len(starts) + 1, desc=folder.name, unit="model") as bar:
         for start in _restored(folder, trainer, starts):
             found.look(trainer.policy, trainer.step_number, None if start else "first")
             found.replay(trainer)

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -61,6 +62,11 @@ def say(text: str) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # what comes later, the progress bar's too, would fail again
 
 
+def progress_bar(*args, **settings) -> tqdm:
+    """A bar of tqdm, but none where neither a terminal nor a notebook shows it: it would fill a file with control characters."""
+    return tqdm(*args, disable=False if "ipykernel" in sys.modules else None, **settings)
+
+
 class Patient(ObjectWrapper):
     """A stream that swallows its own errors, and stays open. train.py puts it around stdout and stderr: the progress bar writes there too."""
 
@@ -76,6 +82,11 @@ class Patient(ObjectWrapper):
 
     def close(self) -> None:
         """It stays open: others write to it too."""
+
+
+def quoted(word: object) -> str:
+    """As one word of a command line, to be copied from what a program says."""
+    return shlex.quote(str(word))
 
 
 def printable(text: str) -> str:

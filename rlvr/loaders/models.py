@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from rlvr.common.text import one_line
+from rlvr.common.text import one_line, quoted
 from rlvr.config import TINY_MODEL, SettingError
 from rlvr.loaders.adapters import CONFIG_FILE, check_adapter, check_peft, is_adapter, json_object, merged
 
@@ -38,7 +38,7 @@ def check_model_name(name: str) -> str:
     if config is None:
         raise SettingError(f"The folder {path} holds no model (no config.json). Name a model folder, a run folder or a Hub id.")
     if "preset" in config:  # that of a run
-        raise SettingError(f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {path}")
+        raise SettingError(f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {quoted(path)}")
     for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
         json_object(folder / file)
     if not has_tokenizer(folder):

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import difflib
 import inspect
 import io
 import json
@@ -63,8 +64,9 @@ def parse_command(kind: type, program: str, argv: list[str] | None = None, **opt
     lines = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
     sections = " ".join("─" if line.startswith("─") else line for line in lines).split("─")
     cause = " ".join(sections[0].split(" Got errors:")[0].split())[:200].rstrip(".")
-    meant = re.search(r"Perhaps you meant:.*?(--[a-z-]+)", " ".join(sections))
-    raise SettingError(f"{cause}. " + (f"Did you mean {meant[1]}? " if meant else "") + f"See {program} --help.")
+    near = [flag for line in lines[1:] if line.startswith("--") for flag in re.findall("--[a-z-]+", line)]
+    meant = difflib.get_close_matches(cause.removeprefix("Unrecognized options: "), near, n=1, cutoff=0)
+    raise SettingError(f"{cause}. " + (f"Did you mean {meant[0]}? " if meant else "") + f"See {program} --help.")
 
 
 def run_program(work: Callable[[], object]) -> None:

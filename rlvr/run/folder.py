@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rlvr.common.files import first_free
+from rlvr.common.text import quoted
 from rlvr.config import SettingError, TrainConfig
 from rlvr.run.settings import refuse
 
@@ -22,7 +23,8 @@ def run_folder(c: TrainConfig) -> Path:
     if not c.name:
         return first_free(out / f"{c.method}-seed{c.seed}", in_use)
     folder = out / c.name
-    refuse(in_use(folder), f"The run folder {folder} is not empty. Choose another --name, or go on with it: --resume {folder}")
+    refuse(in_use(folder),
+           f"The run folder {folder} is not empty. Choose another --name, or go on with it: --resume {quoted(folder)}")  # fmt: skip
     return folder
 
 
@@ -38,7 +40,8 @@ def refuse_links(*paths: Path) -> None:
     """
     for path in filter(os.path.lexists, paths):
         own = not path.is_symlink() and (path.is_dir() or path.is_file() and path.stat().st_nlink == 1)
-        refuse(not own, f"{path} is a link, a pipe or a device: what a run writes would go elsewhere. Put a copy in its place, or delete it.")
+        refuse(not own,
+               f"{path} is a link, a pipe or a device: what is written would go elsewhere. Put a copy there, or delete it.")  # fmt: skip
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Log:
         self.tracker = Tracker(config, folder, max(last_step, 0))
 
     def mend(self) -> None:
-        """Make metrics.csv what was written into it. If it was edited or deleted since, say so, and keep what is there under another name."""
+        """Make metrics.csv what was written into it. If it was edited or deleted since, say so, and keep what is there as another file."""
         whole, kept = "".join(self.lines).encode(), ""
         if os.path.lexists(self.path) and (self.path.is_dir() or not self.path.read_bytes().startswith(whole)):
             kept = self.path.rename(first_free(self.path.with_stem("metrics-edited"))).name

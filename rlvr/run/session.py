@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from rlvr.common.files import write_atomically
-from rlvr.common.text import interval, printable, say, table
+from rlvr.common.text import interval, printable, progress_bar, quoted, say, table
 from rlvr.config import SettingError
 from rlvr.engine.memory import memory_error_as_sentence
 from rlvr.run import checkpoint, figures
@@ -30,7 +30,7 @@ from rlvr.run.held_out import HeldOut
 from rlvr.run.log import Log
 from rlvr.run.metrics import Watch, entropies
 from rlvr.run.publish import model_card, push, save_model
-from rlvr.run.settings import MAY_CHANGE, refuse
+from rlvr.run.settings import MAY_CHANGE, MAY_MOVE, refuse
 from rlvr.run.sound import check_log, check_sound, edits_as_sentence
 from rlvr.run.state import model_fingerprint, restore_trainer, reward_name, trainer_state, undone_if_it_fails
 from rlvr.run.stop import Stop
@@ -101,7 +101,7 @@ class Session:
         if self.trainer.step_number == 0:
             self._evaluate(0, c.final_eval_problems)
         self.stop.nothing_to_save = False
-        self.bar = tqdm(total=c.steps, initial=self.steps_done, desc=c.method, unit="step")
+        self.bar = progress_bar(total=c.steps, initial=self.steps_done, desc=c.method, unit="step")
         while self.steps_done < c.steps and not self.stop.count:
             if self.step is None:
                 with undone_if_it_fails(self.trainer):
@@ -143,6 +143,8 @@ class Session:
         self.unscored += row["reward_failures"]
         shown = {"reward": f"{row['reward']:+.2f}", "accuracy": f"{row['accuracy']:.2f}", "entropy": f"{row['entropy']:.3f}"}
         self.bar.set_postfix(shown, refresh=False)
+        if self.bar.disable:  # a log file gets a line instead
+            say(f"step {number}: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
         if self.config.show_every and (number == 1 or number % self.config.show_every == 0):
             i = (number * 7919) % len(batch)  # any row, but not always the same one
             prompt = self.trainer.policy.tokenizer.decode(batch.prompt_ids[i], skip_special_tokens=True)
@@ -205,7 +207,7 @@ class Session:
         c = self.config
         found = checkpoint.load_newest(self.folder / "checkpoints")
         if found is None and (self.folder / "summary.json").exists():
-            raise SettingError(f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {self.folder}")
+            raise SettingError(f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {quoted(self.folder)}")
         if found is None:
             return c.steps
         self.saved, tensors, state = found
@@ -217,14 +219,14 @@ class Session:
         c = self.config
         # fmt: off
         refuse(state["data"] != self.data,
-               f"The problems are not those that {self.folder} began with. Put back the old --data and --eval-data, or start anew.")
+               f"The problems are not those that {self.folder} began with. Name those with --data and --eval-data, or start anew.")
         refuse(state["model"] != self.model,
-               f"The model {c.model} is not what {self.folder} began with, in weights or precision. Put it back, on such a device.")
+               f"The model {c.model} is not what {self.folder} began with, in weights or precision. Name that one, on such a device.")
         refuse(state["reward"] != (name := reward_name(self.trainer)),
                f"{self.folder} was trained with the reward function {state['reward']}, not {name}. Pass that one to train().")
         # fmt: on
         edited = [f"--{name.replace('_', '-')} {value}" for name, value in state["settings"].items() if value != getattr(c, name)]
-        refuse(edited, f"{self.folder / 'config.json'} was edited: the run was made with {', '.join(edited)}. Put that back, or start anew.")
+        refuse(edited, f"{self.folder / 'config.json'} was edited: the run has {', '.join(edited)}. Put that back, or start anew.")
         self.step = restore_trainer(self.trainer, tensors, state, self.step_type)
         check_log(state["log"], state["watch"], checkpoint.step_of(self.saved), self._shown())
         check_sound(name=checkpoint.step_of(self.saved) != self.steps_done)
@@ -261,7 +263,7 @@ class Session:
         elif self.saved and c.lr_schedule == "linear" and c.steps != planned:
             say(f"note: {c.steps} steps instead of {planned}: the learning rate follows the new length from here on")
         if c.report_to == "tensorboard":
-            say(f"to watch it: tensorboard --logdir {self.folder / 'tensorboard'}")
+            say(f"to watch it: tensorboard --logdir {quoted(self.folder / 'tensorboard')}")
 
     def _and_half(self) -> str:
         """How far a step came that was stopped between two updates."""
@@ -274,7 +276,8 @@ class Session:
         """Write a checkpoint. If that fails (a full disk), say so and go on without. `at_end`: nothing is said, `finish` looks at it."""
         began, c = time.perf_counter(), self.config
         tensors, state = trainer_state(self.trainer, self.step)
-        state["settings"] = {name: value for name, value in vars(c).items() if name not in MAY_CHANGE | {"resume", "reward", "name", "out"}}
+        free = MAY_CHANGE | MAY_MOVE | {"resume", "name", "out"}
+        state["settings"] = {name: value for name, value in vars(c).items() if name not in free}
         state |= {"data": self.data, "model": self.model, "watch": [self.watch.seconds, self.watch.seen]}
         state["log"] = {"updates": self.totals, "first": self.measured["start"], "last": self.measured["end"]}
         state["log"] |= {"seconds": self.seconds(), "steps": c.steps, "rows": self.log_files.lines}
@@ -348,8 +351,8 @@ class Session:
         if rows:
             say("\n" + table(["held-out, 95 % interval", *names], rows))
         if skipped := self.totals["skipped_updates"]:
-            say(f"\n{skipped} of {self.totals.total()} updates were not made, because loss or gradient was not finite. Choose a lower --lr, "
-                "or --dtype float32.")  # fmt: skip
+            cause = f"{skipped} of {self.totals.total()} updates were skipped: loss or gradient was not finite"
+            say(f"\n{cause}. Choose a lower --lr, or --dtype float32.")
         elif not self.totals["updates"] and self.steps_done:
             say(
                 "\nNo update was made: no group had both right and wrong completions. If nearly all are wrong (groups_all_wrong in "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from rlvr.advantage import STRENGTHS, method_parts
+from rlvr.common.text import quoted
 from rlvr.config import EvalConfig, SettingError, TrainConfig, train_config
 
 # Settings that say nothing about the model: on what it runs, and what is shown and saved meanwhile.
@@ -18,6 +19,8 @@ OF_THE_MACHINE = set(
 )
 # Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
 MAY_CHANGE = OF_THE_MACHINE | {"steps", "gradient_checkpointing", "lora_merge"}
+# Settings that may name another place: a checkpoint knows what is there by its fingerprint. Of a reward function the name must stay.
+MAY_MOVE = {"model", "data", "eval_data", "reward"}
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -38,7 +41,17 @@ def read_config(folder: Path) -> TrainConfig:
     refuse(wrong, f"{path} was written by another version (it differs in {wrong[:100]}). Resume with that version.")
     for name, value in saved.items():
         refuse(not _has_type(known[name], value), f"{path} has {value!r} for {name}. Put back the file that the run wrote.")
-    return train_config()(**saved)
+    return _found_again(train_config()(**saved), folder)
+
+
+def _found_again(c: TrainConfig, folder: Path) -> TrainConfig:
+    """Relative paths in settings count from where the run was started, which is where --out is: elsewhere, they are looked up there."""
+    out, above = Path(c.out), folder.resolve().parents
+    if out.is_absolute() or ".." in out.parts or len(out.parts) >= len(above):
+        return c
+    paths = {name: getattr(c, name) for name in ("model", "data", "eval_data")}
+    there = {name: above[len(out.parts)] / path for name, path in paths.items() if path not in ("", "tiny") and not os.path.exists(path)}
+    return replace(c, **{name: str(path) for name, path in there.items() if path.exists()})
 
 
 def check_train(c: TrainConfig) -> None:
@@ -105,14 +118,14 @@ def _check_resumed(c: TrainConfig) -> None:
     """A run that is resumed keeps its settings, but for those of MAY_CHANGE."""
     saved = replace(read_config(Path(c.resume)), resume=c.resume)
     if saved.reward and not c.reward:  # a run folder may come from somebody else: no code is run because a file says so
-        raise SettingError(f"{c.resume} was trained with a reward function of yours. Name it again: add --reward {saved.reward}")
-    own = f"Give the run's own, --reward {saved.reward}" if saved.reward else "Leave it out"
-    refuse(c.reward != saved.reward,
-           f"--reward cannot change in a run that is resumed. {own}, or start a new run with --model {c.resume}.")  # fmt: skip
-    fixed = [_flag(f.name) for f in fields(c) if getattr(c, f.name) != getattr(saved, f.name) and f.name not in MAY_CHANGE]
+        raise SettingError(f"{c.resume} was trained with a reward function of yours. Name it again: add --reward {quoted(saved.reward)}")
+    own = f"Give the run's own, --reward {quoted(saved.reward)}" if saved.reward else "Leave it out"
+    refuse(Path(c.reward).name != Path(saved.reward).name,
+           f"--reward cannot change in a run that is resumed. {own}, or start a new run with --model {quoted(c.resume)}.")  # fmt: skip
+    fixed = [_flag(f.name) for f in fields(c) if getattr(c, f.name) != getattr(saved, f.name) and f.name not in MAY_CHANGE | MAY_MOVE]
     refuse(fixed,
            f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "
-           f"--model {c.resume}.")  # fmt: skip
+           f"--model {quoted(c.resume)}.")  # fmt: skip
 
 
 def _check_values(c) -> None:

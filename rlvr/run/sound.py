@@ -30,8 +30,8 @@ def edits_as_sentence(path: Path):
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, csv.Error) as error:
         if out_of_memory(error):
             raise
-        remedy = "Copy the run folder again from where it was made, or start anew"
-        raise SettingError(f"The checkpoint {path} was edited or is damaged: no run writes that ({one_line(error, 100)}). {remedy}.") from None
+        cause = f"The checkpoint {path} was edited or is damaged: no run writes that ({one_line(error, 100)})"
+        raise SettingError(f"{cause}. Copy the run folder again from where it was made, or start anew.") from None
 
 
 def check_sound(**impossible) -> None:
@@ -76,7 +76,8 @@ def check_step(trainer, step) -> None:
     """A step in progress."""
     batch, vocabulary = step.rollouts, trainer.policy.model.get_input_embeddings().weight.shape[0]
     n, longest = batch.mask.shape
-    of_rows, of_tokens = (batch.lengths, batch.finished, batch.group, step.rewards), (batch.completion_ids, batch.old_logp, batch.entropy, step.shaped)
+    of_rows = batch.lengths, batch.finished, batch.group, step.rewards
+    of_tokens = batch.completion_ids, batch.old_logp, batch.entropy, step.shaped
     kinds = [torch.int64, torch.bool, torch.int64, torch.float32, torch.int64, torch.float32, torch.float32, torch.float32]
     check_sound(
         batch=[x.dtype for x in (*of_rows, *of_tokens)] != kinds or any(x.shape != (n,) for x in of_rows)
@@ -121,8 +122,8 @@ def _impossible_moment(key: str, x: torch.Tensor, parameters: list) -> bool:
     i, name = key.split(".", 1)
     shape = {str(number): p.shape for number, p in enumerate(parameters)}[i]
     like_the_weight = name in ("exp_avg", "exp_avg_sq", "state1", "state2")
-    wrong = like_the_weight and x.shape != shape or name == "step" and (x.numel() != 1 or x.item() < 1) or name == "exp_avg_sq" and (x < 0).any()
-    return bool(wrong) or x.is_floating_point() and not x.isfinite().all()
+    wrong = like_the_weight and x.shape != shape or name == "step" and (x.numel() != 1 or x.item() < 1)
+    return bool(wrong or name == "exp_avg_sq" and (x < 0).any() or x.is_floating_point() and not x.isfinite().all())
 
 
 def _complete(trainer, moments: dict) -> bool:

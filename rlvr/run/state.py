@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 import numpy
 import torch
@@ -76,7 +77,8 @@ def restore_trainer(trainer, tensors: Tensors, state: dict, kind: type):
     restore_random_states(state["random"])
     now = _made_with(trainer)
     if changed := [f"{k} {v} (now {now[k]})" for k, v in state["made_with"].items() if now.get(k) != v]:
-        say(f"note: the checkpoint was made with {printable(', '.join(changed))}; the numbers from here on may differ in their last digits.")
+        made = printable(", ".join(changed))
+        say(f"note: the checkpoint was made with {made}; the numbers from here on may differ in their last digits.")
     return step
 
 
@@ -115,7 +117,8 @@ def undone_if_it_fails(trainer):
 def reward_name(trainer) -> str:
     """The reward function, as the log and the checkpoints name it."""
     reward = trainer.reward
-    return trainer.config.reward or ("verify_all" if reward is None else getattr(reward, "__qualname__", type(reward).__qualname__))
+    own = "verify_all" if reward is None else getattr(reward, "__qualname__", type(reward).__qualname__)
+    return Path(trainer.config.reward).name or own
 
 
 def _flat(values: dict, name: str) -> Iterator[tuple[str, Tensor]]:

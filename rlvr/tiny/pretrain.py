@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils import logging
 
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from rlvr.common.text import progress_bar, quoted
 from rlvr.config import TINY_MODEL
 from rlvr.tiny.task import sample_document
 
@@ -102,7 +102,7 @@ def pretrain(out: Path, seed: int = 0, steps: int = 5500, tokens_per_batch: int 
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     # warm-up, constant to the middle, then down to 2 %
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / 50, 1.0, 0.02 + 0.98 * 2 * (1 - s / steps)))
-    bar = tqdm(batches(tokenizer, steps, tokens_per_batch, seed), total=steps, desc="pre-training", unit="step", mininterval=1.0)
+    bar = progress_bar(batches(tokenizer, steps, tokens_per_batch, seed), total=steps, desc="pre-training", unit="step", mininterval=1.0)
     for step, (ids, labels) in enumerate(bar):
         hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
         predicts = labels[:, 1:] != -100
@@ -138,7 +138,7 @@ def main() -> None:
     # Sums of floats depend on the processor and the number of threads, so another machine may get other last digits.
     differ = "The weights differ from the shipped model's: another seed, number of steps, number of threads or processor."
     print("The weights equal the shipped model's bit for bit." if len(digests) == 1 else differ)
-    print(f"measure it beside the shipped model: python -m rlvr.analysis.base_model {args.out} tiny")
+    print(f"measure it beside the shipped model: python -m rlvr.analysis.base_model {quoted(args.out)} tiny")
 
 
 if __name__ == "__main__":

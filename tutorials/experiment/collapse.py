@@ -10,8 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -20,7 +18,7 @@ from rlvr.run.folder import run_folder
 from rlvr.data import encode_prompts, load_problems
 from rlvr.evaluate import evaluate
 from rlvr.common.files import write_atomically
-from rlvr.common.text import csv_text
+from rlvr.common.text import csv_text, progress_bar
 from rlvr.policy import load_policy
 from rlvr.train import train
 
@@ -55,7 +53,7 @@ def measure(flags: str, seed: int, out: str) -> dict[str, float]:
 def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as out:
-        for seed, arm in tqdm([(seed, arm) for seed in range(SEEDS) for arm in ARMS], desc="runs"):
+        for seed, arm in progress_bar([(seed, arm) for seed in range(SEEDS) for arm in ARMS], desc="runs"):
             rows.append({"arm": arm, "flags": ARMS[arm], "seed": seed} | measure(ARMS[arm], seed, out))
     rows.sort(key=lambda row: list(ARMS).index(row["arm"]))
     write_atomically(Path(__file__).with_suffix(".csv"), csv_text(rows))

@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
@@ -17,7 +15,7 @@ from rlvr.analysis.report.page import MARKS, page
 from rlvr.analysis.report.run import Run
 from rlvr.analysis.report.section import Section, draw
 from rlvr.common.files import write_atomically
-from rlvr.common.text import csv_text, one_line, say, unique_names
+from rlvr.common.text import csv_text, one_line, progress_bar, say, unique_names
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import check_can_write, refuse
@@ -57,7 +55,7 @@ def report(config: ReportConfig) -> Path:
         runs = [Run(folder, name) for folder, name in zip(folders, unique_names(folders))]
         experiment = load_experiment(Path(config.experiment or "runs/experiment")) or load_experiment(SHIPPED)
         out.mkdir(parents=True, exist_ok=True)
-        sections = [write_section(ask(runs, experiment), out) for ask in tqdm(SECTIONS, "report", unit="section")]
+        sections = [write_section(ask(runs, experiment), out) for ask in progress_bar(SECTIONS, "report", unit="section")]
         findings = [
             {"label": section.label, "finding": section.title, "run": v.run, "agrees": MARKS[v.agrees][0], "text": v.text}
             for section in sections for v in section.verdicts

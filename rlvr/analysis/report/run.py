@@ -9,6 +9,7 @@ import numpy as np
 
 from rlvr.analysis.exchange import largest, over_represented
 from rlvr.config import SettingError, TrainConfig
+from rlvr.run.cli import resume_command
 from rlvr.run.figures import read_metrics, series
 from rlvr.run.settings import read_config
 
@@ -28,7 +29,7 @@ class Run:
         self.config: TrainConfig = read_config(folder)
         for file in ("metrics.csv", "rollouts.jsonl", "summary.json", "model/config.json"):
             if not (folder / file).is_file():
-                raise SettingError(f"The run {folder} has no {file}. If it is not finished: python train.py --resume {folder}")
+                raise SettingError(f"The run {folder} has no {file}. If it is not finished: {resume_command(folder)}")
         self.metrics = read_metrics(folder)
         try:
             self.completions = read_lines(folder / "rollouts.jsonl")
@@ -37,7 +38,7 @@ class Run:
             raise SettingError(f"The run {folder} cannot be read ({str(error)[:100]}). Put back the files that the run wrote.") from None
         self.steps = [row for row in self.metrics if row["accuracy"] is not None]  # without the evaluation before the first step
         if not self.steps:
-            raise SettingError(f"The run {folder} has not made a step. Continue it first: python train.py --resume {folder}")
+            raise SettingError(f"The run {folder} has not made a step. Continue it first: {resume_command(folder)}")
         self.plateau: int | None = self.summary["plateau_step"]
         self.last = int(self.steps[-1]["step"])
         self.rising_end = self.plateau or self.last  # the last step of the rising stage; of the run, if it never left it

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlvr.analysis.report.run import Run
+from rlvr.common.text import quoted
 from rlvr.run.figures import INK, save_figure
 
 NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.analysis.probe {folder}"
@@ -83,7 +84,7 @@ def section(label: str, title: str, needs: str = "", together: Callable[..., tup
             if together and any(getattr(run, needs) for run in runs):
                 out.rows, out.panels = together(runs)
             for run in runs:
-                verdict = ask(run) if not needs or getattr(run, needs) else Verdict(None, NO_PROBE.format(folder=run.folder))
+                verdict = ask(run) if not needs or getattr(run, needs) else Verdict(None, NO_PROBE.format(folder=quoted(run.folder)))
                 out.verdicts.append(replace(verdict, run=run.name))
                 out.rows += [{"run": run.name} | row for row in verdict.rows]
                 for panel in verdict.panels:
