@@ -75,9 +75,9 @@ def prompt_ids(tokenizer, problem: str, instruction: str, system: str = "", temp
     if tokenizer.chat_template and template != "plain":
         messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": content}]
         try:
-            program = tokenizer.get_chat_template()
-            program = ON_ONE_DAY + program if "strftime_now" in program else program
-            text = tokenizer.apply_chat_template(messages, chat_template=program, tokenize=False, add_generation_prompt=True)
+            dated = "strftime_now" in str(tokenizer.chat_template)
+            program = {"chat_template": ON_ONE_DAY + tokenizer.get_chat_template()} if dated else {}
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **program)
         except Exception as error:  # a template is a program, written by somebody else
             remedy = "Leave out --system, or choose --template plain" if system else "Choose --template plain, or repair chat_template"
             raise SettingError(f"The model's chat template fails ({one_line(error)}). {remedy}.") from None

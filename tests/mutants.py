@@ -479,7 +479,7 @@ MUTANTS = [
     ("checkpoint: a damaged one counts as the newest", "checkpoint -k damaged", "run/checkpoint", 'bad.rename(bad.with_name(bad.name + ".damaged"))', "pass"),
     ("checkpoint: one too many kept", "checkpoint -k kept", "run/checkpoint", "checkpoints(folder)[keep:]", "checkpoints(folder)[keep + 1 :]"),
     ("checkpoint: names in the order of letters", "checkpoint -k kept", "run/checkpoint", "key=lambda path: [int(number) for number in re.findall(r\"\\d+\", path.name)], reverse=True", "reverse=True"),
-    ("data: a template sees today's date", "checkpoint -k another_day", "data", 'ON_ONE_DAY + program if "strftime_now" in program else program', "program"),
+    ("data: a template sees today's date", "checkpoint -k another_day", "data", "ON_ONE_DAY + tokenizer", "tokenizer"),
     ("settings: a run cannot be moved", "checkpoint -k moved", "run/settings", "not in MAY_CHANGE | MAY_MOVE]", "not in MAY_CHANGE]"),
     ("settings: a run goes on where it was started alone", "checkpoint -k moved", "run/settings", "return _found_again(train_config()(**saved), folder)", "return train_config()(**saved)"),
     ("settings: a reward function must stay where it is", "checkpoint -k moved_too", "run/settings", "Path(c.reward).name != Path(saved.reward).name", "c.reward != saved.reward"),
