@@ -15,7 +15,7 @@ from torch import Tensor
 from rlvr.advantage import METHODS, method_parts
 from rlvr.config import SettingError, TrainConfig
 from rlvr.engine import decoder, scorer
-from rlvr.engine.choice import check_causal, plain_complete, use_fast
+from rlvr.engine.choice import check_causal, plain_complete, rehearse, use_fast
 from rlvr.engine.memory import Budget, InHalves
 from rlvr.entropy import token_entropy
 from rlvr.loaders.adapters import without_lora
@@ -59,16 +59,21 @@ class Policy:
         self.complete = InHalves(self.complete)
 
     def prepare(self, config: TrainConfig) -> None:
-        """Make the model ready to be trained: no dropout, so that old and new log-probs are of one policy; a reference for the KL."""
-        for module in self.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.0
+        """Make the model ready to be trained: no dropout, so that old and new log-probs are of one policy; a reference for the KL.
+
+        Raises SettingError if the model cannot be trained, or gives other log-probs to the same text each time: see `rehearse`.
+        """
+        self.model.eval()  # whatever an architecture does in training mode only: dropout, layers left out, noise for its experts
         if config.gradient_checkpointing:
             # transformers renamed this; the old name goes in version 6
             enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+            for module in self.model.modules():
+                if getattr(module, "gradient_checkpointing", False):
+                    module.training = True  # its own switch, as activations are recomputed in this mode alone; its parts stay in the other
+                    for name in [name for name, x in vars(module).items() if isinstance(x, float) and "drop" in name]:
+                        setattr(module, name, 0.0)
+        rehearse(self.model, config.model, self.logp_and_entropy)
         if config.kl_coef and config.lora_rank:
             self.reference = partial(without_lora, self.model)
         elif config.kl_coef:

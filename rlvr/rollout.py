@@ -141,7 +141,7 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     per_batch, repeats = max(1, sampling_rows // completions_per_prompt), min(completions_per_prompt, sampling_rows)
     batches = itertools.product(range(0, len(order), per_batch), range(0, completions_per_prompt, repeats))
-    parts, training = [], model.training
+    parts, training = [], [module for module in model.modules() if module.training]
     model.eval()  # no dropout
     try:
         with tqdm(None, progress, u.shape[0] * u.shape[1], leave=False, unit="completion", disable=not progress or None) as bar:
@@ -153,7 +153,8 @@ def sample(
                 group = torch.tensor(batch).repeat_interleave(batch_u.shape[1])
                 parts.append(as_rollouts(tokenizer, prompts, group, stop_ids, *(x.cpu() for x in results)))
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
     whole = Rollouts.concat(parts)
     return whole.select(whole.group.argsort(stable=True))  # in the order in which the prompts came
 

@@ -49,7 +49,6 @@ class Trainer:
         self.config, self.policy, self.problems, self.prompts = config, policy, problems, prompts
         self.reward = reward  # any reward function (see rewards_from); None: is the answer right?
         policy.prepare(config)
-        policy.model.train()  # in eval mode activations would not be recomputed
         self.optimizer = Optimizer(config, policy.model)
         self.micro_batch_tokens = Budget("--micro-batch-tokens", config.micro_batch_tokens)
         self.generator = torch.Generator().manual_seed(config.seed)  # draws the tokens

@@ -9,7 +9,7 @@ import torch
 from helpers import V, exact, make_rollouts, new_model, plain_logp_and_entropy, reference_logp_and_entropy, stock
 
 from rlvr import policy, rollout
-from rlvr.config import SettingError
+from rlvr.config import SettingError, TrainConfig
 from rlvr.engine import choice, decoder, scorer
 from rlvr.engine.attention import ATTENTION, Packed
 from rlvr.engine.optimizer import MasterWeights
@@ -457,7 +457,70 @@ def new_recurrent_gemma():
     return RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**SMALL | dict(num_hidden_layers=3, intermediate_size=96), **windows))
 
 
-UNUSUAL = [new_gemma2, new_bloom, new_phimoe, new_gpt_oss, new_gpt_neo, new_mamba, new_recurrent_gemma]
+def new_falcon():
+    """Its dropout is a module under the name that others have a number for."""
+    from transformers import FalconConfig, FalconForCausalLM
+
+    return FalconForCausalLM(FalconConfig(vocab_size=800, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, alibi=True))
+
+
+def new_opt():
+    """Its dropout is a number, and it leaves out whole layers."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    shape = dict(vocab_size=800, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=32)
+    return OPTForCausalLM(OPTConfig(**shape, dropout=0.5, layerdrop=0.5))
+
+
+def new_bigcode():
+    """Its attention has dropout as a number, the rest as modules."""
+    from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
+
+    shape = dict(vocab_size=800, n_embd=32, n_layer=2, n_head=2)
+    return GPTBigCodeForCausalLM(GPTBigCodeConfig(**shape, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("new", [new_opt, new_bigcode, new_bloom, new_falcon])
+def test_no_architecture_is_trained_with_dropout_in_whatever_form(new, checkpointing):
+    """Ready to be trained, it gives the log-probs of its evaluation mode, each time, and its activations are recomputed if asked for."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    torch.manual_seed(0)
+    batch, mine, twin = make_rollouts(PROMPT_LENGTHS, LENGTHS), Policy(new(), None, set()), Policy(new().eval(), None, set())
+    twin.model.load_state_dict(mine.model.state_dict())
+    mine.prepare(TrainConfig(gradient_checkpointing=checkpointing))
+    expected, found = twin.logp_of(batch, 1.0)[0], [mine.logp_of(batch, 1.0)[0] for _ in range(3)]
+    assert all(torch.allclose(x, expected, atol=1e-5) for x in found)
+    assert all(p.grad is None for p in mine.model.parameters()), "the rehearsal leaves nothing behind"
+    seen = []
+    layer = next(m for m in mine.model.modules() if isinstance(m, GradientCheckpointingLayer))
+    next(layer.children()).register_forward_hook(lambda *_: seen.append(1))
+    mine.logp_of(batch, 1.0)[0].sum().backward()
+    assert len(seen) == (2 if checkpointing else 1)
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda out: setattr(out, "logits", out.logits + torch.randn(out.logits.shape)), "gives other log-probs to the same text each time"),
+    (lambda out: setattr(out, "logits", out.logits.detach()), "cannot be trained .*does not require grad.* Choose another model"),
+])  # fmt: skip
+def test_what_cannot_be_trained_is_found_out_before_the_first_step(change, said):
+    model = new_model("qwen")
+    model.set_attn_implementation("sdpa")
+    model.register_forward_hook(lambda module, given, out: change(out))
+    with pytest.raises(SettingError, match=said):
+        Policy(model, None, set()).prepare(TrainConfig())
+
+
+def test_a_model_that_cannot_read_a_text_is_refused_in_one_sentence(monkeypatch):
+    from transformers import Qwen2ForCausalLM
+
+    monkeypatch.setattr(Qwen2ForCausalLM, "forward", lambda *args, **kwargs: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(SettingError, match="The model 'tiny' cannot read a text .inconsistent tensor size.* Choose another model"):
+        load_policy("tiny")
+
+
+UNUSUAL = [new_gemma2, new_bloom, new_falcon, new_phimoe, new_gpt_oss, new_gpt_neo, new_mamba, new_recurrent_gemma]
 
 
 @pytest.mark.parametrize("new", UNUSUAL)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from rlvr.common.text import one_line
 from rlvr.config import SettingError
 from rlvr.engine import decoder, scorer
 from rlvr.engine.attention import ATTENTION, attention
@@ -22,9 +23,37 @@ from rlvr.rollout import complete
 def check_causal(model, name: str) -> None:
     """Raises SettingError for a model in which a token sees later ones."""
     ids = torch.tensor([[3, 5, 7], [3, 5, 9]], device=model.device) % model.get_input_embeddings().weight.shape[0]
-    logits = model(input_ids=ids).logits.float()
+    try:
+        logits = model(input_ids=ids).logits.float()
+    except Exception as error:  # an architecture that needs more than a text, or another precision
+        if out_of_memory(error):
+            raise
+        remedy = "Choose another model, or another --dtype"
+        raise SettingError(f"The model {name!r} cannot read a text ({one_line(error)}). {remedy}.") from None
     if not torch.allclose(logits[0, :2], logits[1, :2], rtol=1e-3, atol=1e-3):
         raise SettingError(f"The model {name!r} lets a token see later ones. Choose a causal model, such as Qwen2.5, Llama 3 or SmolLM2.")
+
+
+def rehearse(model, name: str, score: Callable) -> None:
+    """A forward and a backward pass over four short rows, as an update makes them, and the forward pass again.
+
+    Raises SettingError if the model cannot do it, or if its log-probs differ from one pass to the next, as they do with dropout.
+    """
+    text = (torch.tensor([[3, 5, 7, 11, 13, 17, 19, 23]] * 4) % model.get_input_embeddings().weight.shape[0]).split([3, 5], 1)
+    rows = text[0].tolist(), text[1], torch.ones_like(text[1], dtype=torch.bool)
+    try:
+        first, _ = score(model, *rows)
+        first.sum().backward()
+        second, _ = score(model, *rows)
+    except Exception as error:  # as above
+        if out_of_memory(error):
+            raise
+        remedy = "Choose another model, another --dtype, or all weights instead of --lora-rank"
+        raise SettingError(f"The model {name!r} cannot be trained ({one_line(error)}). {remedy}.") from None
+    finally:
+        model.zero_grad()
+    if not torch.allclose(first, second, equal_nan=True, **_near(model)):  # NaN has a diagnosis of its own, later
+        raise SettingError(f"The model {name!r} gives other log-probs to the same text each time. Switch off its dropout in config.json.")
 
 
 def _completions(model, complete: Callable) -> tuple[tuple, Tensor]:
@@ -36,11 +65,15 @@ def _completions(model, complete: Callable) -> tuple[tuple, Tensor]:
     return ([p for p in prompts for _ in range(2)], ids, torch.ones_like(ids, dtype=torch.bool)), logp
 
 
+def _near(model) -> dict[str, float]:
+    """How near log-probs are, in nats, that are equal but for rounding."""
+    return dict(rtol=0, atol=0.002) if model.dtype == torch.float32 else dict(rtol=0.02, atol=0.2)
+
+
 def _check_same(model, rows: tuple, score: Callable, *found: Tensor) -> None:
     """Raises ValueError if log-probs [4, T] are not those of each row alone."""
     alone = torch.cat([score(model, *(part[i : i + 1] for part in rows))[0] for i in range(4)])
-    near = dict(rtol=0, atol=0.002) if model.dtype == torch.float32 else dict(rtol=0.02, atol=0.2)  # nats
-    if not all(torch.allclose(x, alone, **near) for x in found):
+    if not all(torch.allclose(x, alone, **_near(model)) for x in found):
         raise ValueError("other log-probs")
 
 
