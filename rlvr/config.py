@@ -195,6 +195,8 @@ class PromptSettings:
     template: str = "auto"
     """chat: the model's chat template. plain: the text alone. auto: chat if the model has a template. Or a text of yours with {problem} in
     it, and {system} and {instruction} where you want them: the whole prompt, as in 'Problem: {problem} Solution:'."""
+    template_args: str = ""
+    """Arguments of the model's chat template, as in enable_thinking=False; several in quotes, as in 'enable_thinking=True budget=512'."""
     max_prompt_tokens: int = at_least(1, 128)
     """Problems with a longer prompt are left out, and counted (paper: 1024)."""
 

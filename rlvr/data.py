@@ -3,19 +3,13 @@
 import random
 import re
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from rlvr.common.text import one_line
 from rlvr.config import SettingError
+from rlvr.loaders.chat import chat_texts
 from rlvr.loaders.rows import has_columns, problem_answer_pairs
 from rlvr.loaders.sources import HUB, HubSet, is_table, read_hub, read_table
 from rlvr.tiny.task import sample_stories
-
-# A chat template that writes today's date would give a run that is resumed, or repeated, on another day other prompts. It gets one day.
-DAY = {f"%{letter}": datetime(2025, 8, 4).strftime(f"%{letter}") for letter in "aAbBdfHIjmMpSUwWyYcxX"}
-ON_DAY = "".join(f".replace({a!r}, {b!r})" for a, b in DAY.items())
-ON_ONE_DAY = "{% macro strftime_now(form) %}{{ form" + ON_DAY + " }}{% endmacro %}{{ '' }}"  # the last, so that a first line end is kept
 
 
 @dataclass(frozen=True)
@@ -61,38 +55,55 @@ def has_test_split(data: str) -> bool:
     return data == "tiny" or (data in HUB and HUB[data].train is not None and HUB[data].test is not None)
 
 
-def prompt_ids(tokenizer, problem: str, instruction: str, system: str = "", template: str = "auto") -> list[int]:
-    """The prompt as token ids: problem, newline, instruction, in the model's chat template if it has one. At most one BOS token.
+def prompt_ids(tokenizer, problem: str, instruction: str, system: str = "", template: str = "auto", template_args: str = "") -> list[int]:
+    """The prompt of one problem, as `all_prompt_ids` makes it."""
+    return all_prompt_ids(tokenizer, [problem], instruction, system, template, template_args)[0]
 
-    template: see --template. Raises SettingError if the template fails, or if --template chat asks for one that the model lacks.
+
+def all_prompt_ids(
+    tokenizer, problems: list[str], instruction: str, system: str = "", template: str = "auto", template_args: str = ""
+) -> list[list[int]]:
+    """Prompts as token ids: problem, newline, instruction, in the model's chat template if it has one. At most one BOS token.
+
+    template, template_args: see the flags. Raises SettingError if a template fails, or does not hold its problem, or is asked for and not
+    there.
     """
-    if template not in ("auto", "chat", "plain"):  # the user's own text, filled in in one pass: a problem may hold "{system}"
-        parts = {"{problem}": problem, "{system}": system, "{instruction}": instruction}
-        return tokenizer(re.sub("|".join(map(re.escape, parts)), lambda match: parts[match[0]], template)).input_ids
-    content = f"{problem}\n{instruction}" if instruction else problem
-    if template == "chat" and not tokenizer.chat_template:
-        raise SettingError("--template chat asks for a chat template, but the model has none. Choose --template plain.")
-    if tokenizer.chat_template and template != "plain":
-        messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": content}]
-        try:
-            dated = "strftime_now" in str(tokenizer.chat_template)
-            program = {"chat_template": ON_ONE_DAY + tokenizer.get_chat_template()} if dated else {}
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **program)
-        except Exception as error:  # a template is a program, written by somebody else
-            remedy = "Leave out --system, or choose --template plain" if system else "Choose --template plain, or repair chat_template"
-            raise SettingError(f"The model's chat template fails ({one_line(error)}). {remedy}.") from None
-        return tokenizer(text, add_special_tokens=False).input_ids  # the template has written the special tokens already
-    return tokenizer((f"{system}\n\n" if system else "") + content + "\n").input_ids
+    contents = [f"{problem}\n{instruction}" if instruction else problem for problem in problems]
+    asked = "--template chat" if template == "chat" else "--template-args" if template_args else ""
+    if asked and not tokenizer.chat_template:
+        raise SettingError(f"{asked} asks for a chat template, but the model has none. Leave it out.")
+    chat = tokenizer.chat_template and template in ("auto", "chat")
+    if chat:
+        texts = chat_texts(tokenizer, problems, contents, system, template_args)
+    elif template in ("auto", "plain"):
+        texts = [(f"{system}\n\n" if system else "") + content + "\n" for content in contents]
+    else:  # the user's own text, filled in in one pass: a problem may hold "{system}"
+        known = {"{system}": system, "{instruction}": instruction}
+        texts = [re.sub("{(problem|system|instruction)}", lambda match: known.get(match[0], problem), template) for problem in problems]
+    for problem, text in zip(problems, texts):
+        if "".join(problem.split()) not in "".join(text.split()):  # white space may be trimmed
+            cause = f"The model's chat template cuts its problem: of {problem[:60]!r} it makes {text[-60:]!r}"
+            raise SettingError(f"{cause}. Choose --template plain, or repair chat_template.")
+    return [_begun_once(tokenizer, text, bool(chat)) for text in texts]
+
+
+def _begun_once(tokenizer, text: str, chat: bool) -> list[int]:
+    """Token ids, with the tokenizer's BOS unless a chat template, or a text that begins with BOS, has written it; never with its EOS."""
+    written = chat or bool(tokenizer.bos_token and text.lstrip().startswith(tokenizer.bos_token))
+    ids = tokenizer(text, add_special_tokens=not written).input_ids
+    added_end = not written and ids[-1:] == [tokenizer.eos_token_id] and not text.rstrip().endswith(tokenizer.eos_token)
+    return ids[:-1] if added_end else ids
 
 
 def encode_prompts(
-    tokenizer, problems: list[Problem], instruction: str, max_prompt_tokens: int, system: str = "", template: str = "auto"
-) -> tuple[list[Problem], list[list[int]], int]:
+    tokenizer, problems: list[Problem], instruction: str, max_prompt_tokens: int, system: str = "", template: str = "auto",
+    template_args: str = "",
+) -> tuple[list[Problem], list[list[int]], int]:  # fmt: skip
     """The problems whose prompt fits, their prompts as token ids, and how many problems were left out because theirs is too long.
 
     No prompt is ever cut. Raises SettingError if none fits.
     """
-    prompts = [prompt_ids(tokenizer, p.problem, instruction, system, template) for p in problems]
+    prompts = all_prompt_ids(tokenizer, [p.problem for p in problems], instruction, system, template, template_args)
     if not any(prompts):
         raise SettingError("The model's tokenizer or chat template makes nothing of the problems. Repair its tokenizer files.")
     fits = [i for i, ids in enumerate(prompts) if 0 < len(ids) <= max_prompt_tokens]

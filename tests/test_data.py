@@ -392,7 +392,7 @@ def test_the_instruction_stands_on_a_line_of_its_own():
         seen.append(text)
         return types.SimpleNamespace(input_ids=[1])
 
-    tokenizer.chat_template = None
+    tokenizer.chat_template = tokenizer.bos_token = tokenizer.eos_token_id = None
     prompt_ids(tokenizer, "one two", "box")
     tokenizer.chat_template = TEMPLATE
     tokenizer.apply_chat_template = lambda messages, **kwargs: messages[0]["content"]

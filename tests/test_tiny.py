@@ -193,6 +193,13 @@ def test_the_chat_template_asks_the_way_the_model_has_learned(tokenizer):
     assert prompt_ids(tokenizer, problem, INSTRUCTION) == prompt_ids(tokenizer, problem, "") == expected
 
 
+def test_a_problem_of_several_lines_is_asked_whole(tokenizer):
+    problem = "Ann has 3 apples.\nShe buys 4.\n\nHow many has she?"
+    assert tokenizer.decode(prompt_ids(tokenizer, problem, INSTRUCTION)) == f"Q: {problem}\nA:"
+    whole = tokenizer.apply_chat_template([{"role": "user", "content": problem}], tokenize=False)  # by other programs, too
+    assert whole == f"Q: {problem}\nA:"
+
+
 def test_plain_transformers_can_use_the_model(model, tokenizer):
     problem = load_problems("tiny", "test", 1)[0].problem
     messages = [{"role": "user", "content": problem}]

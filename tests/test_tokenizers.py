@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from rlvr.config import INSTRUCTION, SettingError, TrainConfig
 from rlvr.data import prompt_ids
 from rlvr.run.figures import read_metrics
+from rlvr.run.settings import check_train
 
 PROBLEM = "Find $\\frac{1}{2} + \\sqrt{3}$, if x < 5 && y ≥ 7.\nTwo lines, “quotes”, naïve, 数学, 🙂 and 1,000 spaces:   end"
 CHATML = (
@@ -153,6 +154,62 @@ def test_a_problem_cannot_fill_in_the_template():
     tokenizer = gpt2()
     ids = prompt_ids(tokenizer, "{instruction} {system}", "box it", "secret", "Q: {problem} {instruction}")
     assert tokenizer.decode(ids) == "Q: {instruction} {system} box it"
+
+
+@pytest.mark.parametrize("template", ["<s>Q: {problem}", " <s>Q: {problem}\n", "{system}Q: {problem}", "plain"])
+def test_a_prompt_begins_once_whoever_writes_the_token_for_it(template):
+    """The tokenizer writes BOS and EOS around a text; the user may have written BOS too; and after EOS there is nothing to say."""
+    tokenizer = mistral()
+    around = dict(single="<s> $A </s>", special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(**around)
+    ids = prompt_ids(tokenizer, "1 + 1", "", "<s>", template)
+    assert ids.count(tokenizer.bos_token_id) == 1 and tokenizer.eos_token_id not in ids
+    ids = prompt_ids(tokenizer, "1 + 1", "", template="plain")
+    assert ids.count(tokenizer.bos_token_id) == 1 and tokenizer.eos_token_id not in ids
+    assert prompt_ids(mistral(), "1 + 1", "", template="{problem}</s>")[-1] == tokenizer.eos_token_id, "the user's own stays"
+
+
+THINKING = CHATML + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{{ day }}"
+
+
+def test_arguments_reach_the_chat_template():
+    tokenizer = llama3()
+    tokenizer.chat_template = THINKING
+
+    def end_of(arguments):
+        return tokenizer.decode(prompt_ids(tokenizer, "1 + 1", "", template_args=arguments)).split("assistant\n")[1]
+
+    off = "enable_thinking=False"
+    for arguments, said in {"": "", "enable_thinking=true": "", off: "<think></think>", f"{off} day='1 May'": "<think></think>1 May"}.items():
+        assert end_of(arguments) == said
+    for wrong in ("enable_thinkng=False", "tokenize=True", "messages=1"):
+        with pytest.raises(SettingError, match="chat template has no argument .* Correct --template-args"):
+            end_of(wrong)
+    with pytest.raises(SettingError, match="--template-args asks for a chat template, but the model has none"):
+        prompt_ids(gpt2(), "p", "", template_args="enable_thinking=False")
+
+
+@pytest.mark.parametrize("template_args, template, said", [
+    ("enable_thinking", "auto", "is not name=value"), ("a='b", "auto", "is not name=value"), ("=1", "chat", "is not name=value"),
+    ("enable_thinking=False", "plain", "Choose one of the two"), ("enable_thinking=False", "Q: {problem}", "Choose one of the two"),
+])  # fmt: skip
+def test_arguments_that_cannot_be_given_are_refused_at_once(template_args, template, said):
+    with pytest.raises(SettingError, match=said):
+        check_train(TrainConfig(template_args=template_args, template=template))
+
+
+CUT = ["{{ messages[-1]['content'].split('\n')[0] }}", "Answer!", "{{ messages[-1]['content'][:9] }}", "{{ messages[-1]['content'][::-1] }}",
+       "{% if messages|length == 2 %}{{ messages[1]['content'] }}{% else %}Hello.{% endif %}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", CUT)
+def test_a_template_that_cuts_a_problem_is_refused(template):
+    tokenizer = llama3()
+    tokenizer.chat_template = template
+    with pytest.raises(SettingError, match="The model's chat template cuts its problem: of .* it makes .* Choose --template plain"):
+        prompt_ids(tokenizer, "Ann has 3 apples.\nShe buys 4.", "Box it.")
+    tokenizer.chat_template = "{{ messages[-1]['content'].split('\n') | map('trim') | join(' ') }}"  # white space may change
+    prompt_ids(tokenizer, "Ann has 3 apples.\n  She buys 4.", "Box it.")
 
 
 @pytest.mark.slow

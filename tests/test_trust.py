@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 import rlvr.evaluate
 import rlvr.policy
@@ -24,6 +25,7 @@ from rlvr import verifier
 from rlvr.config import TINY_MODEL, SettingError, TrainConfig
 from rlvr.run.cli import parse_train
 from rlvr.data import load_problems, prompt_ids
+from rlvr.loaders import chat
 from rlvr.policy import load_policy
 from rlvr.analysis.probe import ProbeConfig, probe
 from rlvr.reward import verify
@@ -376,6 +378,29 @@ def test_a_chat_template_cannot_leave_its_sandbox(model, mark):
     (model / "chat_template.jinja").write_text("{{ ''.__class__.__base__.__subclasses__() }}")
     tokenizer = load_policy(str(model)).tokenizer
     with pytest.raises(SettingError, match="chat template fails"):
+        prompt_ids(tokenizer, "1+1", "")
+
+
+ENDLESS = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "{{ 9 ** (9 ** 9) }}",  # inside one operation
+    "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}gigabytes{% endfor %}{% endfor %}",
+    "{{ 'x' * 10 ** 12 }}",
+    "{{ 'x' * 2 ** 21 }}{{ messages[-1]['content'] }}",
+    "{{ '%0999999999d' | format(1) }}",
+    "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no limits on such a system")
+@pytest.mark.parametrize("template", ENDLESS)
+def test_a_chat_template_has_little_time_and_memory(template, model, mark, monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    monkeypatch.setattr(chat, "ROOM", 2**27)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    tokenizer.chat_template = template
+    with pytest.raises(SettingError, match=r"chat template fails \(.*(more than|recursion|characters of).*\). Choose --template plain"):
         prompt_ids(tokenizer, "1+1", "")
 
 

@@ -58,10 +58,10 @@ def compare(config: EvalConfig) -> dict:
 
 def _prepare(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> tuple[Policy, dict[str, tuple]]:
     """A model; and for each set the problems that fit it, as prompts, how many were too long, and how long a completion may be."""
-    policy, prepared = load_policy(name, c.device, c.dtype, c.engine, c.cuda_graphs), {}
+    policy, prepared, prompt = load_policy(name, c.device, c.dtype, c.engine, c.cuda_graphs), {}, (c.system, c.template, c.template_args)
     for data, all_of_it in problems.items():
-        fitting, prompts, too_long = encode_prompts(policy.tokenizer, all_of_it, c.instruction, c.max_prompt_tokens, c.system, c.template)
-        room = positions(policy.model) - max(map(len, prompts))
+        fitting, prompts, too_long = encode_prompts(policy.tokenizer, all_of_it, c.instruction, c.max_prompt_tokens, *prompt)
+        room = positions(policy.model.config) - max(map(len, prompts))
         max_new_tokens = c.max_new_tokens or max(1, int(min(_usual_length(data), room)))
         check_length(policy.model, prompts, max_new_tokens)
         prepared[data] = fitting, prompts, too_long, max_new_tokens
@@ -90,7 +90,7 @@ def prompts_of_the_run(c: EvalConfig) -> EvalConfig:
 
     All models get the same. Of several runs that differ, none decides, and a line says so.
     """
-    names = ("instruction", "system", "template")
+    names = ("instruction", "system", "template", "template_args")
     if any(getattr(c, name) != getattr(EvalConfig(models=[]), name) for name in names):
         return c
     runs = []

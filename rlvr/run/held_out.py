@@ -24,10 +24,10 @@ class HeldOut:
 
 def encode(c: TrainConfig, policy: Policy, problems: list[Problem], what: str) -> tuple[list[Problem], list[list[int]]]:
     """Problems that fit, and their prompts; says how many were left out. what: problems, or held-out problems."""
-    first = policy.tokenizer, problems[0].problem, c.instruction
-    if c.system and prompt_ids(*first, c.system, c.template) == prompt_ids(*first, "", c.template):
+    first, template = (policy.tokenizer, problems[0].problem, c.instruction), (c.template, c.template_args)
+    if c.system and prompt_ids(*first, c.system, *template) == prompt_ids(*first, "", *template):
         say("note: the model's template leaves --system out, so it changes nothing")
-    fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens, c.system, c.template)
+    fitting, prompts, too_long = encode_prompts(policy.tokenizer, problems, c.instruction, c.max_prompt_tokens, c.system, *template)
     if too_long:
         say(f"{too_long} of {len(problems)} {what} left out, prompt over {c.max_prompt_tokens} tokens")
     return fitting, prompts

@@ -11,6 +11,7 @@ from typing import Literal, get_args, get_origin
 from rlvr.advantage import STRENGTHS, method_parts
 from rlvr.common.text import quoted
 from rlvr.config import EvalConfig, SettingError, TrainConfig, train_config
+from rlvr.loaders.chat import template_arguments
 
 # Settings that say nothing about the model: on what it runs, and what is shown and saved meanwhile.
 OF_THE_MACHINE = set(
@@ -135,7 +136,7 @@ def _check_values(c) -> None:
         if isinstance(value, (int, float)):
             refuse(10**15 <= abs(value) < float("inf"), f"{flag} is out of all bounds. Choose a number of at most 15 digits.")
         for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
-            is_name = field.name not in ("instruction", "system", "template")
+            is_name = field.name not in ("instruction", "system", "template", "template_args")
             control = re.search("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]" if is_name else "[\0\ud800-\udfff]", text)
             refuse(control, f"{flag} {text[:40]!r} has characters that cannot be shown. Choose plain text.")
             too_long = is_name and (len(text) > 1000 or max(len(part.encode()) for part in text.split("/")) > 200)
@@ -148,6 +149,9 @@ def _check_values(c) -> None:
         refuse("positive" in limits and not 0 < value < float("inf"), f"{flag} is {value}. Choose a positive number.")
     refuse(c.template not in ("auto", "chat", "plain") and "{problem}" not in c.template,
            f"--template is {c.template[:40]!r}. Choose auto, chat or plain, or write a text with {{problem}} in it.")  # fmt: skip
+    refuse(c.template_args and c.template not in ("auto", "chat"),
+           "--template-args are for the model's chat template, which --template leaves out. Choose one of the two.")  # fmt: skip
+    template_arguments(c.template_args)
     refuse(0 < c.temperature < 0.01, f"--temperature is {c.temperature}. Choose 0.01 or more.")  # divided by less, logits overflow
     refuse(c.threads > 1024, f"--threads is {c.threads}. Choose at most as many as there are processor cores.")
     refuse(c.engine == "plain" and c.cuda_graphs, "--cuda-graphs has no effect with --engine plain. Leave one of them out.")

@@ -27,8 +27,8 @@ from rlvr.tiny.task import sample_document
 
 PAD, EOS = "<pad>", "<eos>"
 VOCABULARY = 768
-# The template keeps only the first line of the message, the story: this model has never seen an instruction such as "box your answer".
-CHAT_TEMPLATE = "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'].split('\n')[0] }}\nA:{% endif %}{% endfor %}"
+# The template asks data.py for the problem alone: this model has never seen an instruction such as "box your answer".
+CHAT_TEMPLATE = "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ problem | default(m['content']) }}\nA:{% endif %}{% endfor %}"
 
 
 def train_tokenizer(seed: int) -> Qwen2Tokenizer:
