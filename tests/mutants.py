@@ -315,6 +315,10 @@ MUTANTS = [
     ("prompt: BOS twice", "tokenizers -k begins_once", "data", "written = chat or bool(", "written = chat and bool("),
     ("prompt: after EOS", "tokenizers -k begins_once", "data", "return ids[:-1] if added_end else ids", "return ids"),
     ("prompt: the user's EOS is dropped", "tokenizers -k begins_once", "data", " and not text.rstrip().endswith(tokenizer.eos_token)", ""),
+    ("publish: texts are cut as paths", "publish -k card_keeps", "run/publish", 'shared_name(value) if name in ("model", "data", "eval_data", "reward") else value', "shared_name(value)"),
+    ("publish: the reward's folder is told", "publish -k card_keeps", "run/publish", "`{shared_name(c.reward)}`", "`{c.reward}`"),
+    ("publish: an adapter of a folder goes to the Hub", "publish -k nobody", "run/publish", "    refuse(os.path.isdir(base), f", "    refuse(False, f"),
+    ("publish: saved for the first time at the end", "publish -k cannot_be_saved", "run/session", "        check_can_save(self.folder, c, self.trainer.policy)\n", ""),
     # -- evaluate
     ("pass@k: biased", "evaluate", "evaluate", "1.0 - comb(n - c, k) / comb(n, k)", "1.0 - (1 - c / n) ** k"),
     ("majority: no answer counts as a vote", "evaluate", "evaluate", "Counter(key for key in keys if key is not None)", "Counter(keys)"),

@@ -1,14 +1,17 @@
 """The model card, and the way to the Hub (a stand-in: nothing leaves this machine)."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
-from helpers import RUN
+from helpers import RUN, SMALL_MODEL
 
 from rlvr.run import publish
 from rlvr.config import PRESETS, SettingError, TrainConfig
 from rlvr.train import train
 
+ROOT = Path(__file__).parents[1]
 RESULT = {"problems": 7, "metrics": {"acc@2": (0.25, 0.1, 0.4), "pass@1": (0.25, 0.1, 0.4), "pass@2": (0.5, 0.3, 0.7)}}
 
 pytestmark = pytest.mark.usefixtures("no_figure")
@@ -28,6 +31,61 @@ def test_the_card_says_what_was_trained_how_and_with_what_result():
     rows = [line for line in publish.model_card(preset, {"steps": 2}, {}).splitlines() if line.startswith("| `--")]
     assert rows == ['| `--model` | "a/b" |', "| `--lr` | 3e-06 |"]  # what differs from the preset; nothing about the machine
     assert "library_name: transformers" in publish.model_card(TrainConfig(), {"steps": 1}, {})
+
+
+TEXTS = dict(instruction="/no_think Answer.", system="./run this/ and ~ that", template="/think {problem}/")
+
+
+def test_a_card_keeps_texts_whole_and_tells_no_path_of_this_machine():
+    """A text may begin with a slash or a dot; a path may be absolute or not, of a folder or a file, with either slash."""
+    places = dict(model="/opt/mine/models/base", data=r"C:\Users\me\d.jsonl", eval_data="~/sets/held_out", reward="../secret/mine.py:short")
+    card = publish.model_card(TrainConfig(**places, **TEXTS), {"steps": 1}, {"start": RESULT})
+    for text in TEXTS.values():
+        assert json.dumps(text) in card
+    for name in ("opt", "Users", "sets", "secret", "~/", "C:"):
+        assert name not in card
+    assert "Trained from base on d.jsonl" in card and "(held_out)" in card and "Reward: `mine.py:short`" in card
+    names = {"Qwen/Qwen2.5-0.5B": None, "gsm8k": None, "my_rewards:short": None, "a/b/c/d.json": "d.json", str(ROOT / "rlvr") + "/": "rlvr",
+             "sub.dir/x.py:f": "x.py:f"}  # fmt: skip
+    assert {name: publish.shared_name(name) for name in names} == {name: expected or name for name, expected in names.items()}
+
+
+def test_what_is_given_away_holds_no_path_of_this_machine(tmp_path):
+    train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", steps=1, final_eval_problems=0, eval_data=""))))
+    files = [path for path in (tmp_path / "run" / "model").iterdir() if path.suffix != ".safetensors"]
+    assert len(files) >= 4
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert str(tmp_path) not in text and str(Path(SMALL_MODEL).parent) not in text, path
+
+
+def test_an_adapter_whose_base_nobody_else_has_is_not_uploaded(tmp_path, api, monkeypatch):
+    """Said before the first step; and of a run that was made without an upload in mind."""
+    monkeypatch.setattr("rlvr.run.set_up.check_peft", lambda: None)
+    lora = RUN | dict(out=str(tmp_path), name="run", lora_rank=4, push_to_hub="me/model")
+    for model in (SMALL_MODEL, "tiny"):
+        with pytest.raises(SettingError, match="a folder that nobody else has. Upload a whole model: add --lora-merge"):
+            train(TrainConfig(**(lora | dict(model=model))))
+    folder = tmp_path / "adapter"
+    (folder / "model").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(asdict(TrainConfig(lora_rank=4))))
+    (folder / "model" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "tiny"}))
+    (folder / "model" / "adapter_model.safetensors").touch()
+    monkeypatch.setattr("rlvr.loaders.models.check_peft", lambda: None)
+    with pytest.raises(SettingError, match="The adapter belongs to model, a folder that nobody else has. .* --merge my_model"):
+        publish.publish(publish.PublishConfig(run=str(folder), push="me/model"))
+    assert not api.calls
+
+
+def test_a_model_that_cannot_be_saved_is_not_trained(tmp_path, monkeypatch):
+    def fails(*args, **settings):
+        raise ValueError("The model is quantized with gguf and is not serializable")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fails)
+    monkeypatch.setattr("rlvr.policy.sample", lambda *args, **settings: pytest.fail("it is trained already"))
+    with pytest.raises(SettingError, match="could not be saved after training .The model is quantized with gguf.* Choose another model"):
+        train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run"))))
+    assert [path.name for path in (tmp_path / "run").iterdir()] in ([".lock"], [])
 
 
 class Api:

@@ -7,7 +7,8 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from tempfile import TemporaryDirectory
 
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -43,18 +44,16 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
 
     metrics: {"start": evaluation, "end": evaluation}, each {"problems": n, "metrics": {name: (mean, low, high)}} or None.
     """
-    c, name = config, Path(config.model).name
-    local = c.model.startswith(("/", "~", ".")) or Path(c.model).exists()
-    base = "the built-in model of this library" if c.model == "tiny" else name if local else c.model
-    data, held_out = (Path(d).name if Path(d).suffix else d for d in (c.data, c.eval_data or c.data))  # of a file the name, not the folder
+    c, base = config, "the built-in model of this library" if config.model == "tiny" else shared_name(config.model)
+    data, held_out = map(shared_name, (c.data, c.eval_data or c.data))
     steps = f"{summary['steps']} step{'' if summary['steps'] == 1 else 's'}"
     trained = f"a LoRA adapter of rank {c.lora_rank}" if c.lora_rank else "all weights"
     front = [f"library_name: {'peft' if c.lora_rank and not c.lora_merge else 'transformers'}", "pipeline_tag: text-generation"]
-    if c.model.count("/") == 1 and not local:  # a Hub id, as far as one can tell from here
+    if "/" in base:  # a Hub id, as far as one can tell from here
         front.append(f"base_model: {json.dumps(c.model)}")
     paragraphs = [
         "\n".join(["---", *front, "tags: [rlvr, grpo, reinforcement-learning]", "---"]),
-        f"# {name}, {c.method}{', LoRA' if c.lora_rank else ''}",
+        f"# {PurePosixPath(shared_name(c.model)).name}, {c.method}{', LoRA' if c.lora_rank else ''}",
         f"Trained from {base} on {data} by reinforcement learning with verifiable rewards: method `{c.method}`, {steps} of "
         f"{c.prompts_per_step} prompts x {c.completions_per_prompt} completions, {trained}. Shaping methods: [Deng et al. 2025]({PAPER}).",
     ]
@@ -62,7 +61,7 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
         intro = f"Held-out problems ({held_out}), sampled at temperature {c.temperature}, with 95 % intervals over problems:"
         paragraphs += [intro, _measured_table(measured)]
     paragraphs += [f"Settings that differ from those of the preset `{c.preset}`:", _settings_table(c)]
-    paragraphs.append(f"Reward: {f'`{c.reward}`' if c.reward else 'is the boxed answer equal to the gold answer?'}")
+    paragraphs.append(f"Reward: {f'`{shared_name(c.reward)}`' if c.reward else 'is the boxed answer equal to the gold answer?'}")
     return "\n\n".join(paragraphs) + "\n"
 
 
@@ -81,15 +80,26 @@ def _settings_table(c: TrainConfig) -> str:
     for name, value in vars(c).items():
         if value != getattr(default, name) and name not in OF_THE_MACHINE | {"preset", "resume", "name", "out"}:
             if isinstance(value, str):
-                value = json.dumps(Path(value).name if value.startswith(("/", "~", ".")) else value)
+                value = json.dumps(shared_name(value) if name in ("model", "data", "eval_data", "reward") else value)
             rows.append([f"`--{name.replace('_', '-')}`", str(value).replace("|", r"\|")])
     return markdown_table(["setting", "value"], rows)
 
 
-def check_hub(hub_id: str) -> None:
-    """Find out before hours of training whether an upload can work: is somebody logged in? Raises SettingError."""
+def shared_name(name: str) -> str:
+    """What a card says of a model, a data set or a reward function: a Hub id as it is; of a path the last part, as the rest is of this
+    machine."""
+    is_path = name.startswith(("/", "~", ".")) or "\\" in name or name.count("/") > 1 or ".py:" in name or Path(name).exists()
+    return PureWindowsPath(os.path.abspath(name)).name if is_path else name  # which knows both kinds of slash
+
+
+def check_hub(hub_id: str, base: str, merge: str) -> None:
+    """Find out before hours of training whether an upload can work: is somebody logged in, and has everybody the base of an adapter?
+
+    base: the model that the uploaded adapter would name; empty: a whole model. merge: the flag that makes one. Raises SettingError.
+    """
     from huggingface_hub import HfApi
 
+    refuse(os.path.isdir(base), f"The adapter belongs to {shared_name(base)}, a folder that nobody else has. Upload a whole model: {merge}")
     try:
         HfApi().whoami()
     except Exception as error:  # no token, a token that is no longer valid, no network
@@ -114,16 +124,34 @@ def push(folder: Path, hub_id: str) -> str:
 def save_model(folder: Path, c: TrainConfig, policy, card: str) -> None:
     """Write the model into a run folder, with its tokenizer and card; with --lora-merge the adapter, and the whole model beside it."""
 
-    from rlvr.loaders.adapters import save_lora
-
     def write(beside: Path) -> None:
-        save_lora(policy.model, beside) if c.lora_rank else policy.model.save_pretrained(beside)
-        policy.tokenizer.save_pretrained(beside)
+        _write_model(beside, c, policy)
         (beside / "README.md").write_text(card, encoding="utf-8")
 
     replace_folder(folder / ("adapter" if c.lora_merge else "model"), write)
     if c.lora_merge:
         merge(folder / "adapter", folder / "model", str(policy.model.dtype).removeprefix("torch."))
+
+
+def _write_model(folder: Path, c: TrainConfig, policy) -> None:
+    from rlvr.loaders.adapters import save_lora
+
+    save_lora(policy.model, folder) if c.lora_rank else policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def check_can_save(folder: Path, c: TrainConfig, policy) -> None:
+    """Write the model before the first step as at the end, and delete it again. Raises SettingError if it is one that cannot be written."""
+    try:
+        with TemporaryDirectory(dir=folder, suffix=".part") as trial:
+            _write_model(Path(trial), c, policy)
+            if c.lora_merge:  # the whole model is made of the base
+                policy.model.save_pretrained(trial)
+    except OSError:  # a disk that is full now need not be full at the end; the run says so where it matters
+        pass
+    except Exception as error:
+        cause = f"The model {c.model} could not be saved after training ({one_line(error, 100)})"
+        raise SettingError(f"{cause}. Choose another model, such as one whose weights are not quantised.") from None
 
 
 def merge(folder: Path, out: Path, dtype: str) -> None:
@@ -149,13 +177,14 @@ def merge(folder: Path, out: Path, dtype: str) -> None:
 
 def publish(p: PublishConfig) -> None:
     """Merge, upload, or both, as the command line says. Raises SettingError."""
-    from rlvr.loaders.models import check_model_name
+    from rlvr.loaders.adapters import is_adapter
+    from rlvr.loaders.models import chain, check_model_name
 
     config = read_config(Path(p.run))
     model = Path(check_model_name(p.run))
     refuse(not (p.merge or p.push), "There is nothing to do. Name a folder with --merge, or a Hub id with --push.")
     if p.push:
-        check_hub(p.push)
+        check_hub(p.push, chain(str(model))[1] if is_adapter(model) and not p.merge else "", "--merge my_model")
     if p.merge:
         out = Path(p.merge)
         refuse(os.path.lexists(out), f"There is a file or folder {out} already. Choose another --merge.")

@@ -29,7 +29,7 @@ from rlvr.run.folder import claimed_run_folder
 from rlvr.run.held_out import HeldOut
 from rlvr.run.log import Log
 from rlvr.run.metrics import Watch, entropies
-from rlvr.run.publish import model_card, push, save_model
+from rlvr.run.publish import check_can_save, model_card, push, save_model
 from rlvr.run.settings import MAY_CHANGE, MAY_MOVE, refuse
 from rlvr.run.sound import check_log, check_sound, edits_as_sentence
 from rlvr.run.state import model_fingerprint, restore_trainer, reward_name, trainer_state, undone_if_it_fails
@@ -189,6 +189,7 @@ class Session:
     def _open(self) -> None:
         """Resume from the newest checkpoint, if asked to, and open the files of the run. Raises SettingError."""
         c = self.config
+        check_can_save(self.folder, c, self.trainer.policy)
         trained, held_out = ([(p.problem, p.answer) for p in some] for some in (self.trainer.problems, self.held_out.problems))
         self.data = checkpoint.fingerprint(trained, self.trainer.prompts, held_out)
         self.model = model_fingerprint(self.trainer.policy.model)

@@ -53,7 +53,7 @@ def _check(c: TrainConfig) -> None:
         check_peft()
     make_adamw(c, [torch.nn.Parameter(torch.zeros(1))])
     if c.push_to_hub:
-        check_hub(c.push_to_hub)
+        check_hub(c.push_to_hub, resolve_model(c.model) if c.lora_rank and not c.lora_merge else "", "add --lora-merge")
     if not c.resume:
         run_folder(c)
 
