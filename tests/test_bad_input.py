@@ -266,7 +266,7 @@ MODELS = [
     (folder(), "no config.json"),
     (folder(config__json='{"model_type": "qwen2"}'), "has no tokenizer"),
     (link("m"), "There is no model folder"),
-    ("a file", "There is no model folder"),
+    ("a file", "is a file. Name the folder that holds it"),
     (model(config__json="model_type: qwen2"), "config.json cannot be read as a JSON object"),
     (model(config__json=""), "config.json cannot be read as a JSON object"),
     (model(config__json="[]"), "config.json cannot be read as a JSON object"),
@@ -298,6 +298,7 @@ MODELS = [
     (model(model__safetensors=None, model__safetensors__index__json="[]"), "index.json cannot be read"),
     (model(tokenizer__json=None, tokenizer_config__json=None), "has no tokenizer"),
     (model(tokenizer__json=None), "its tokenizer has no vocabulary"),
+    (model(tokenizer__json=None, tokenizer_config__json=None, tokenizer__model="pieces"), "is there as tokenizer.model alone"),
     (model(tokenizer__json="{"), "tokenizer.json cannot be read as a JSON object"),
     (model(tokenizer__json="{}"), "cannot be loaded"),
     (model(tokenizer_config__json="[]"), "tokenizer_config.json cannot be read as a JSON object"),
@@ -400,6 +401,22 @@ def test_a_mistake_is_one_line_and_nothing_is_written(command, files, fragment, 
         runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
     check_error(end.value.code, *capfd.readouterr(), fragment)
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["train.py --model nobody/nothing", "eval.py tiny nobody/nothing --data gsm8k"])
+def test_a_model_that_cannot_be_reached_is_named_before_problems_are_loaded(command, monkeypatch, tmp_path, capfd):
+    def unreachable(*args, **settings):
+        raise OSError("We couldn't connect to 'https://huggingface.co'")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
+    for module in ("rlvr.run.set_up", "rlvr.run.compare"):
+        for name in ("load_problems", "load_held_out"):
+            monkeypatch.setattr(f"{module}.{name}", lambda *args, **settings: pytest.fail("problems first"), raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+    check_error(end.value.code, *capfd.readouterr(), "The model 'nobody/nothing' cannot be loaded (We couldn't connect")
 
 
 LOUD = ("other shapes than", "its weights lack model.norm", "T5Config")  # here transformers has pages to say

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
-from helpers import RUN, SMALL_MODEL, check_equal, make_rollouts, new_model
+from helpers import RUN, SMALL_MODEL, STORIES, check_equal, make_rollouts, new_model
 from safetensors.torch import load_file
 
 from rlvr.engine.optimizer import make_adamw
 from rlvr.run import publish
-from rlvr.config import SettingError, TrainConfig
+from rlvr.config import TINY_MODEL, SettingError, TrainConfig
 from rlvr.run.cli import parse_train
 from rlvr.run.figures import read_metrics
 from rlvr.loaders.adapters import add_lora, is_adapter, without_lora
@@ -204,6 +204,28 @@ def test_an_adapter_on_an_adapter_keeps_both(tmp_path, run):
             layer.weight.data += 8.0 / 2 * x @ a
     assert torch.allclose(add(input_ids=ids).logits, second, atol=1e-3)
     assert not torch.allclose(first, base, atol=1e-2) and not torch.allclose(second, first, atol=1e-4)
+
+
+def test_a_run_with_an_adapter_can_be_trained_on_with_all_weights(tmp_path, run):
+    """peft leaves the merged weights frozen."""
+    train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="all", model=str(run), steps=2, method="grpo"))))
+    before, after = load_policy(str(run)).model.state_dict(), load_file(tmp_path / "all" / "model" / "model.safetensors")
+    assert all(not torch.equal(before[name], x) for name, x in after.items() if x.dim() > 1)
+
+
+def test_an_adapter_of_the_built_in_model_names_it_as_everybody_does(tmp_path):
+    tiny = dict(model="tiny", data=STORIES, eval_data="", final_eval_problems=0, steps=1)
+    train(TrainConfig(**(LORA | tiny | dict(out=str(tmp_path), name="run"))))
+    assert json.loads((tmp_path / "run" / "model" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert chain(str(tmp_path / "run" / "model"))[1:] == [str(TINY_MODEL)]
+
+
+def test_an_architecture_that_takes_no_adapter_is_named_in_one_sentence():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=29, hidden_size=32, state_size=8, num_hidden_layers=1))
+    with pytest.raises(SettingError, match="No adapter can be put into this model .*Mamba.* Leave out --lora-rank"):
+        add_lora(model, 4, 8.0, 0, "x")
 
 
 def test_a_run_with_an_adapter_can_be_probed(tmp_path):

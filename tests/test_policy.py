@@ -14,7 +14,7 @@ from rlvr.engine import choice, decoder, scorer
 from rlvr.engine.attention import ATTENTION, Packed
 from rlvr.engine.optimizer import MasterWeights
 from rlvr.entropy import token_entropy
-from rlvr.loaders.models import check_length
+from rlvr.loaders.models import check_length, most_positions
 from rlvr.loss import clipped_loss
 from rlvr.policy import Policy, load_policy, micro_batches
 from rlvr.rollout import sample
@@ -518,6 +518,21 @@ def test_a_model_that_cannot_read_a_text_is_refused_in_one_sentence(monkeypatch)
     monkeypatch.setattr(Qwen2ForCausalLM, "forward", lambda *args, **kwargs: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(SettingError, match="The model 'tiny' cannot read a text .inconsistent tensor size.* Choose another model"):
         load_policy("tiny")
+
+
+@pytest.mark.parametrize("rope, most", [
+    (dict(rope_type="longrope", long_factor=[2.0] * 8, short_factor=[1.0] * 8, original_max_position_embeddings=64), 64),
+    (dict(rope_type="dynamic", factor=4.0, original_max_position_embeddings=64), 64),
+    (dict(rope_type="dynamic", factor=4.0), 256),
+    (dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64), 256),
+    (dict(full_attention=dict(rope_type="dynamic", factor=4.0, original_max_position_embeddings=64), sliding_attention=dict(rope_type="default")), 64),
+])  # fmt: skip
+def test_a_model_whose_positions_change_with_the_length_is_used_up_to_its_original_length(rope, most):
+    """Past it the keys that the sampler has in its cache are turned another way than those of the training forward."""
+    from transformers import Gemma3TextConfig, LlamaConfig
+
+    kind = Gemma3TextConfig if "full_attention" in rope else LlamaConfig
+    assert most_positions(kind(**SMALL, head_dim=16, max_position_embeddings=256, rope_parameters=rope)) == most
 
 
 UNUSUAL = [new_gemma2, new_bloom, new_falcon, new_phimoe, new_gpt_oss, new_gpt_neo, new_mamba, new_recurrent_gemma]

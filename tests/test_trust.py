@@ -404,6 +404,17 @@ def test_a_chat_template_has_little_time_and_memory(template, model, mark, monke
         prompt_ids(tokenizer, "1+1", "")
 
 
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"])
+def test_attention_and_experts_that_a_model_names_are_not_fetched(name, model, mark, monkeypatch):
+    """A name from the Hub there is a program. The memory estimate builds the model too."""
+    monkeypatch.setattr("transformers.modeling_utils.is_kernel", lambda name: str(name).startswith("evil/") and pytest.fail("fetched"))
+    change(model / "config.json", **{name: "evil/kernel"})
+    policy = load_policy(str(model), engine="plain")
+    config = policy.model.config
+    assert config._attn_implementation == "sdpa" and config._experts_implementation in (None, "eager", "grouped_mm")
+    rlvr.run.set_up.say_memory(TrainConfig(model=str(model), device="cpu"))
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Data
 

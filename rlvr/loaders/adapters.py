@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from rlvr.common.text import one_line
 from rlvr.config import SettingError
 
 CONFIG_FILE = "adapter_config.json"
@@ -39,13 +40,17 @@ def add_lora(model, rank: int, alpha: float, seed: int, base: str) -> None:
     check_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    base = os.path.abspath(base) if os.path.isdir(base) else base
+    base = os.path.abspath(base) if os.path.isdir(base) and base != "tiny" else base
     # "all-linear" leaves out the output layer, which is also the embedding in a model with tied weights.
     usual = dict(lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
     settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", base_model_name_or_path=base, **usual)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(settings, model)  # it freezes the other weights
+        try:
+            inject_adapter_in_model(settings, model)  # it freezes the other weights
+        except Exception as error:  # an architecture that peft has no layers for
+            remedy = "Leave out --lora-rank, or choose another model"
+            raise SettingError(f"No adapter can be put into this model ({one_line(error, 100)}). {remedy}.") from None
     model.rlvr_lora = settings
     for p in model.parameters():
         if p.requires_grad:

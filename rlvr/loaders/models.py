@@ -27,7 +27,9 @@ def check_model_name(name: str) -> str:
     folder = Path(path)
     if not os.path.isdir(path):
         is_path = path.count("/") > 1 or path.startswith((".", "/", "~")) or ("/" in path and os.path.isdir(folder.parent))
-        if is_path or os.path.exists(path):
+        if os.path.exists(path):
+            raise SettingError(f"The model {path} is a file. Name the folder that holds it, with its config.json and its tokenizer.")
+        if is_path:
             raise SettingError(f"There is no model folder {path}. Name a Hugging Face model folder, a run folder or a Hub id.")
         return path
     if is_adapter(folder):
@@ -97,26 +99,24 @@ def load_model(name: str, device: str, dtype: str):
 
     Raises SettingError when the folder, the model or its tokenizer is missing or damaged.
     """
-    from transformers import AutoTokenizer
-
     _silence()
     path = check_model_name(name)
     try:
         *adapters, base = chain(path)
         with_tokenizer = next((folder for folder in adapters if has_tokenizer(Path(folder))), base)
-        tokenizer = AutoTokenizer.from_pretrained(with_tokenizer, trust_remote_code=False)
-        if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
-            raise ValueError("its tokenizer has no vocabulary")
-        model = _load_weights(base, name, dtype)
+        tokenizer = _load_tokenizer(with_tokenizer)
+        model = _load_weights(base, dtype)
         for folder in reversed(adapters):
             model = merged(model, folder)
         if damaged := [weight for weight, p in model.named_parameters() if not p.isfinite().all()]:
             raise ValueError(f"its weights hold NaN or infinity in {damaged[0]}")
         model.to(device)
+        for p in model.parameters():
+            p.requires_grad_(p.is_floating_point())  # a merged adapter has left the weights below it frozen
     except SettingError:
         raise
     except Exception as error:  # a damaged folder makes transformers raise nearly every kind of error
-        raise SettingError(f"The model {name!r} cannot be loaded ({_reason(error)}). Check its name and its files.") from None
+        raise _cannot_be_loaded(name, error) from None
     eos = model.generation_config.eos_token_id
     ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
     stop_ids = {i for i in ends if isinstance(i, int) and 0 <= i < model.get_input_embeddings().weight.shape[0]}
@@ -125,17 +125,60 @@ def load_model(name: str, device: str, dtype: str):
     return model, tokenizer, stop_ids
 
 
-def _load_weights(base: str, name: str, dtype: str):
+def load_config(base: str):
+    """The configuration of a whole model, a folder or a Hub id. It may name an attention or experts from the Hub, which are code: it gets
+    transformers' own. Raises SettingError for an adapter on the Hub, else what transformers raises."""
+    from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    except OSError as error:
+        if "does not appear to have a file" in str(error) and find_adapter_config_file(base):
+            raise _is_an_adapter(base) from None
+        raise
+    config._attn_implementation = config._experts_implementation = None
+    return config
+
+
+def check_reachable(name: str) -> None:
+    """Fetch the configuration of a Hub id, so that a wrong name or a missing network is said before problems are loaded. Raises
+    SettingError."""
+    *_, base = chain(resolve_model(name))
+    if not os.path.isdir(base):
+        _silence()
+        try:
+            load_config(base)
+        except SettingError:
+            raise
+        except Exception as error:
+            raise _cannot_be_loaded(name, error) from None
+
+
+def _load_tokenizer(folder: str):
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        if not os.path.isfile(os.path.join(folder, "tokenizer.model")) or os.path.isfile(os.path.join(folder, "tokenizer.json")):
+            raise
+        remedy = "Put the model's tokenizer.json beside it, or: pip install sentencepiece tiktoken protobuf"
+        raise SettingError(f"The tokenizer of {folder} is there as tokenizer.model alone ({one_line(error, 90)}). {remedy}") from None
+    if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
+        raise ValueError("its tokenizer has no vocabulary")
+    return tokenizer
+
+
+def _load_weights(base: str, dtype: str):
     from transformers import AutoModelForCausalLM
 
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        base, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
+    settings = dict(config=load_config(base), dtype=getattr(torch, dtype), output_loading_info=True)
+    model, loading = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, trust_remote_code=False, **settings)
     if missing := sorted(loading["missing_keys"]):  # transformers has filled them with random numbers
         raise ValueError(f"its weights lack {missing[0]}")
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers has put an adapter of the Hub into its base on its own
-        remedy = f"Fetch it first, as in: hf download {name} --local-dir my_adapter"
-        raise SettingError(f"The model {name!r} is an adapter on the Hub. {remedy}")
+        raise _is_an_adapter(base)
     return model
 
 
@@ -149,18 +192,37 @@ def _silence() -> None:
     hub_logging.set_verbosity_error()
 
 
-def _reason(error: Exception) -> str:
-    """Why a model could not be loaded, in one line."""
+def _is_an_adapter(hub_id: str) -> SettingError:
+    return SettingError(f"The model {hub_id!r} is an adapter on the Hub. Fetch it first: hf download {hub_id} --local-dir my_adapter")
+
+
+def _cannot_be_loaded(name: str, error: Exception) -> SettingError:
+    reason = one_line(error if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}")
     if "trust_remote_code" in str(error):
-        return "it needs Python code that comes with it, and such code is not run here"
+        reason = "it needs Python code that comes with it, and such code is not run here"
     if "ignore_mismatched_sizes" in str(error):
-        return "its weights have other shapes than its config.json says"
-    return one_line(error if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}")
+        reason = "its weights have other shapes than its config.json says"
+    remedy = "Check its name and its files" if os.path.isdir(resolve_model(name)) else "Check its name and the network, or name a folder"
+    return SettingError(f"The model {name!r} cannot be loaded ({reason}). {remedy}.")
 
 
 def positions(model) -> float:
     """How many tokens, prompt and completion together, the model was made for."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    return most_positions(model.config)
+
+
+def most_positions(config) -> float:
+    """How many tokens, prompt and completion together, a model with this configuration was made for.
+
+    With rope of type longrope or dynamic a longer text turns all its positions another way: what was sampled from keys that the shorter
+    text left in the cache has other log-probs than the whole text has. So such a model may be used up to its original length.
+    """
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # for all layers, or for each kind of layer
+    changing = [kind for kind in kinds if kind.get("rope_type") in ("longrope", "dynamic")]
+    limits = [getattr(config, "max_position_embeddings", None), *(kind.get("original_max_position_embeddings") for kind in changing)]
+    return min(filter(None, limits), default=float("inf"))
 
 
 def check_length(model, prompts: list[list[int]], max_new_tokens: int) -> None:
@@ -170,6 +232,6 @@ def check_length(model, prompts: list[list[int]], max_new_tokens: int) -> None:
         cause = f"The tokenizer makes token {highest} of a prompt, but the model knows only {vocabulary} tokens"
         raise SettingError(f"{cause}. Save the tokenizer that belongs to the model beside it.")
     longest = max(map(len, prompts)) + max_new_tokens
-    if longest > positions(model):
-        cause = f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {positions(model)}"
+    if longest > (most := positions(model)):
+        cause = f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {most}"
         raise SettingError(f"{cause}. Lower --max-new-tokens or --max-prompt-tokens.")

@@ -14,7 +14,7 @@ from rlvr.common.text import interval, table
 from rlvr.config import EvalConfig, SettingError
 from rlvr.data import Problem, encode_prompts, load_held_out
 from rlvr.evaluate import evaluate
-from rlvr.loaders.models import check_length, check_model_name, choose_device, positions
+from rlvr.loaders.models import check_length, check_model_name, check_reachable, choose_device, positions
 from rlvr.policy import Policy, load_policy
 from rlvr.run.settings import check_can_write, check_size, read_config, refuse
 
@@ -35,6 +35,8 @@ def compare(config: EvalConfig) -> dict:
     if c.threads:
         torch.set_num_threads(c.threads)
     choose_device(c.device, c.cuda_graphs)
+    for name in models:
+        check_reachable(name)
     problems = {}
     for data in sets:
         most = c.problems or (400 if data == "tiny" else 0)
@@ -61,7 +63,7 @@ def _prepare(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> tu
     policy, prepared, prompt = load_policy(name, c.device, c.dtype, c.engine, c.cuda_graphs), {}, (c.system, c.template, c.template_args)
     for data, all_of_it in problems.items():
         fitting, prompts, too_long = encode_prompts(policy.tokenizer, all_of_it, c.instruction, c.max_prompt_tokens, *prompt)
-        room = positions(policy.model.config) - max(map(len, prompts))
+        room = positions(policy.model) - max(map(len, prompts))
         max_new_tokens = c.max_new_tokens or max(1, int(min(_usual_length(data), room)))
         check_length(policy.model, prompts, max_new_tokens)
         prepared[data] = fitting, prompts, too_long, max_new_tokens
@@ -104,7 +106,7 @@ def prompts_of_the_run(c: EvalConfig) -> EvalConfig:
     if len(found) != 1 or (prompts := dict(zip(names, found.pop()))) == {name: getattr(c, name) for name in names}:
         return c
     longest = c.max_new_tokens or max(run.max_new_tokens for run in runs)
-    shown = ", ".join(f"--{name} {value!r}" for name, value in prompts.items())
+    shown = ", ".join(f"--{name.replace('_', '-')} {value!r}" for name, value in prompts.items())
     print(f"as in training: {shown}, --max-new-tokens {longest}")
     return dataclasses.replace(c, **prompts, max_new_tokens=longest)
 

@@ -10,7 +10,9 @@ from rlvr.data import Problem, has_test_split, load_held_out, load_problems
 from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
 from rlvr.engine.optimizer import make_adamw
 from rlvr.loaders.adapters import add_lora, check_peft
-from rlvr.loaders.models import chain, check_length, check_model_name, choose_device, choose_dtype, resolve_model
+from rlvr.loaders.models import (
+    chain, check_length, check_model_name, check_reachable, choose_device, choose_dtype, load_config, most_positions, resolve_model,
+)  # fmt: skip
 from rlvr.policy import Policy, load_policy
 from rlvr.run.folder import run_folder
 from rlvr.run.held_out import HeldOut, encode
@@ -36,7 +38,10 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
     say_memory(c)
     policy = load_policy(c.model, c.device, c.dtype, c.engine, c.cuda_graphs)
     if c.lora_rank:
-        add_lora(policy.model, c.lora_rank, c.lora_alpha, c.seed, resolve_model(c.model))
+        add_lora(policy.model, c.lora_rank, c.lora_alpha, c.seed, "tiny" if c.model == "tiny" else resolve_model(c.model))
+    elif not all(p.requires_grad for p in policy.model.parameters()):
+        cause = f"The weights of {c.model} are quantised and cannot be trained"
+        raise SettingError(f"{cause}. Choose the model that is not, or add --lora-rank 32.")
     problems, prompts = encode(c, policy, problems, "problems")
     measured = HeldOut(*encode(c, policy, held_out, "held-out problems")) if held_out else HeldOut([], [])
     check_length(policy.model, prompts + measured.prompts, c.max_new_tokens)
@@ -52,6 +57,7 @@ def _check(c: TrainConfig) -> None:
     if c.lora_rank:
         check_peft()
     make_adamw(c, [torch.nn.Parameter(torch.zeros(1))])
+    check_reachable(c.model)
     if c.push_to_hub:
         check_hub(c.push_to_hub, resolve_model(c.model) if c.lora_rank and not c.lora_merge else "", "add --lora-merge")
     if not c.resume:
@@ -75,8 +81,6 @@ def say_memory(c: TrainConfig) -> None:
     """Print what memory the run will need, before a model is loaded, and what to change if that is not free."""
     if c.model == "tiny":
         return
-    from transformers import AutoConfig
-
     device = choose_device(c.device)
     *_, base = chain(resolve_model(c.model))
 
@@ -84,7 +88,7 @@ def say_memory(c: TrainConfig) -> None:
         return estimate(c, shape, device, choose_dtype(c.dtype, device))
 
     try:
-        shape = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        shape = load_config(base)
         e = again(c)
     except Exception:  # a damaged folder, a model that is no language model: loading it says what is wrong
         return
@@ -92,6 +96,5 @@ def say_memory(c: TrainConfig) -> None:
     free = free_memory(device)
     if free is not None and (remedy := advice(c, free, again)):
         say(f"note: {remedy}")
-    positions = getattr(shape.get_text_config(), "max_position_embeddings", None) or float("inf")
-    if c.max_new_tokens >= positions:  # with the prompts, it is checked again once they are known
-        raise SettingError(f"--max-new-tokens is {c.max_new_tokens}, but the model has positions for {positions} tokens. Lower it.")
+    if c.max_new_tokens >= (most := most_positions(shape)):  # with the prompts, it is checked again once they are known
+        raise SettingError(f"--max-new-tokens is {c.max_new_tokens}, but the model has positions for {most} tokens. Lower it.")
