@@ -170,7 +170,8 @@ MUTANTS = [
     ("plain: the entropy has no gradient", "policy", "policy", "logits if with_grad_entropy else logits.detach()", "logits.detach()"),
     ("plain: the padding is scored", "policy", "policy",
      "row, t = mask.nonzero(as_tuple=True)", "row, t = torch.ones_like(mask).nonzero(as_tuple=True)"),
-    ("policy: all logits at once", "policy", "engine/scorer", "_head_logp_entropy if len(targets) <= chunk else partial(", "_head_logp_entropy if True else partial("),
+    ("policy: all logits at once", "policy", "engine/scorer", "zip(hidden.split(chunk), targets.split(chunk))",
+     "zip(hidden.split(len(hidden) or 1), targets.split(len(hidden) or 1))"),
     ("policy: chunked logits kept for the backward pass", "policy", "engine/scorer",
      "partial(checkpoint, _head_logp_entropy, use_reentrant=False)", "_head_logp_entropy"),
     ("policy: chunks drop the entropy's gradient", "policy", "engine/scorer",
@@ -372,6 +373,8 @@ MUTANTS = [
     ("verifier: what was not checked is wrong", "reward -k child_ends", "reward",
      "_plain(verdict) for verdict in verify_all(", "_plain(bool(verdict)) for verdict in verify_all("),
     ("verifier: what was killed is asked again", "reward -k hangs", "verifier/process", "if (verdict := _ask(answer, gold)) is None:", "if not (verdict := _ask(answer, gold)):"),
+    ("checkpoint: a folder that cannot be read has none", "checkpoint -k cannot_be_read", "run/checkpoint", "for path in (folder.iterdir() if folder.is_dir() else ())", 'for path in folder.glob("*")'),
+    ("text: tqdm does not know its stream", "faults -k tqdm_knows", "common/text", "return self._wrapped == getattr(other", "return self is getattr(other"),
     # -- the loop
     ("train: method named and never applied", LOOP, "train", 'method = c.method if self.shaping_is_on() else "grpo"', 'method = "grpo"'),
     ("train: gradient depends on the micro-batches", LOOP, "train",

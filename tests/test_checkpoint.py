@@ -321,6 +321,17 @@ def test_without_a_checkpoint_the_run_begins_anew(tmp_path, monkeypatch, referen
     check_equal(tmp_path / "run", reference())
 
 
+def test_a_folder_of_checkpoints_that_cannot_be_read_is_not_one_without_any(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(SettingError, match="checkpoints cannot be read .Permission denied.. Make it readable"):
+        checkpoints(tmp_path / "checkpoints")
+
+
 def test_a_finished_run_can_be_resumed_and_made_longer(tmp_path, reference, capsys):
     folder = tmp_path / "run"
     shutil.copytree(reference(lr_schedule="constant"), folder)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from helpers import RUN, STORIES, check_equal, one_step
 from safetensors import SafetensorError
+from tqdm.utils import DisableOnWriteError
 
 from rlvr import reward
 from rlvr import train as train_module
@@ -843,6 +844,12 @@ def test_a_stream_that_is_gone_swallows_what_it_is_told():
         assert stream.write("x\n") == 2 and stream.encoding == pipe.encoding
         stream.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), write)  # so that closing it works
+
+
+def test_tqdm_knows_its_stream_again():
+    """Or a message would run into the bar, and the bar past the end of the line."""
+    patient = text.Patient(sys.stderr)
+    assert DisableOnWriteError(patient, text) == patient and patient == text.Patient(sys.stderr) and patient != text.Patient(sys.stdout)
 
 
 def test_a_terminal_that_knows_few_letters_does_not_end_the_run(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 Everything here is made from results.csv (a row for each run) and curves.csv (a row for each evaluation), as lists of rows.
 """
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -61,9 +62,9 @@ def curves(arm: str, seed: int, folder: Path) -> Iterator[dict]:
 
 def read_results(path: Path) -> list[dict]:
     """results.csv or curves.csv back as rows of numbers."""
-    from pandas import read_csv  # datasets depends on it
-
-    return read_csv(path, float_precision="round_trip").to_dict("records")
+    kinds = {"arm": str, "seed": int, "step": int}
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{k: kinds.get(k, float)(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def t_quantile(df: int, level: float = 0.95) -> float:

@@ -83,6 +83,12 @@ class Patient(ObjectWrapper):
     def close(self) -> None:
         """It stays open: others write to it too."""
 
+    def __eq__(self, other) -> bool:
+        """tqdm asks whether its stream is sys.stderr, to clear the bar before a message and to keep within the terminal's width."""
+        return self._wrapped == getattr(other, "_wrapped", other)
+
+    __hash__ = object.__hash__
+
 
 def quoted(word: object) -> str:
     """As one word of a command line, to be copied from what a program says."""

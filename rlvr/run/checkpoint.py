@@ -58,8 +58,14 @@ def save(folder: Path, tensors: Tensors, state: dict, *, steps_done: int, update
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder by their names, newest first. Half-written ones have other names and are not among them."""
-    found = [path for path in folder.glob("*") if NAME.fullmatch(path.name)]
+    """The checkpoints of a folder by their names, newest first. Half-written ones have other names and are not among them.
+
+    Raises SettingError for a folder that cannot be read: it is not one without checkpoints, over which a run would begin again.
+    """
+    try:
+        found = [path for path in (folder.iterdir() if folder.is_dir() else ()) if NAME.fullmatch(path.name)]
+    except OSError as error:
+        raise SettingError(f"{folder} cannot be read ({error.strerror}). Make it readable, then resume.") from None
     return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], reverse=True)
 
 

@@ -302,7 +302,7 @@ class Session:
     def save_what_was_done(self) -> None:
         """After an error: the steps that were done, and the batch of the one that was not."""
         if self.trainer.optimizer.between_updates and self.trainer.step_number and self.log_files and self.steps_done == self.last_step:
-            self.save()
+            self.save(at_end=bool(self.summary))
 
     def finish(self) -> None:
         """Save checkpoint and model, write summary.json, draw curves.png, print the table. Raises SettingError if the disk is full."""
