@@ -8,6 +8,7 @@ from rlvr.advantage import STRENGTHS, Strength
 from rlvr.common.text import printable
 
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
+GYM = "reasoning-gym:"  # --data reasoning-gym:NAME is a family of the package reasoning-gym
 WORKED_EXAMPLE = (  # the prompt of the preset for SmolLM2, which boxes hardly any answer of itself
     "Problem: Tom has 3 apples and buys 5 more. How many has he?\nSolution: 3 + 5 = 8. The answer is \\boxed{8}.\n\n"
     "Problem: {problem}\nSolution:"
@@ -63,12 +64,17 @@ class ProblemSettings:
     """Problems"""
 
     data: str = "tiny"
-    """'tiny' (built in), a short name (gsm8k, math, dapo-math-17k, still-3-rl-90k, svamp), a .jsonl, .json, .csv or .parquet file, or a Hub
-    id."""
+    """'tiny' (built in); a short name (gsm8k, math, dapo-math-17k, still-3-rl-90k, svamp); a .jsonl, .json, .csv, .tsv or .parquet file,
+    or several by a pattern in quotes, 'x/*.parquet'; a Hub id; or a family of the package reasoning-gym, as in reasoning-gym:leg_counting
+    (see tutorials/reasoning_gym.md)."""
+    data_config: tuple[str, ...] = ()
+    """Settings of a family of reasoning-gym, as in --data-config max_animals=3 size=2000."""
     problem_column: str = ""
     """Where --data has the problem: a column, prompt.0.content for what is nested, Body+Question for two; empty: the usual names."""
     answer_column: str = ""
     """Where --data has the answer: answer, or reward_model.ground_truth for what is nested; empty: the usual names."""
+    strict: bool = False
+    """A row of --data that cannot be used is an error; else such rows are left out and counted."""
     level: Literal[1, 2] = 1
     """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, where the built-in model has seen 2 to 5, so that learning takes longer."""
 
@@ -315,7 +321,7 @@ class EvalConfig(MachineSettings, PromptSettings, SamplingSettings, ProblemSetti
     """Run folders, model folders, Hub ids, or 'tiny' (the built-in model)."""
     data: str = "tiny"
     """'tiny' (built-in test problems), a short name (gsm8k, math, math500, aime24, aime25, amc, amc23, minerva, olympiadbench, svamp), a
-    file or a Hub id; or several of them joined by commas."""
+    file, a Hub id or a family, as in reasoning-gym:leg_counting; or several of them joined by commas."""
     problems: int = at_least(0, 0)
     """At most this many problems, the first ones; 0: 400 of the built-in ones, all of any other set."""
     completions: int = at_least(1, 8)

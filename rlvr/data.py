@@ -1,58 +1,84 @@
 """Problems: the built-in stories, a published set, or a file; and how a problem becomes a prompt."""
 
+import inspect
 import random
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from rlvr.config import SettingError
 from rlvr.loaders.chat import chat_texts
-from rlvr.loaders.rows import has_columns, problem_answer_pairs
-from rlvr.loaders.sources import HUB, HubSet, is_table, read_hub, read_table
+from rlvr.loaders.gym import is_gym, read_gym, reasoning_gym
+from rlvr.loaders.rows import has_columns, usable_rows
+from rlvr.loaders.sources import HUB, HubSet, is_table, read_hub, read_tables
 from rlvr.tiny.task import sample_stories
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and its gold answer. `solution_steps`: how many steps a full solution has; only the built-in stories know it."""
+    """A question and its gold answer. `solution_steps`: how many steps a full solution has; only the built-in stories know it.
+
+    row: all that the file or the set says of it, for a reward function that asks. reward: the set's own reward function (None: is the
+    answer right?), which also decides in evaluations.
+    """
 
     problem: str
     answer: str
     solution_steps: int | None = None
+    row: dict = field(default_factory=dict, compare=False, repr=False)
+    reward: Callable | None = field(default=None, compare=False, repr=False)
 
 
 def load_problems(
     data: str, split: str = "train", limit: int = 0, seed: int = 0, level: int = 1, problem_column: str = "", answer_column: str = "",
-    usual_columns_too: bool = False,
+    strict: bool = False, settings: tuple[str, ...] = (), held_out: bool = False,
 ) -> list[Problem]:  # fmt: skip
-    """Problems of a set, each once: 'tiny', a short name of HUB, a file, or a Hub id.
+    """Problems of a set, each once: 'tiny', a short name of HUB, a file, a Hub id, or a family of reasoning-gym.
 
     split: "train" or "test"; a file is the same for both. limit: keep the first so many (0: all; 8192 of the endless built-in ones).
-    seed, level: draw other built-in problems, or harder ones. Columns: see --problem-column and --answer-column; with
-    `usual_columns_too`, a set that lacks one of them is read by the usual names.
+    seed, level: draw other made problems, or harder built-in ones. Columns, strict, settings: see --problem-column, --answer-column,
+    --strict, --data-config; with `held_out`, those that the set does not have are passed over.
     Raises SettingError, with cause and remedy, for anything that cannot be read.
     """
+    if is_gym(data):
+        rows = read_gym(data, split, settings, seed, others_too=held_out)
+        return [Problem(row["question"].strip(), row["answer"] or "", None, row, reasoning_gym) for row in rows[: limit or None]]
     if data == "tiny":
-        return [Problem(s.problem, str(s.answer), len(s.ops)) for s in sample_stories(split, limit or 8192, seed, level)]
-    from_file, known = is_table(data), HUB.get(data, HubSet(data))
-    rows = read_table(Path(data)) if from_file else read_hub(known, data, split)
-    if usual_columns_too and rows and not has_columns(rows[0], *problem_column.split("+"), answer_column):
+        stories = sample_stories(split, limit or 8192, seed, level)
+        return [Problem(s.problem, str(s.answer), len(s.ops), {"problem": s.problem, "answer": str(s.answer)}) for s in stories]
+    known = HUB.get(data, HubSet(data))
+    rows = read_tables(data) if is_table(data) else read_hub(known, data, split)
+    if held_out and rows and not has_columns(rows[0], *problem_column.split("+"), answer_column):
         problem_column = answer_column = ""
     columns = (problem_column or known.problem, answer_column or known.answer)
-    pairs = problem_answer_pairs(rows, data, *columns, known.around, strict=from_file)
-    return [Problem(*pair) for pair in pairs[: limit or None]]
+    return [Problem(question, text, None, row) for question, text, row in usable_rows(rows, data, *columns, strict)[: limit or None]]
 
 
-def load_held_out(data: str, limit: int, seed: int = 0, level: int = 1, problem_column: str = "", answer_column: str = "") -> list[Problem]:
-    """Problems to measure on. The columns named for --data hold for this set too, if it has them. Raises SettingError."""
+def load_held_out(data: str, limit: int, **options) -> list[Problem]:
+    """Problems to measure on. What is named for --data (see load_problems) holds for this set too, if it has it. Raises SettingError."""
     if data in HUB:  # its columns are known
-        problem_column = answer_column = ""
-    return load_problems(data, "test", limit, seed, level, problem_column, answer_column, usual_columns_too=True)
+        options |= dict(problem_column="", answer_column="")
+    return load_problems(data, "test", limit, held_out=True, **options)
+
+
+def how_to_read(c) -> dict:
+    """What the settings of a program say to load_problems about --data."""
+    return dict(level=c.level, problem_column=c.problem_column, answer_column=c.answer_column, strict=c.strict, settings=c.data_config)
 
 
 def has_test_split(data: str) -> bool:
     """Whether --data has held-out problems of its own."""
-    return data == "tiny" or (data in HUB and HUB[data].train is not None and HUB[data].test is not None)
+    return data == "tiny" or is_gym(data) or (data in HUB and HUB[data].train is not None and HUB[data].test is not None)
+
+
+def columns_for(reward: Callable | None, problems: list[Problem]) -> list[list]:
+    """What a reward function gets beside the completions: the gold answers, and the rows if its third parameter is called rows."""
+    columns = [[p.answer for p in problems]]
+    with suppress(TypeError, ValueError):  # None; Python does not tell the parameters of all that is built in
+        if list(inspect.signature(reward).parameters)[2:3] == ["rows"]:
+            columns.append([p.row for p in problems])
+    return columns
 
 
 def prompt_ids(tokenizer, problem: str, instruction: str, system: str = "", template: str = "auto", template_args: str = "") -> list[int]:

@@ -7,9 +7,9 @@ from math import comb
 
 import torch
 
-from rlvr.data import Problem
+from rlvr.data import Problem, columns_for
 from rlvr.policy import Policy
-from rlvr.reward import answer_key, verify_all
+from rlvr.reward import answer_key, rewards_from, verify_all
 from rlvr.rollout import Rollouts, sample
 
 
@@ -48,6 +48,14 @@ def bootstrap_interval(values: Sequence[float], draws: int = 1000, level: float 
     return tuple(torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist())
 
 
+def right(completions: list[str], problems: Sequence[Problem]) -> list[bool]:
+    """Is each completion right? The problems' own reward function decides, if they have one; else whether the answer is."""
+    own = problems[0].reward if problems else None
+    if own is None:
+        return verify_all(completions, [p.answer for p in problems])
+    return [reward > 0 for reward in rewards_from(own, completions, *columns_for(own, problems))]
+
+
 @dataclass
 class Evaluation:
     """What an evaluation measured. `rows` has one entry per problem; `metrics` maps a name to (mean, low, high)."""
@@ -74,7 +82,7 @@ def evaluate(
         complete=policy.complete, generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     group = rollouts.group.tolist()
-    correct = verify_all(rollouts.text, [problems[g].answer for g in group])
+    correct = right(rollouts.text, [problems[g] for g in group])
     rows = []
     for i, problem in enumerate(problems):
         mine = range(i * completions, (i + 1) * completions)  # sample() returns the groups in order

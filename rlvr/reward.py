@@ -4,6 +4,7 @@ The answer is the content of the last balanced ``\boxed{...}``. Without a box it
 ``0.33333333`` is not ``1/3``. How equality is decided, and what holds against answers that would take years to check, is in rlvr/verifier/.
 """
 
+import copy
 import math
 import re
 
@@ -102,12 +103,13 @@ def overlong_penalty(lengths, max_tokens: int, buffer: int, factor: float = 1.0)
     return (factor * (max_tokens - buffer - lengths) / buffer).clamp(max=0)
 
 
-def rewards_from(function, responses: list[str], golds: list[str]) -> list[float]:
+def rewards_from(function, responses: list[str], golds: list[str], *more: list) -> list[float]:
     """The rewards of a batch by any reward function (None: 1 for a right answer, -1 for a wrong one); NaN where it could not score.
 
     function(responses, golds) -> one number for each (above 0: right), or True for 1 and False for -1. If it raises, it is called again
     for each completion alone, so that a bad one costs only itself. None, NaN, what is no number, infinities and numbers of more than 15
     digits (the float32 of a standard deviation would be infinite) count as not scored.
+    more: other lists that it takes, such as the rows of the data (see columns_for in data.py).
 
     Raises ValueError if it returns another number of rewards, or fails for every completion.
 
@@ -117,9 +119,9 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
     if function is None:
         return [_plain(verdict) for verdict in verify_all(responses, golds, BATCH_SECONDS)]
     name = getattr(function, "__name__", str(function))
-    rewards, problem = _ask(function, responses, golds)
+    rewards, problem = _ask(function, responses, golds, *more)
     if problem:
-        alone = [_ask(function, [response], [gold])[0] for response, gold in zip(responses, golds, strict=True)]
+        alone = [_ask(function, *([x] for x in one))[0] for one in zip(responses, golds, *more, strict=True)]
         rewards = [found[0] if len(found) == 1 else None for found in alone]
     if len(rewards) != len(responses):
         counts = f"{len(rewards)} rewards for {len(responses)} completions"
@@ -131,10 +133,10 @@ def rewards_from(function, responses: list[str], golds: list[str]) -> list[float
     return rewards
 
 
-def _ask(function, responses: list[str], golds: list[str]) -> tuple[list, BaseException | None]:
-    """What a function makes of copies of the lists, which it may sort or strip; or nothing, and what it raised."""
+def _ask(function, *lists: list) -> tuple[list, BaseException | None]:
+    """What a function makes of copies of the lists, which it may change; or nothing, and what it raised."""
     try:
-        return list(function(list(responses), list(golds))), None
+        return list(function(*copy.deepcopy(lists))), None
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit() too must not end a run

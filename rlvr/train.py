@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlvr.advantage import STRENGTHS, grpo_advantages, keep_sign, mixed_groups, shape
 from rlvr.config import TrainConfig
-from rlvr.data import next_problems
+from rlvr.data import columns_for, next_problems
 from rlvr.engine.memory import Budget, memory_error_as_sentence
 from rlvr.engine.optimizer import Optimizer
 from rlvr.entropy import plateau_step
@@ -94,14 +94,14 @@ class Trainer:
             chosen, self.queue = next_problems(self.queue, c.prompts_per_step - useful, len(self.problems), self.shuffle)
             part = self.policy.sample([self.prompts[i] for i in chosen], c.completions_per_prompt, c, self.generator)
             problem_ids += [chosen[g] for g in part.group.tolist()]
-            rewards += self.rewards_of(part.text, [self.problems[i].answer for i in problem_ids[-len(part) :]])
+            rewards += self.rewards_of(part.text, [self.problems[i] for i in problem_ids[-len(part) :]])
             part.group += sum(map(len, parts)) // c.completions_per_prompt  # ids go on: a problem that is drawn twice makes two groups
             parts.append(part)
             useful = len(self.teachable_groups(torch.cat([p.group for p in parts]), torch.tensor(rewards)))
         return Rollouts.concat(parts), problem_ids, torch.tensor(rewards)
 
-    def rewards_of(self, completions: list[str], answers: list[str]) -> list[float]:  # a method, so that a run can time it
-        return rewards_from(self.reward, completions, answers)
+    def rewards_of(self, completions: list[str], problems: list) -> list[float]:  # a method, so that a run can time it
+        return rewards_from(self.reward, completions, *columns_for(self.reward, problems))
 
     def teachable_groups(self, group: Tensor, rewards: Tensor) -> list[int]:
         """The groups to learn from. Right or wrong decides: a group that differs only in the overlong penalty is dropped too (Deng et al.

@@ -194,7 +194,7 @@ DATA = [
     ("x.csv", "", "holds no problem"),
     ("x.csv", "\n \n", "holds no problem"),
     ("x.csv", "problem,answer\n", "holds no problem"),
-    ("x.json", "", "not valid JSON"),
+    ("x.json", "", "holds no problem"),
     ("x.jsonl", line(problem="caf\u00e9", answer=1).encode("latin-1").replace(b"\\u00e9", b"\xe9"), "not UTF-8"),
     ("x.csv", "problem,answer\ncaf\u00e9,1\n".encode("latin-1"), "not UTF-8"),
     ("x.jsonl", GOOD.encode("utf-16"), "not UTF-8"),
@@ -217,7 +217,7 @@ DATA = [
     ("x.csv", '"' + "x\n" * (MEGABYTES // 2), "not valid CSV"),
     ("x.csv", f"problem,answer\n{'p' * 200_000},1\n", "line 2 is not valid CSV (field larger than field limit"),
     ("x.jsonl", line(problem="p", answer="7" * (MAX_CHARS + 1)), "8001 in the answer"),
-    ("x.json", line(problem="p", answer=1), "other than objects"),
+    ("x.json", line(data=[{"problem": "p", "answer": 1}]), "has the columns 'data'"),
     ("x.json", "12", "other than objects"),
     ("x.json", '["p", "q"]', "other than objects"),
     ("x.json", "null", "other than objects"),
@@ -244,7 +244,7 @@ DATA = [
     ("x.jsonl", GOOD + line(problem="p", answer=[[2]]), "The answer in row 2 of x.jsonl is a list"),
     ("x.jsonl", GOOD + line(problem="p", answer={"value": 2}), "The answer in row 2 of x.jsonl is a dict"),
     ("x.jsonl", GOOD + line(problem="p", answer=True), "The answer in row 2 of x.jsonl is True"),
-    ("x.jsonl", line(prompt=[{"role": "user", "content": "1+1"}], answer="2"), "The prompt in row 1 of x.jsonl is a list"),
+    ("x.jsonl", line(prompt=[{"text": "1+1"}], answer="2"), "The prompt in row 1 of x.jsonl is a list"),
     ("x.jsonl", line(problem=" \t ", answer=2), "Row 1 of x.jsonl lacks"),
     ("x.jsonl", line(problem=None, answer=2), "Row 1 of x.jsonl lacks"),
     ("x.jsonl", line(problem="half a \ud83d", answer=2), "The problem in row 1 of x.jsonl has a character that is no text"),
@@ -259,7 +259,7 @@ DATA = [
     ("x.parquet", parquet({"problem": b"p", "answer": "2"}), "The problem in row 1 of x.parquet is a bytes"),
     ("x.parquet", parquet({"problem": "p", "answer": 2}, {"problem": "q", "answer": None}), "Row 2 of x.parquet lacks"),
 ]  # fmt: skip
-FLAGS = ["train.py --data {}", "train.py --data good.jsonl --eval-data {}", "eval.py tiny --data {}"]
+FLAGS = ["train.py --strict --data {}", "train.py --strict --data good.jsonl --eval-data {}", "eval.py tiny --strict --data {}"]
 
 CODE = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
 MODELS = [
@@ -457,6 +457,7 @@ LONG = "p" * MAX_PROBLEM_CHARS
     [
         ("one.jsonl", GOOD.strip(), [("1+1", "2")]),
         ("one.json", f"[{GOOD}]", [("1+1", "2")]),
+        ("object.json", GOOD, [("1+1", "2")]),
         ("one.csv", "problem,answer\n1+1,2", [("1+1", "2")]),
         ("one.parquet", parquet({"problem": "1+1", "answer": 2}), [("1+1", "2")]),
         ("ONE.JSONL", GOOD, [("1+1", "2")]),

@@ -1,6 +1,9 @@
 """Problems from files and from the Hub: every published format is read as it is, and every mistake in a file is named with its remedy."""
 
+import bz2
+import gzip
 import json
+import lzma
 import re
 import types
 from pathlib import Path
@@ -9,16 +12,18 @@ import pytest
 
 from rlvr.config import SettingError
 from rlvr.data import Problem, encode_prompts, has_test_split, load_problems, prompt_ids
+from rlvr.loaders.rows import check_answers
 from rlvr.loaders.sources import HUB
 
 DATA = Path(__file__).parent / "data"
+GOOD = '{"problem": "p", "answer": 1}\n'
 LINE_SEPARATOR = "\u2028"  # a line break for str.splitlines(), but an ordinary character in JSON and CSV
 
 
-def error_of(data, split="train") -> str:
-    """The message of the SettingError. It must be one line: a sentence of cause, then a sentence of remedy."""
+def error_of(data, split="train", **options) -> str:
+    """The message of the SettingError, with --strict. It must be one line: a sentence of cause, then a sentence of remedy."""
     with pytest.raises(SettingError) as caught:
-        load_problems(str(data), split)
+        load_problems(str(data), split, strict=True, **options)
     message = str(caught.value)
     assert re.fullmatch(r"[^\n]+[.)] [A-Z][^\n]*\.", message), message
     assert len(message.replace(str(data), "")) < 300
@@ -101,6 +106,44 @@ def test_csv_with_commas_quotes_and_line_breaks_in_a_field(tmp_path):
     assert load_problems(str(save(tmp_path / "b.csv", "problem,answer\r\np,1\r\nq,2\r\n"))) == [Problem("p", "1"), Problem("q", "2")]
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("lines.json", "".join(json.dumps(row) + "\n" for row in ROWS)),
+        ("list.jsonl", json.dumps(ROWS, indent=1)),
+        ("a.ndjson", "".join(json.dumps(row) + "\n" for row in ROWS)),
+        ("a.tsv", 'problem\tanswer\nWhat is 1+1?\t2\n"A ""quoted"", long\nquestion\u00e9"\t3\n'),
+        ("A.JSONL.GZ", gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode())),
+        ("packed.jsonl", gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode())),  # its name does not say so
+        ("a.json.xz", lzma.compress(json.dumps(ROWS).encode())),
+        ("a.csv.bz2", bz2.compress('problem,answer\nWhat is 1+1?,2\n"A ""quoted"", long\nquestion\u00e9",3\n'.encode())),
+        ("names.jsonl", "".join(json.dumps({" Problem": r["problem"], "ANSWER ": r["answer"]}) + "\n" for r in ROWS)),
+        ("names.csv", 'Problem, answer\nWhat is 1+1?, 2\n"A ""quoted"", long\nquestion\u00e9", 3\n'),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
+)
+def test_other_kinds_of_files_and_spellings_of_columns(name, content, tmp_path):
+    assert load_problems(str(save(tmp_path / name, content))) == PROBLEMS
+
+
+def test_a_pattern_means_all_its_files_in_order(tmp_path):
+    for i in (1, 0):
+        save(tmp_path / f"train-{i}.jsonl", json.dumps(ROWS[i]) + "\n")
+    assert load_problems(str(tmp_path / "train-*.jsonl")) == PROBLEMS
+    assert "There is no file" in error_of(tmp_path / "test-*.jsonl")
+    save(tmp_path / "test-1.txt", "")
+    assert "test-1.txt is not a" in error_of(tmp_path / "test-*")
+    save(tmp_path / "[a].jsonl", json.dumps(ROWS[0]) + "\n")  # a name, though it looks like a pattern
+    assert load_problems(str(tmp_path / "[a].jsonl")) == PROBLEMS[:1]
+
+
+def test_what_a_packed_file_may_become_is_limited(tmp_path, monkeypatch):
+    from rlvr.loaders import sources
+
+    monkeypatch.setattr(sources, "MOST_BYTES", 2**20)
+    assert "more than 0 GiB" in error_of(save(tmp_path / "a.jsonl.gz", gzip.compress(b" " * 2**21)))
+
+
 def test_parquet(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -141,9 +184,6 @@ def test_the_built_in_problems_know_their_steps():
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Mistakes
 
-GOOD = '{"problem": "p", "answer": 1}\n'
-
-
 @pytest.mark.parametrize(
     "name, content, fragments",
     [
@@ -157,7 +197,9 @@ GOOD = '{"problem": "p", "answer": 1}\n'
         ("deep.jsonl", "[" * 100_000, ["not valid JSON"]),
         ("digits.jsonl", GOOD + '{"problem": "p", "answer": ' + "9" * 5000 + "}", ["line 2"]),
         ("broken.json", '[{"problem": "p"', ["not valid JSON"]),
-        ("one.json", '{"problem": "p", "answer": 1}', ["other than objects"]),
+        ("text.json", '"p"', ["other than objects"]),
+        ("cut.jsonl.gz", gzip.compress(GOOD.encode())[:-9], ["cannot be read", "unpack it"]),
+        ("packed.zip", GOOD, ["is not a .jsonl, .json, .csv or .parquet file"]),
         ("list.jsonl", GOOD + "[1, 2]\n", ["other than objects"]),
         ("latin.jsonl", '{"problem": "caf\u00e9", "answer": 1}'.encode("latin-1"), ["not UTF-8", "Save it as UTF-8"]),
         ("latin.csv", "problem,answer\ncaf\u00e9,1\n".encode("latin-1"), ["not UTF-8"]),
@@ -276,8 +318,10 @@ def test_any_set_with_columns_of_your_own(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, split: datasets.Dataset.from_list([row, row, row]))
     columns = dict(problem_column="prompt.0.content", answer_column="reward_model.ground_truth")
     assert load_problems("a/b", **columns) == [Problem("Solve: p", "34")]
-    with pytest.raises(SettingError, match=r"prompt in row 1 of a/b is a list. Name the place inside it, as in prompt.0.content"):
-        load_problems("a/b", problem_column="prompt", answer_column="reward_model.ground_truth")
+    assert load_problems("a/b", problem_column="prompt", answer_column="reward_model.ground_truth") == [Problem("Solve: p", "34")]
+    assert load_problems("a/b") == [Problem("Solve: p", "34")]  # the columns that verl reads are usual ones
+    with pytest.raises(SettingError, match=r"reward_model in row 1 of a/b is a dict. Name the place inside it, as in reward_model.ground_truth"):
+        load_problems("a/b", problem_column="prompt", answer_column="reward_model")
     with pytest.raises(SettingError, match="not 'no.such'"):
         load_problems("a/b", problem_column="no.such", answer_column="data_source")
 
@@ -311,16 +355,132 @@ def test_a_system_message_that_the_template_leaves_out_is_said_to_change_nothing
         assert ("leaves --system out, so it changes nothing" in capsys.readouterr().out) == said
 
 
-def test_bad_rows_of_a_published_set_are_left_out_and_counted_those_of_a_file_are_errors(monkeypatch, tmp_path, capsys):
+def test_bad_rows_are_left_out_and_counted_in_a_file_as_in_a_published_set_and_strict_makes_them_errors(monkeypatch, tmp_path, capsys):
     import datasets
 
     rows = [{"problem": "p", "answer": "1"}, {"problem": "q", "answer": ""}, {"problem": "p", "answer": "2"}, {"problem": "r", "answer": "3"}]
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, split: datasets.Dataset.from_list(rows))
-    assert load_problems("a/b") == [Problem("p", "1"), Problem("r", "3")]
-    assert "2 of 4 rows cannot be used and are left out; the first: Row 2 of a/b lacks its problem or answer" in capsys.readouterr().out
-    assert "Row 2" in error_of(save(tmp_path / "d.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    local = str(save(tmp_path / "d.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    for data in ("a/b", local):
+        assert load_problems(data) == [Problem("p", "1"), Problem("r", "3")]
+        assert f"2 of 4 rows cannot be used and are left out; the first: Row 2 of {data} lacks its problem or answer" in capsys.readouterr().out
+        assert "Row 2" in error_of(data)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, split: datasets.Dataset.from_list(rows[1:2]))
     assert "Row 1 of a/b" in error_of("a/b")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# What is read, and is not the problem or the answer
+
+
+def table(tmp_path, rows: list[dict]) -> str:
+    return str(save(tmp_path / "d.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+
+
+DAPO = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer (without quotes) "
+    'where $Answer is the answer to the problem.\n\n{}\n\nRemember to put your answer on its own line after "Answer:".'
+)
+
+
+@pytest.mark.parametrize(
+    "around", [DAPO, STILL.replace("What is\n1 + 1?", "{}"), "{} Let's think step by step and output the final answer after \"####\"."]
+)
+def test_instructions_for_another_form_of_answer_are_taken_off_of_any_set(around, tmp_path):
+    question = "What is\n\nthe last line?"
+    assert load_problems(table(tmp_path, [{"problem": around.replace("{}", question), "answer": 1}])) == [Problem(question, "1")]
+    mine = "Solve the following math problem: the sum\nof 1 and 2"  # asks for no form
+    assert load_problems(table(tmp_path, [{"problem": mine, "answer": 3}])) == [Problem(mine, "3")]
+
+
+def test_words_that_all_problems_share_are_said(tmp_path, capsys):
+    shared = "You are a careful solver; write the answer after the sign %%."
+    load_problems(table(tmp_path, [{"problem": f"{shared} {i}+1? {shared}", "answer": i} for i in range(8)]))
+    said = capsys.readouterr().out
+    assert f"begin with '{shared} '" in said and f"end with '+1? {shared}'" in said
+    load_problems(table(tmp_path, [{"problem": f"What is {i}+1?", "answer": i} for i in range(8)]))
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "system", "content": "Be good."}, {"role": "user", "content": "p"}],
+        [{"content": "p", "role": "user"}],
+        [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}],
+        [{"role": "user", "content": "example"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "p"}],
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "p"}]}],
+        [{"from": "system", "value": "s"}, {"from": "human", "value": "p"}],
+    ],
+)
+def test_of_messages_the_one_of_the_user_is_the_problem(messages, tmp_path):
+    assert load_problems(table(tmp_path, [{"prompt": messages, "answer": 1}])) == [Problem("p", "1")]
+    assert load_problems(table(tmp_path, [{"chat": {"turns": messages}, "answer": 1}]), problem_column="chat.turns") == [Problem("p", "1")]
+
+
+def test_rows_that_give_one_problem_are_said(tmp_path, capsys):
+    rows = [{"prompt": [{"role": "system", "content": "Be good."}, {"role": "user", "content": f"p{i}"}], "answer": i % 2} for i in range(4)]
+    load_problems(table(tmp_path, rows), problem_column="prompt.0.content")
+    assert "note: 4 of 4 rows of" in (said := capsys.readouterr().out) and "give one problem, 'Be good.'" in said
+    load_problems(table(tmp_path, rows), problem_column="prompt")
+    assert not capsys.readouterr().out
+
+
+def test_body_and_question_belong_together_and_other_columns_that_may_be_the_problem_are_said(tmp_path, capsys):
+    assert load_problems(table(tmp_path, [{"body": "Ann has 2.", "question": "How many?", "answer": 2}])) == [Problem("Ann has 2. How many?", "2")]
+    assert not capsys.readouterr().out
+    rows = [{"question": "q", "Context": "", "answer": 1}, {"question": "r", "Context": "c", "answer": 2}]
+    load_problems(table(tmp_path, rows))
+    assert "read from question of" in (said := capsys.readouterr().out) and "has context too. --problem-column context+question joins them" in said
+    for quiet in (dict(problem_column="question"), dict(problem_column="context+question")):
+        load_problems(table(tmp_path, rows[1:]), **quiet)
+        assert not capsys.readouterr().out
+    load_problems(table(tmp_path, [{"problem": "p", "question": "p", "prompt": None, "answer": 1}]))
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("published, answer", [(["", ""], None), (["", "5"], "5"), (["1", "", "2"], "1, 2"), ("x #### 5\nThe answer is: 5", "5")])
+def test_empty_parts_and_later_lines_are_no_answers(published, answer, tmp_path):
+    data = table(tmp_path, [{"problem": "p", "answer": published}])
+    if answer is None:
+        assert "lacks its problem or answer" in error_of(data)
+    else:
+        assert load_problems(data) == [Problem("p", answer)]
+
+
+NOTHING_MATCHES = [
+    "5\nThe answer is: 5", "proof", "Proof.", "notfound", "N/A", "See solution.", "9 (apples)", "1,200 [square feet]", "The final answer is 5",
+    "Answer: 5", "['5']", "<answer>5</answer>", "We see that both sides are equal to each other, so x = 5.", r"\frac{1}{2", "nan", "5\nsince it is odd",
+]  # fmt: skip
+MATCHED = [
+    "5", "-3.5", "1,000", r"\frac{1}{2}", "east", r"\text{Evelyn}", "(3, 4)", "3 (mod 7)", "10 cm", "2 hours 30 minutes", "x^2+2x", r"\{1, 2\}", "mother-in-law",
+    "\\begin{pmatrix}\n1 & 2\n\\end{pmatrix}", "cat, dog, hen, owl, bee, ant, cow, pig", "12 March 2024", "1 2\n3 4", "(D)", "a<b>c", "2(a+b)",
+]  # fmt: skip
+
+
+def test_gold_answers_that_no_box_can_match_are_counted_and_refused_if_they_are_most(capsys):
+    for answer in NOTHING_MATCHES:
+        with pytest.raises(SettingError, match="1 of 1 gold answers of x can be matched by no box; the first: "):
+            check_answers([answer], "x")
+    check_answers(MATCHED, "x")
+    assert not capsys.readouterr().out
+    check_answers([*MATCHED[:1], "proof"], "x")
+    assert "1 of 2 gold answers of x can be matched by no box; the first: 'proof'" in capsys.readouterr().out
+
+
+def test_gold_answers_are_looked_at_before_a_run_unless_a_reward_function_judges(tmp_path, monkeypatch):
+    from rlvr.config import EvalConfig, TrainConfig
+    from rlvr.run import compare
+    from rlvr.train import set_up
+
+    data = table(tmp_path, [{"problem": "p", "answer": "9 (apples)"}])
+    settings = dict(data=data, max_prompt_tokens=512, out=str(tmp_path), name="r")
+    with pytest.raises(SettingError, match="can be matched by no box"):
+        set_up(TrainConfig(**settings))
+    set_up(TrainConfig(**settings), lambda completions, answers: [0.0] * len(answers))
+    monkeypatch.setattr(compare, "load_policy", lambda *args: pytest.fail("found too late"))
+    with pytest.raises(SettingError, match="can be matched by no box"):
+        compare.compare(EvalConfig(models=["tiny"], data=data, out=str(tmp_path / "e.json")))
 
 
 @pytest.mark.parametrize("name", ["math500", "aime24", "aime25", "amc23"])
@@ -342,8 +502,8 @@ def test_a_set_that_cannot_be_loaded_is_one_sentence(monkeypatch):
 
 
 def test_which_sets_bring_held_out_problems():
-    mine = {name for name in [*HUB, "tiny", "somebody/some-set", "mine.jsonl"] if has_test_split(name)}
-    assert mine == {"tiny", "gsm8k", "math", "svamp"}
+    mine = {name for name in [*HUB, "tiny", "reasoning-gym:maze", "somebody/some-set", "mine.jsonl"] if has_test_split(name)}
+    assert mine == {"tiny", "reasoning-gym:maze", "gsm8k", "math", "svamp"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -418,4 +578,4 @@ def test_a_bad_row_of_the_held_out_problems_is_named_not_its_columns(tmp_path):
 
     data = save(tmp_path / "d.jsonl", '{"q": "p", "gold": "1"}\n{"q": "r", "gold": ""}\n')
     with pytest.raises(SettingError, match="Row 2 of .* lacks its q or gold"):
-        load_held_out(str(data), 0, problem_column="q", answer_column="gold")
+        load_held_out(str(data), 0, problem_column="q", answer_column="gold", strict=True)

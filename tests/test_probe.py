@@ -16,6 +16,7 @@ from rlvr.analysis.exchange import spread
 from rlvr.analysis.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens
 from rlvr.analysis.replay import TOP, replay, replayable, token_stats, update_gradient
 from rlvr.config import SettingError, TrainConfig
+from rlvr.data import Problem
 from rlvr.engine import scorer
 from rlvr.policy import Policy
 from rlvr.rollout import Rollouts
@@ -240,7 +241,7 @@ def test_a_replacement_by_hand(monkeypatch):
 
     policy = Policy(None, Boxes(), {2})
     monkeypatch.setattr(policy, "sample", fake)
-    entries = replace_tokens(policy, TrainConfig(max_new_tokens=20), batch, ["7"], 3, torch.Generator())
+    entries = replace_tokens(policy, TrainConfig(max_new_tokens=20), batch, [Problem("", "7")], 3, torch.Generator())
     prompt = batch.prompt_ids[0]
     # anywhere and early: token 1 (r = 1/6); late (r > 0.8) only the stop token, which is left alone
     assert asked == [prompt + [10, 11], prompt + [10, 20]] * 2
@@ -251,7 +252,7 @@ def test_a_replacement_by_hand(monkeypatch):
     # a stop token in place of another ends the text there, and a text that would be cut off is wrong
     stats["second"] = torch.full((1, 6), 2)
     asked.clear()
-    entries = replace_tokens(policy, TrainConfig(max_new_tokens=3), batch, ["7"], 3, torch.Generator())
+    entries = replace_tokens(policy, TrainConfig(max_new_tokens=3), batch, [Problem("", "7")], 3, torch.Generator())
     assert asked == [prompt + [10, 11]] * 2
     assert all((e["kept"], e["replaced"]) == (0.0, 0.0) for e in entries)
 

@@ -616,6 +616,52 @@ def test_a_run_with_a_reward_of_its_own_says_so_and_goes_on_only_with_it(tmp_pat
     assert read_metrics(Path("runs/run"))[-1]["step"] == 3
 
 
+def test_a_reward_function_with_a_parameter_rows_gets_the_row_of_each_completion():
+    from rlvr.data import Problem, columns_for
+    from rlvr.reward import rewards_from
+
+    problems = [Problem("p", "1", row={"nums": [1, 2]}), Problem("q", "2", row={"nums": [3]})]
+
+    def function(completions, answers, rows):
+        if "bad" in completions:
+            raise KeyError("bad")
+        return [float(row["nums"].pop()) for row in rows]
+
+    class WithState:
+        def __call__(self, completions, answers, rows):
+            return [float(len(rows[0]["nums"]))] * len(completions)
+
+    def rewards(function, completions):
+        return rewards_from(function, completions, *columns_for(function, problems))
+
+    for _ in range(2):  # what it does to a row is not kept
+        assert rewards(function, ["a", "b"]) == [2.0, 3.0]
+    assert rewards(function, ["bad", "b"])[1] == 3.0  # called for each alone
+    assert rewards(WithState(), ["a", "b"]) == [2.0, 2.0]
+    assert rewards(lambda completions, answers, other=3: [1.0, other], ["a", "b"]) == [1.0, 3.0]
+    for no_rows in (None, max):  # there are no parameters, or Python does not tell them
+        assert columns_for(no_rows, problems) == [["1", "2"]]
+
+
+def test_a_reward_function_is_tried_on_the_first_row_of_the_data(tmp_path):
+    from rlvr.data import Problem
+
+    (tmp_path / "mine.py").write_text("def mine(completions, answers, rows):\n    return [row['target'] for row in rows]\n")
+    name = f"{tmp_path / 'mine.py'}:mine"
+    load_reward(name, Problem("p", "4", row={"target": 4}))
+    with pytest.raises(ValueError, match="fails on an example. .*KeyError: 'target'"):
+        load_reward(name, Problem("p", "4", row={"goal": 4}))
+
+
+def test_the_reward_function_of_the_page_scores_a_countdown():
+    page = (Path(__file__).parent.parent / "tutorials" / "rewards.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def countdown" in block)
+    exec(code, made := {})
+    row = {"nums": [2, 3, 4], "target": 5}
+    texts = [r"\boxed{3 + 4 - 2}", r"\boxed{5}", r"\boxed{2+3}", "none", r"\boxed{-2+4+3}"]
+    assert made["countdown"](texts, [""] * 5, [row] * 5) == [1.0, -1.0, -1.0, -1.0, 1.0]
+
+
 def test_the_examples_of_the_tutorial_pay_what_it_says():
     tutorials = Path(__file__).parent.parent / "tutorials"
     boxed, brief, terse = (load_reward(f"{tutorials / 'rewards.py'}:{name}") for name in ("boxed", "brief", "terse"))

@@ -200,6 +200,20 @@ def test_each_kept_group_is_in_exactly_one_update(monkeypatch):
     assert sorted(sum(updates, [])) == [group for group in range(8) for _ in range(4)]
 
 
+def test_a_reward_function_gets_with_each_completion_the_row_of_its_problem():
+    pairs = []
+
+    def function(completions, answers, rows):
+        pairs.extend((answer, row["answer"], row["problem"]) for answer, row in zip(answers, rows, strict=True))
+        return [float(i % 2) for i in range(len(rows))]
+
+    trainer = make_trainer()
+    trainer.reward = function
+    _, problem_ids, _ = trainer.sample_groups()
+    problems = [trainer.problems[i] for i in problem_ids]
+    assert pairs == [(p.answer, p.answer, p.problem) for p in problems] and len({p.problem for p in problems}) > 1
+
+
 def one_right_in_four(texts, golds, _):
     """Stands in for verify_all: one right completion in each group of four, so that every group is kept."""
     return [i % 4 == 0 for i in range(len(texts))]

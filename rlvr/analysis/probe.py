@@ -34,9 +34,11 @@ from rlvr.analysis.replay import SHOWN, change_of_step, replayable, token_stats
 from rlvr.common.files import replace_folder
 from rlvr.common.text import progress_bar, say
 from rlvr.config import SettingError, TrainConfig
+from rlvr.data import Problem
 from rlvr.entropy import log_perplexity
+from rlvr.evaluate import right
 from rlvr.policy import Policy, load_policy
-from rlvr.reward import answer_key, verify_all
+from rlvr.reward import answer_key
 from rlvr.rollout import Rollouts
 from rlvr.run import checkpoint
 from rlvr.run.cli import parse_command, resume_command, run_program
@@ -101,7 +103,7 @@ def positions_to_replace(entropy: Tensor, length: int) -> dict[str, int]:
 
 
 def replace_tokens(
-    policy: Policy, c: TrainConfig, batch: Rollouts, answers: Sequence[str], continuations: int, generator: torch.Generator
+    policy: Policy, c: TrainConfig, batch: Rollouts, problems: Sequence[Problem], continuations: int, generator: torch.Generator
 ) -> list[dict]:
     """At a token of high entropy, go on with the likeliest other token instead; finish both ways afresh. I2, T2; the rules are ours.
 
@@ -125,21 +127,21 @@ def replace_tokens(
     if live:
         rollouts = policy.sample([batch.prompt_ids[i] + prefix for i, prefix in live], continuations, c, generator, "replacements")
         rest = iter([row[:n] for row, n in zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist())])
-    texts, golds = [], []
+    texts, asked = [], []
     for i, prefix in prefixes:
         ways = [prefix if prefix[-1] in policy.stop_ids else prefix + next(rest) for _ in range(continuations)]
         fits = [len(ids) <= c.max_new_tokens for ids in ways]  # one that is longer would have been cut off
         texts += [policy.tokenizer.decode(ids, skip_special_tokens=True) if fit else "" for ids, fit in zip(ways, fits)]
-        golds += [answers[i]] * continuations
-    right = torch.tensor(verify_all(texts, golds), dtype=torch.float32).view(len(entries), 2, continuations)
-    share = (right.sum(-1) / continuations).tolist()
+        asked += [problems[i]] * continuations
+    verdicts = torch.tensor(right(texts, asked), dtype=torch.float32).view(len(entries), 2, continuations)
+    share = (verdicts.sum(-1) / continuations).tolist()
     return [e | {"kept": kept, "replaced": replaced} for e, (kept, replaced) in zip(entries, share)]
 
 
 def explore(policy: Policy, c: TrainConfig, prompts, problems, samples: int, seed: int, progress: str) -> dict:
     """Many completions of each problem: how many are right, how long they are, how the policy branches. Sampled as in training."""
     rollouts = policy.sample(prompts, samples, c, torch.Generator().manual_seed(seed), progress)
-    counts = torch.tensor(verify_all(rollouts.text, [problems[g].answer for g in rollouts.group.tolist()])).view(-1, samples).sum(1)
+    counts = torch.tensor(right(rollouts.text, [problems[g] for g in rollouts.group.tolist()])).view(-1, samples).sum(1)
     few = rollouts.select(torch.arange(0, len(rollouts), max(1, samples // 4)))  # enough for the branching factor
     stats = token_stats(policy, few, c.temperature, c.micro_batch_tokens)
     per_completion = (stats["branching"].sum(1) / few.lengths).tolist()
@@ -161,9 +163,8 @@ class Probe:
         most = min(len(source.problems), max(p.problems, p.completions, p.fixed))
         chosen = random.Random(p.seed).sample(range(len(source.problems)), most)
         self.problems, self.prompts = [source.problems[i] for i in chosen], [source.prompts[i] for i in chosen]
-        self.answers = [problem.answer for problem in self.problems]
         self.first = trainer.policy.sample(self.prompts[: p.fixed], 1, self.c, self.generator)
-        self.first_correct = torch.tensor(verify_all(self.first.text, self.answers[: p.fixed]))
+        self.first_correct = torch.tensor(right(self.first.text, self.problems[: p.fixed]))
         self.watch = None  # the likeliest tokens of the first model, whose probabilities are followed
         self.changes, self.completions, self.fixed, self.replacements, self.explored = [], [], [], [], {}
 
@@ -176,10 +177,10 @@ class Probe:
         lines = [completion(policy.tokenizer, self.first, i, self.first_correct, numbers) for i in range(len(self.first))]
         self.fixed += [{"step": step, "number": i} | line for i, line in enumerate(lines)]
         if p.replacements and not self.replacements and (name == "last" or self.plateau is not None and step >= self.plateau):
-            batch, answers = policy.sample(self.prompts[: p.completions], 1, c, self.generator), self.answers[: p.completions]
-            right = verify_all(batch.text, answers)
-            found = replace_tokens(policy, c, batch, answers, p.continuations, self.generator)
-            self.replacements = [{"step": step, "correct": bool(right[entry["completion"]])} | entry for entry in found]
+            batch, problems = policy.sample(self.prompts[: p.completions], 1, c, self.generator), self.problems[: p.completions]
+            verdicts = right(batch.text, problems)
+            found = replace_tokens(policy, c, batch, problems, p.continuations, self.generator)
+            self.replacements = [{"step": step, "correct": bool(verdicts[entry["completion"]])} | entry for entry in found]
         if p.exploration and name:
             few = slice(p.problems)
             self.explored[name] = explore(policy, c, self.prompts[few], self.problems[few], p.samples, p.seed, f"{name} model")

@@ -1,12 +1,17 @@
-"""Where problems come from: a .jsonl, .json, .csv or .parquet file, or a data set of the Hugging Face Hub -> rows.
+"""Where problems come from: a .jsonl, .json, .csv, .tsv or .parquet file, or a data set of the Hugging Face Hub -> rows.
 
 Every mistake in a file is named, with its line where it has one.
 """
 
+import bz2
 import csv
+import glob
+import gzip
 import io
 import json
+import lzma
 import os
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +19,14 @@ from rlvr.common.text import one_line
 from rlvr.config import SettingError
 
 
-class HubSet(NamedTuple):
-    """A published set: its address, its splits to train and to evaluate on (None: it has none), and its columns (empty: the usual names).
+TABLES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+A_TABLE = "a .jsonl, .json, .csv or .parquet file (or .ndjson, .tsv, .jsonl.gz)"
+PACKED = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ": lzma}  # by the first bytes of a file
+MOST_BYTES = 4 * 2**30  # of a text; a packed one may be a thousand times as long as its file
 
-    `around`: a pattern whose first group is the problem, for a column that holds more than the problem.
-    """
+
+class HubSet(NamedTuple):
+    """A published set: its address, its splits to train and to evaluate on (None: it has none), and its columns (empty: the usual names)."""
 
     hub_id: str
     train: str | None = "train"
@@ -26,7 +34,6 @@ class HubSet(NamedTuple):
     problem: str = ""
     answer: str = ""
     configuration: str | None = None
-    around: str = ""
 
 
 HUB = {
@@ -34,9 +41,7 @@ HUB = {
     "svamp": HubSet("ChilleD/SVAMP", "train", "test", "Body+Question", "Answer"),
     "math": HubSet("DigitalLearningGmbH/MATH-lighteval", "train", "test", "problem", "solution", "default"),
     "dapo-math-17k": HubSet("open-r1/DAPO-Math-17k-Processed", "train", None, "prompt", "solution", "en"),
-    "still-3-rl-90k": HubSet(  # it puts the problem into a conversation with instructions of its own
-        "RUC-AIBOX/STILL-3-RL-90K", "train", None, "prompt.0.content", "reward_model.ground_truth",
-        around=r".*?\nUser:\s*(.*?)\s*\nAssistant:.*"),
+    "still-3-rl-90k": HubSet("RUC-AIBOX/STILL-3-RL-90K", "train", None, "prompt", "reward_model.ground_truth"),
     "math500": HubSet("HuggingFaceH4/MATH-500", None, "test", "problem", "answer"),
     "aime24": HubSet("HuggingFaceH4/aime_2024", None, "train", "problem", "answer"),
     "aime25": HubSet("math-ai/aime25", None, "test", "problem", "answer"),
@@ -67,30 +72,62 @@ def read_hub(known: HubSet, name: str, split: str) -> list[dict]:
 
 def is_table(data: str) -> bool:
     """Whether a name is that of a file with rows; if not, it may be a Hub id. Raises SettingError for any other path."""
-    is_file, known_suffix = os.path.isfile(data), Path(data).suffix.lower() in (".jsonl", ".json", ".csv", ".parquet")
-    if os.path.exists(data) and not is_file:  # reading a pipe or a device might never end
-        raise SettingError(f"{data} is a folder, a pipe or a device. Name a .jsonl, .json, .csv or .parquet file, or a Hub id.")
-    if is_file and not known_suffix:
-        raise SettingError(f"{data} is not a .jsonl, .json, .csv or .parquet file. Name such a file, or a Hub id.")
-    if known_suffix and not is_file:
+    paths = _paths(data)
+    for path in paths:
+        is_file = os.path.isfile(path)
+        if os.path.exists(path) and not is_file:  # reading a pipe or a device might never end
+            raise SettingError(f"{path} is a folder, a pipe or a device. Name {A_TABLE}, several by a pattern (x/*.parquet), or a Hub id.")
+        if is_file and not _kind(path):
+            raise SettingError(f"{path} is not {A_TABLE}. Name such a file, or a Hub id.")
+    if not paths or _kind(data) and not os.path.isfile(paths[0]):
         raise SettingError(f"There is no file {data}. Check the path.")
-    return is_file
+    return os.path.isfile(paths[0])
 
 
-def read_table(path: Path) -> list[dict]:
-    """Rows of a file, as {column: cell}. Raises SettingError with the line at fault."""
-    suffix = path.suffix.lower()
+def read_tables(data: str) -> list[dict]:
+    """Rows of a file, or of all files that a pattern such as train-*.parquet means, as {column: cell}. Raises SettingError."""
+    return [row for path in _paths(data) for row in _read_table(Path(path))]
+
+
+def _paths(data: str) -> list[str]:
+    """The files that a name means: that of this name, or those of a pattern."""
+    return sorted(glob.glob(data)) if glob.has_magic(data) and not os.path.lexists(data) else [data]
+
+
+def _kind(name: str) -> str:
+    """The kind of a table by its name: .jsonl for problems.JSONL.gz. Empty for what cannot be read."""
+    path = Path(name.lower())
+    kind = Path(path.stem).suffix if path.suffix in (".gz", ".bz2", ".xz") else path.suffix
+    return kind if kind in TABLES else ""
+
+
+def _read_table(path: Path) -> list[dict]:
+    """Rows of one file. Raises SettingError with the line at fault."""
+    kind = _kind(path.name)
     try:
-        if suffix == ".parquet":
+        if kind == ".parquet":
             return _parquet_rows(path)
-        text = path.read_text(encoding="utf-8-sig")
+        text = io.TextIOWrapper(io.BytesIO(_unpacked(path)), encoding="utf-8-sig").read()
     except UnicodeDecodeError:
         text = "\0"
-    except OSError as error:
-        raise SettingError(f"The file {path} cannot be read ({error.strerror}). Check the path and the permissions.") from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # all but a plain OSError: it was packed, and is damaged
+        cause = f"The file {path} cannot be read ({getattr(error, 'strerror', None) or one_line(error)})"
+        raise SettingError(f"{cause}. Check the path and the permissions, or unpack it by hand.") from None
     if "\0" in text:  # usually UTF-16: every other byte of it is a NUL
         raise SettingError(f"The file {path} is not UTF-8 text. Save it as UTF-8.")
-    return _csv_rows(text, path) if suffix == ".csv" else _json_rows(text, path, is_list=suffix == ".json")
+    return _csv_rows(text, path, "\t" if kind == ".tsv" else ",") if kind in (".csv", ".tsv") else _json_rows(text, path)
+
+
+def _unpacked(path: Path) -> bytes:
+    """What a file holds, unpacked if it is packed."""
+    with open(path, "rb") as file:
+        start = file.read(5)
+    opened = next((module.open for magic, module in PACKED.items() if start.startswith(magic)), open)
+    with opened(path, "rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise SettingError(f"The file {path} holds more than {MOST_BYTES >> 30} GiB of text. Split it, or write it as parquet.")
+    return content
 
 
 def _parquet_rows(path: Path) -> list[dict]:
@@ -103,10 +140,10 @@ def _parquet_rows(path: Path) -> list[dict]:
             raise SettingError(f"The file {path} cannot be read as parquet ({one_line(error)}). Use JSON lines.") from None
 
 
-def _csv_rows(text: str, path: Path) -> list[dict]:
+def _csv_rows(text: str, path: Path, delimiter: str) -> list[dict]:
     """Refuses what csv.DictReader would misread without a word: surplus cells, two columns of one name, a quote that is never closed."""
     body = text.lstrip()
-    reader = csv.DictReader(io.StringIO(body, newline=""), strict=True)  # not body.splitlines(), which also splits at U+2028
+    reader = csv.DictReader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True)  # not body.splitlines(), which also splits at U+2028
     rows = []
     try:
         for row in reader:
@@ -122,8 +159,9 @@ def _csv_rows(text: str, path: Path) -> list[dict]:
     return rows
 
 
-def _json_rows(text: str, path: Path, is_list: bool) -> list[dict]:
-    """Rows of one list of objects, or of one object per line."""
+def _json_rows(text: str, path: Path) -> list[dict]:
+    """Rows of one list of objects, or of one object per line; which of them does not depend on the name."""
+    is_list = text.lstrip().startswith("[")
     remedy = "Write a list of objects with problem and answer" if is_list else "Write one object with problem and answer per line"
     lines = [text] if is_list else text.split("\n")  # not splitlines(), which also splits at U+2028 inside a string
     rows, number = [], 0
@@ -132,7 +170,7 @@ def _json_rows(text: str, path: Path, is_list: bool) -> list[dict]:
             if line.strip() or is_list:
                 rows.append(json.loads(line, object_pairs_hook=_object))
     except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4300 digits
-        place = "" if is_list else f", line {number}"
+        place = "" if is_list and _kind(path.name) == ".json" else f", line {number}"
         raise SettingError(f"The file {path}{place} is not valid JSON ({one_line(error)}). {remedy}.") from None
     rows = rows[0] if is_list else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -12,9 +12,10 @@ import torch
 from rlvr.common.files import first_free, write_atomically
 from rlvr.common.text import interval, table
 from rlvr.config import EvalConfig, SettingError
-from rlvr.data import Problem, encode_prompts, load_held_out
+from rlvr.data import Problem, encode_prompts, how_to_read, load_held_out
 from rlvr.evaluate import evaluate
 from rlvr.loaders.models import check_length, check_model_name, check_reachable, choose_device, positions
+from rlvr.loaders.rows import check_answers
 from rlvr.policy import Policy, load_policy
 from rlvr.run.settings import check_can_write, check_size, read_config, refuse
 
@@ -29,7 +30,7 @@ def compare(config: EvalConfig) -> dict:
     for name in models:
         check_model_name(name)
     c = prompts_of_the_run(config)
-    path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{'-'.join(Path(data).name.split('.')[0] for data in sets)}.json")
+    path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{'-'.join(Path(data).name.split('.')[0] for data in sets).replace(':', '-')}.json")
     refuse(os.path.lexists(path), f"There is a file or folder {path} already. Choose another --out, or delete it.")
     check_can_write(path.parent, "the folder of --out")
     if c.threads:
@@ -40,7 +41,9 @@ def compare(config: EvalConfig) -> dict:
     problems = {}
     for data in sets:
         most = c.problems or (400 if data == "tiny" else 0)
-        problems[data] = load_held_out(data, most, level=c.level, problem_column=c.problem_column, answer_column=c.answer_column)
+        problems[data] = load_held_out(data, most, **how_to_read(c))
+        if problems[data][0].reward is None:
+            check_answers([p.answer for p in problems[data]], data)
         check_size(len(problems[data]) * c.completions, c.max_new_tokens or _usual_length(data), "--problems and --completions")
     results: dict[str, dict[str, dict]] = {data: {} for data in sets}
     for name in models[1:]:  # a mistake in the last one must not cost the evaluation of the first, and one model fits into memory
@@ -52,7 +55,7 @@ def compare(config: EvalConfig) -> dict:
     if len(sets) > 1:
         _print_paper_layout(c, results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = {"settings": dataclasses.asdict(c), "results": results}
+    written = {"settings": dataclasses.asdict(c) | {"data_config": list(c.data_config)}, "results": results}
     write_atomically(path, json.dumps(written, indent=1) + "\n")
     print(f"\nwritten to {path}")
     return written

@@ -12,14 +12,15 @@ import torch
 
 from rlvr.common.text import Patient
 from rlvr.config import SettingError
+from rlvr.data import Problem, columns_for
 from rlvr.reward import rewards_from
 
-# What a reward function is tried on before a run: a right completion, and one without an answer.
-EXAMPLE = [r"2 + 2 = 4. The answer is \boxed{4}.", "I do not know."], ["4", "4"]
+EXAMPLE = Problem("What is 2 + 2?", "4", row={"problem": "What is 2 + 2?", "answer": "4"})
 
 
-def load_reward(name: str):
-    """The reward function that `module:function` or `file.py:function` names, after a try on an example. Its code is run.
+def load_reward(name: str, example: Problem = EXAMPLE):
+    """The reward function that `module:function` or `file.py:function` names, after a try on two completions of a problem: a right one,
+    and one without an answer. Its code is run.
 
     Raises SettingError: no such module or function, or no reward for the example.
     """
@@ -45,7 +46,8 @@ def load_reward(name: str):
     if not callable(function):
         raise SettingError(f"--reward: {where} has no function {function_name}. Check the name.")
     try:
-        rewards_from(fenced(function), *EXAMPLE)
+        completions = [rf"The answer is \boxed{{{example.answer}}}.", "I do not know."]
+        rewards_from(fenced(function), completions, *columns_for(function, [example] * 2))
     except ValueError as error:
         raise SettingError(f"--reward {name} fails on an example. {error}") from None
     return function
@@ -55,10 +57,10 @@ def fenced(function: Callable) -> Callable:
     """The same reward function, of which nothing comes out but rewards that can be told apart. Raises what it raises, or TypeError."""
 
     @wraps(function)
-    def rewards(completions: list[str], answers: list[str]) -> list:
+    def rewards(completions: list[str], answers: list[str], *more: list) -> list:
         before = list(completions)
         with _put_back():
-            found = function(completions, answers)
+            found = function(completions, answers, *more)
             if isinstance(found, (Mapping, Set, str, bytes)) or hasattr(found, "columns"):  # a table of pandas gives its columns
                 raise TypeError(f"it returned a {type(found).__name__}, not a list with a number for each completion")
             found = list(found)  # a generator runs here

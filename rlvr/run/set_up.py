@@ -6,13 +6,15 @@ import torch
 
 from rlvr.common.text import say
 from rlvr.config import SettingError, TrainConfig
-from rlvr.data import Problem, has_test_split, load_held_out, load_problems
+from rlvr.data import Problem, has_test_split, how_to_read, load_held_out, load_problems
 from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
 from rlvr.engine.optimizer import make_adamw
 from rlvr.loaders.adapters import add_lora, check_peft
+from rlvr.loaders.gym import is_gym
 from rlvr.loaders.models import (
     chain, check_length, check_model_name, check_reachable, choose_device, choose_dtype, load_config, most_positions, resolve_model,
 )  # fmt: skip
+from rlvr.loaders.rows import check_answers
 from rlvr.policy import Policy, load_policy
 from rlvr.run.folder import run_folder
 from rlvr.run.held_out import HeldOut, encode
@@ -32,9 +34,13 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
         torch.set_num_threads(c.threads)
     if c.reward and reward:
         raise SettingError(f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
-    reward = load_reward(c.reward) if c.reward else reward
-    reward = reward and fenced(reward)
     problems, held_out = _problems(c)
+    reward = load_reward(c.reward, problems[0]) if c.reward else reward
+    reward = fenced(reward) if reward else problems[0].reward
+    if reward is None:
+        check_answers([p.answer for p in problems], c.data)
+    if c.model == "tiny" and is_gym(c.data):
+        say("note: the built-in model knows its own stories alone, and its tokenizer spells other words in pieces of a letter or two")
     say_memory(c)
     policy = load_policy(c.model, c.device, c.dtype, c.engine, c.cuda_graphs)
     if c.lora_rank:
@@ -66,11 +72,12 @@ def _check(c: TrainConfig) -> None:
 
 def _problems(c: TrainConfig) -> tuple[list[Problem], list[Problem]]:
     """The problems to train on, and the held-out ones."""
-    columns = dict(problem_column=c.problem_column, answer_column=c.answer_column)
-    problems, held_out = load_problems(c.data, "train", seed=c.seed, level=c.level, **columns), []
+    problems, held_out = load_problems(c.data, "train", seed=c.seed, **how_to_read(c)), []
     held_out_data = c.eval_data or (c.data if has_test_split(c.data) else "")
     if held_out_data and c.final_eval_problems:
-        held_out = load_held_out(held_out_data, c.final_eval_problems, level=c.level, **columns)
+        held_out = load_held_out(held_out_data, c.final_eval_problems, **how_to_read(c))
+        if held_out[0].reward is None:
+            check_answers([p.answer for p in held_out], held_out_data)
         known = {p.problem for p in problems}
         if both := sum(p.problem in known for p in held_out):
             say(f"note: {both} of {len(held_out)} held-out problems are among those of --data too, so they are not held out")

@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 from rlvr.advantage import STRENGTHS, method_parts
 from rlvr.common.text import quoted
-from rlvr.config import EvalConfig, SettingError, TrainConfig, train_config
+from rlvr.config import GYM, EvalConfig, SettingError, TrainConfig, train_config
 from rlvr.loaders.chat import template_arguments
 
 # Settings that say nothing about the model: on what it runs, and what is shown and saved meanwhile.
@@ -40,6 +40,7 @@ def read_config(folder: Path) -> TrainConfig:
     refuse(foreign, f"{path} does not belong to a run. Name a run folder, such as runs/pos-seed0.")
     wrong = ", ".join(sorted(set(saved) ^ set(known)))
     refuse(wrong, f"{path} was written by another version (it differs in {wrong[:100]}). Resume with that version.")
+    saved = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     for name, value in saved.items():
         refuse(not _has_type(known[name], value), f"{path} has {value!r} for {name}. Put back the file that the run wrote.")
     return _found_again(train_config()(**saved), folder)
@@ -111,7 +112,9 @@ def _has_type(field: Field, value) -> bool:
         return value in get_args(field.type)
     if field.name == "shape_start" and value == "plateau":
         return True
-    kinds = {float: (float, int), bool: bool, int: int, str: str}[type(field.default)]
+    kinds = {float: (float, int), bool: bool, int: int, str: str, tuple: tuple}[type(field.default)]
+    if kinds is tuple:
+        return isinstance(value, tuple) and all(isinstance(x, str) for x in value)
     return isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))
 
 
@@ -135,7 +138,7 @@ def _check_values(c) -> None:
         value, flag, limits = getattr(c, field.name), _flag(field.name), field.metadata
         if isinstance(value, (int, float)):
             refuse(10**15 <= abs(value) < float("inf"), f"{flag} is out of all bounds. Choose a number of at most 15 digits.")
-        for text in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
+        for text in value if isinstance(value, (list, tuple)) else [value] if isinstance(value, str) else []:
             is_name = field.name not in ("instruction", "system", "template", "template_args")
             control = re.search("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]" if is_name else "[\0\ud800-\udfff]", text)
             refuse(control, f"{flag} {text[:40]!r} has characters that cannot be shown. Choose plain text.")
@@ -153,6 +156,8 @@ def _check_values(c) -> None:
            "--template-args are for the model's chat template, which --template leaves out. Choose one of the two.")  # fmt: skip
     template_arguments(c.template_args)
     refuse(0 < c.temperature < 0.01, f"--temperature is {c.temperature}. Choose 0.01 or more.")  # divided by less, logits overflow
+    refuse(c.data_config and not any(GYM in data for data in (c.data, getattr(c, "eval_data", ""))),
+           f"--data-config has settings of a family of reasoning-gym, but no --data is one. Leave it out, or name one: {GYM}leg_counting.")
     refuse(c.threads > 1024, f"--threads is {c.threads}. Choose at most as many as there are processor cores.")
     refuse(c.engine == "plain" and c.cuda_graphs, "--cuda-graphs has no effect with --engine plain. Leave one of them out.")
 
@@ -171,8 +176,8 @@ def _check_together(c: TrainConfig) -> None:
     """Settings that make no sense together, or have a form of their own."""
     refuse(c.lora_merge and not c.lora_rank,
         "--lora-merge has nothing to merge without --lora-rank. Leave it out, or choose a rank, such as 32.")
-    refuse(c.data == "tiny" and (c.problem_column or c.answer_column),
-        "The built-in problems have no columns. Leave out --problem-column and --answer-column, or name other --data.")
+    refuse((c.data == "tiny" or c.data.startswith(GYM)) and (c.problem_column or c.answer_column),
+        "Problems that are made have no columns. Leave out --problem-column and --answer-column, or name other --data.")
     refuse(c.eval_every and c.final_eval_problems and c.eval_problems < 1,
         f"--eval-problems is {c.eval_problems}. Choose 1 or more, or --eval-every 0 to evaluate only at the start and the end.")
     refuse(c.eval_data and not c.final_eval_problems,
