@@ -107,7 +107,7 @@ def all_prompt_ids(
         known = {"{system}": system, "{instruction}": instruction}
         texts = [re.sub("{(problem|system|instruction)}", lambda match: known.get(match[0], problem), template) for problem in problems]
     for problem, text in zip(problems, texts):
-        if "".join(problem.split()) not in "".join(text.split()):  # white space may be trimmed
+        if any(texts) and "".join(problem.split()) not in "".join(text.split()):  # white space may be trimmed
             cause = f"The model's chat template cuts its problem: of {problem[:60]!r} it makes {text[-60:]!r}"
             raise SettingError(f"{cause}. Choose --template plain, or repair chat_template.")
     return [_begun_once(tokenizer, text, bool(chat)) for text in texts]
