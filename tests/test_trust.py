@@ -29,6 +29,7 @@ from rlvr.loaders import chat
 from rlvr.policy import load_policy
 from rlvr.analysis.probe import ProbeConfig, probe
 from rlvr.reward import verify
+from rlvr.verifier import process
 from rlvr.verifier.child import equal_by_math_verify
 
 ROOT = Path(__file__).parent.parent
@@ -499,10 +500,11 @@ def hostile_answers(mark: Path) -> list[str]:
 
 
 def test_python_in_an_answer_is_not_run(mark):
-    """Through the real child process. Each answer has to reach math-verify, which is given LaTeX to parse and nothing else."""
+    """Through the real child process. Each answer is given to math-verify too, which most of them do not reach otherwise."""
     asked, golds = verifier.stats["slow"], [r"\sqrt{2}", r"\{x, \text{blue}\}"]
     for i, answer in enumerate(hostile_answers(mark)):
         assert verify(rf"\boxed{{{answer}}}", golds[i % 2]) is False
+        assert process._ask(answer, golds[i % 2]) is not True
     assert verifier.stats["slow"] - asked > 80
 
 
