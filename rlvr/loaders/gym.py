@@ -152,9 +152,10 @@ class Child:
         return reply
 
     def _start(self) -> None:
-        command, environment = [sys.executable, os.path.abspath(gym_child.__file__)], os.environ | {"PYTHONHASHSEED": "0"}
+        environment = os.environ | {"PYTHONHASHSEED": "0"}
         streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
-        self.process, self.reader = subprocess.Popen(command, env=environment, **streams), ThreadPoolExecutor(1)
+        self.process = subprocess.Popen([sys.executable, os.path.abspath(gym_child.__file__)], env=environment, **streams)
+        self.reader = ThreadPoolExecutor(1)
         if self._line("{}", START_SECONDS) is None:
             raise SettingError(f"The package reasoning-gym cannot be used. To see why, run: {sys.executable} -c 'import reasoning_gym'")
 
