@@ -226,7 +226,8 @@ class Session:
         refuse(state["reward"] != (name := reward_name(self.trainer)),
                f"{self.folder} was trained with the reward function {state['reward']}, not {name}. Pass that one to train().")
         # fmt: on
-        saved = {name: tuple(value) if isinstance(value, list) else value for name, value in state["settings"].items()}  # JSON has no tuples
+        # JSON has no tuples.
+        saved = {name: tuple(value) if isinstance(value, list) else value for name, value in state["settings"].items()}
         edited = [f"--{name.replace('_', '-')} {value}" for name, value in saved.items() if value != getattr(c, name)]
         refuse(edited, f"{self.folder / 'config.json'} was edited: the run has {', '.join(edited)}. Put that back, or start anew.")
         self.step = restore_trainer(self.trainer, tensors, state, self.step_type)

@@ -108,7 +108,7 @@ class Checker:
         stats["slow"] += 1
         if self.process is None or self.process.poll() is not None:
             self.start()
-        left = _end.get() - time.monotonic() + ANSWER_SECONDS
+        left = max(0.0, _end.get() - time.monotonic()) + ANSWER_SECONDS
         reply = self.reply_to(json.dumps([answer, gold, ANSWER_SECONDS]) + "\n", min(left, WAITING * ANSWER_SECONDS))
         if reply is None and left < WAITING * ANSWER_SECONDS and time.monotonic() > _end.get() + ANSWER_SECONDS:
             stats["skipped"] += 1
