@@ -170,6 +170,7 @@ def test_several_sets_are_evaluated_in_one_go_with_a_table_in_the_layout_of_the_
         return dataclasses.replace(batch, text=texts)
 
     monkeypatch.setattr(module, "check_model_name", lambda name: name)
+    monkeypatch.setattr(module, "check_reachable", lambda name: None)
     monkeypatch.setattr(module, "load_policy", lambda name, *_: types.SimpleNamespace(model=name, tokenizer=None, stop_ids={2}, complete=None))
     monkeypatch.setattr(module, "encode_prompts", lambda tokenizer, problems, *_: (problems, [[3]] * len(problems), 0))
     monkeypatch.setattr(module, "check_length", lambda *_: None)
