@@ -147,6 +147,7 @@ MUTANTS = [
     ("gym: a part of a point counts as right", "gym -k part_of_a_point", "loaders/gym", "p if p is None or p >= 1 else p - 1", "p"),
     ("gym: an answer may write and start", "gym -k python_does_no_harm", "loaders/gym_child", "if writes or acts:", "if False:"),
     ("gym: exit() ends the child", "gym -k python_does_no_harm", "loaders/gym_child", "questions, sys.stdin = sys.stdin, None", "questions = sys.stdin"),
+    ("gym: a run with settings of a family cannot go on", "gym -k resumed_by_the_family", "run/session", "tuple(value) if isinstance(value, list) else value for name, value in state", "value for name, value in state"),
     ("gym: no limit to a batch", "gym -k many_hostile", "loaders/gym", "and child.killed < most:", "and True:"),
     # -- loss
     ("loss: ratio only, no clip", "loss", "loss", "torch.maximum(-ratio * advantages, -clipped * advantages)", "(-ratio * advantages)"),
