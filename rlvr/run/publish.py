@@ -8,12 +8,11 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from tempfile import TemporaryDirectory
 
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rlvr.common.files import replace_folder
+from rlvr.common.files import remove_folder, replace_folder
 from rlvr.common.text import interval, markdown_table, one_line, say
 from rlvr.config import PRESETS, SettingError, TrainConfig
 from rlvr.run.cli import parse_command, run_program
@@ -142,16 +141,19 @@ def _write_model(folder: Path, c: TrainConfig, policy) -> None:
 
 def check_can_save(folder: Path, c: TrainConfig, policy) -> None:
     """Write the model before the first step as at the end, and delete it again. Raises SettingError if it is one that cannot be written."""
+    trial = folder / "model.part"  # a name that is cleared if the run is killed meanwhile
     try:
-        with TemporaryDirectory(dir=folder, suffix=".part") as trial:
-            _write_model(Path(trial), c, policy)
-            if c.lora_merge:  # the whole model is made of the base
-                policy.model.save_pretrained(trial)
+        trial.mkdir(exist_ok=True)
+        _write_model(trial, c, policy)
+        if c.lora_merge:  # the whole model is made of the base
+            policy.model.save_pretrained(trial)
     except OSError:  # a disk that is full now need not be full at the end; the run says so where it matters
         pass
     except Exception as error:
         cause = f"The model {c.model} could not be saved after training ({one_line(error, 100)})"
         raise SettingError(f"{cause}. Choose another model, such as one whose weights are not quantised.") from None
+    finally:
+        remove_folder(trial)
 
 
 def merge(folder: Path, out: Path, dtype: str) -> None:
