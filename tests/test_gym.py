@@ -67,7 +67,7 @@ def family(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     monkeypatch.setattr(gym, "HELD_OUT", 20)
-    monkeypatch.setattr(gym, "child", gym.Child())
+    monkeypatch.setattr(gym, "child", gym.Library())
     yield package
     gym.child.stop()
 
@@ -85,7 +85,7 @@ def test_problems_come_from_seeds_and_none_is_held_out_and_trained_on(family, mo
     assert not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
     assert load_problems(SUMS, "test", seed=1) == held_out and load_problems(SUMS, limit=3) == train[:3]
     assert len(load_problems(SUMS, settings=("size=7",))) <= 7
-    monkeypatch.setattr(gym, "child", gym.Child())  # another process
+    monkeypatch.setattr(gym, "child", gym.Library())  # another process
     again = load_problems(SUMS)
     assert again == train and [p.row for p in again] == [p.row for p in train]  # whatever the order of a set there
     gym.child.stop()

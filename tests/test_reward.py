@@ -62,7 +62,7 @@ def children(monkeypatch):
             processes.append(self)
 
     process._ask.cache_clear()
-    monkeypatch.setattr(process.subprocess, "Popen", Recorded)
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
     yield processes
     assert all(p.returncode is not None for p in processes if p not in (c.process for c in process.checkers)), "a child process is left over"
 

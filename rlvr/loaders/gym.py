@@ -9,14 +9,12 @@ import difflib
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 from tqdm import tqdm
 
+from rlvr.common.child import Child
 from rlvr.common.text import one_line
 from rlvr.config import GYM, SettingError
 from rlvr.loaders import gym_child
@@ -105,18 +103,17 @@ def reasoning_gym(completions: list[str], answers: list[str], rows: list[dict]) 
     return [p if p is None or p >= 1 else p - 1 for p in points]
 
 
-class Child:
-    """Asks one child process one question at a time: a line of JSON goes out, and one comes back."""
+class Library(Child):
+    """The child that the library runs in. Several threads may ask it: one question goes out at a time, as a line of JSON."""
 
     def __init__(self):
+        super().__init__(gym_child.__file__, **{"PYTHONHASHSEED": "0"})
         self.lock = threading.Lock()
-        self.process = None
         self.killed = 0  # answers that took too long, or ended the process
 
     def ask(self, do: str, **question):
         """What the library gives. Raises SettingError for what it raises."""
-        with self.lock:
-            reply = self._reply_to(question | {"do": do})
+        reply = self._reply_to(question | {"do": do})
         if reply is None or "error" in reply:
             said = one_line(reply["error"]) if reply else "its process died"
             raise SettingError(f"reasoning-gym cannot make these problems ({said}). Choose other settings with --data-config.")
@@ -126,50 +123,33 @@ class Child:
         """The points for an answer: 0 for one that is too long, takes too long or breaks something."""
         if len(answer) > MAX_CHARS:
             return 0.0
-        with self.lock:
-            reply = self._reply_to(place | {"do": "score", "answer": answer}, ANSWER_SECONDS)
+        reply = self._reply_to(place | {"do": "score", "answer": answer}, ANSWER_SECONDS)
         self.killed += reply is None
         points = (reply or {}).get("is")
         return points if isinstance(points, float) and 0 <= points <= 1 else 0.0
 
     def _reply_to(self, question: dict, seconds: float | None = None) -> dict | None:
         """None if the child died or took too long, and is stopped."""
-        if self.process is None or self.process.poll() is not None:
-            self._start()
-        return self._line(json.dumps(question), seconds)
+        with self.lock:
+            if not self.alive():
+                self.start()
+            return self._line(question, seconds)
 
-    def _line(self, question: str, seconds: float | None) -> dict | None:
-        reply = None
+    def _line(self, question: dict, seconds: float | None) -> dict | None:
         try:
-            print(question, file=self.process.stdin, flush=True)
-            # A pipe has no portable read with a time limit, so a thread reads.
-            reply = json.loads(self.reader.submit(self.process.stdout.readline).result(seconds))
-        except (OSError, TimeoutError, ValueError):  # ValueError: the child died, which makes an empty line
-            pass
-        finally:  # also after Ctrl-C: a reply still under way must not answer the next question
-            if reply is None:
-                self.stop()
-        return reply
+            return json.loads(self.answer(json.dumps(question) + "\n", seconds))
+        except (TimeoutError, EOFError):
+            return None
+        except ValueError:  # no line of JSON: what it says next cannot be trusted
+            self.stop()
 
-    def _start(self) -> None:
-        environment = os.environ | {"PYTHONHASHSEED": "0"}
-        streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
-        self.process = subprocess.Popen([sys.executable, os.path.abspath(gym_child.__file__)], env=environment, **streams)
-        self.reader = ThreadPoolExecutor(1)
-        if self._line("{}", START_SECONDS) is None:
+    def start(self) -> None:
+        super().start()
+        if self._line({}, START_SECONDS) is None:
             raise SettingError(f"The package reasoning-gym cannot be used. To see why, run: {sys.executable} -c 'import reasoning_gym'")
 
-    def stop(self) -> None:
-        if self.process is not None:
-            process, self.process = self.process, None
-            process.kill()
-            process.wait()
-            with suppress(OSError):  # the rest of a question that the child did not live to read
-                process.stdin.close()
-            self.reader.shutdown()
 
-
-child = Child()
+child = Library()
 atexit.register(child.stop)
 if hasattr(os, "register_at_fork"):  # a fork must not share the pipes: the two would read each other's answers
     os.register_at_fork(after_in_child=child.__init__)

@@ -4,7 +4,7 @@ process. All other mathematics (roots, intervals, matrices, polynomials) goes to
 writes every string, and some strings keep sympy busy for years: ``9^{9^{9^9}}``. A thread that computes such a number cannot be stopped,
 but a process can. So math-verify runs in child processes with limits on memory and time (child.py), as many as there are cores, four at
 most (process.py). words.py knows units and the words that count, and equality.py puts the parts together. `rlvr.reward` calls this folder,
-and nothing here imports anything else of rlvr.
+and nothing here imports anything else of rlvr but `common`.
 """
 
 from rlvr.verifier.equality import MAX_CHARS, equal, one_spelling

@@ -7,9 +7,7 @@ import math
 import os
 import queue
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import lru_cache
 
+from rlvr.common.child import Child
 from rlvr.verifier import child
 from rlvr.verifier.child import ANSWER_SECONDS
 
@@ -98,15 +97,16 @@ def each(function, arguments: list[tuple]) -> list:
     return [results[a] for a in arguments]
 
 
-class Checker:
-    """Asks one child process one question at a time: a line of JSON goes out, "true" or "false" comes back."""
+class Checker(Child):
+    """The child that math-verify runs in: a line of JSON goes out, "true" or "false" comes back."""
 
     def __init__(self):
-        self.process = self.replies = None
+        super().__init__(child.__file__)
 
     def ask(self, answer: str, gold: str) -> bool | None:
+        """None if it died over the question, or took too long."""
         stats["slow"] += 1
-        if self.process is None or self.process.poll() is not None:
+        if not self.alive():
             self.start()
         left = max(0.0, _end.get() - time.monotonic()) + ANSWER_SECONDS
         reply = self.reply_to(json.dumps([answer, gold, ANSWER_SECONDS]) + "\n", min(left, WAITING * ANSWER_SECONDS))
@@ -116,50 +116,21 @@ class Checker:
         return reply
 
     def reply_to(self, question: str, seconds: float) -> bool | None:
-        """What the child says to a question; None if it died or took too long, and is stopped."""
-        reply = None
+        """What the child says to a question; None if it died or took too long, which is counted."""
         try:
-            self.process.stdin.write(question)
-            self.process.stdin.flush()
-            reply = self.replies.get(timeout=seconds)
-            if reply is None:  # the child died, which closed the pipe: of the signal for its time, or of its memory limit
-                stats["timeouts" if self.process.wait() == -getattr(signal, "SIGPROF", 0) else "crashes"] += 1
-        except queue.Empty:
+            return self.answer(question, seconds) == "true\n"
+        except TimeoutError:
             stats["timeouts"] += 1
-        except OSError:
-            stats["crashes"] += 1
-        finally:  # also after Ctrl-C: a reply still under way must not answer the next question
-            if reply is None:
-                self.stop()
-        return reply
+        except EOFError as end:  # of the signal for its time, or of its memory limit
+            stats["timeouts" if end.args[0] == -getattr(signal, "SIGPROF", 0) else "crashes"] += 1
 
     def start(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError("math-verify is needed to check this answer. Install it with: pip install math-verify")
         stats["restarts"] += self.replies is not None
-        self.stop()
-        streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="ascii")
-        self.process = subprocess.Popen([sys.executable, os.path.abspath(child.__file__)], **streams)
-        self.replies = queue.Queue()
-        # A pipe has no portable read with a time limit, so a thread reads and a queue waits.
-        threading.Thread(target=_read, args=(self.process.stdout, self.replies), daemon=True).start()
+        super().start()
         if not self.reply_to("", START_SECONDS):  # it says so once, without a question
             raise RuntimeError(f"The answer checker did not start. To see why, run: {sys.executable} {child.__file__}")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            process, self.process = self.process, None
-            process.kill()
-            process.wait()
-            with suppress(OSError):  # the rest of a question that the child did not live to read
-                process.stdin.close()
-
-
-def _read(pipe, replies: queue.Queue) -> None:
-    with pipe:
-        for line in pipe:
-            replies.put(line == "true\n")
-    replies.put(None)
 
 
 checkers: list[Checker] = []
