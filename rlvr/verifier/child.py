@@ -9,9 +9,8 @@ import re
 import sys
 from contextlib import suppress
 
-ANSWER_SECONDS = (
-    2.0  # computing time for one answer; then the system, or on Windows the parent, kills this process, and the answer is wrong
-)
+# Computing time for one answer; then the system, or on Windows the parent, kills this process, and the answer is wrong.
+ANSWER_SECONDS = 2.0
 MEMORY_BYTES = 2**30  # address space of this process, where the system can limit it
 
 

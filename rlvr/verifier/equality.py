@@ -14,15 +14,12 @@ MAX_DEPTH = 40  # brackets inside brackets, not counting those around the whole 
 MAX_ITEMS = 12  # of a list or a chain that is compared by sympy, which may have to be asked for each pair
 
 _INTEGER = re.compile(r"-?\d{1,15}", re.ASCII)
-_CHOICE = re.compile(
-    r"(?:(?:option|choice|answer) ?)?(?:\(?([A-Za-z])\)?$|\(?([A-Z])[).:] ?([\w\\$-].*))", re.IGNORECASE
-)  # "(D)", "D) 15", "D. 15"
-_BASE = re.compile(
-    r"\(?(\d+|[0-9A-Fa-f]+(?=[^0-9A-Fa-f]+(?:16|sixteen)))\)?(?:_[({]*(?:\\text\{)?(\w+)[)}]*| ?\\text\{base\} ?(\w+))"
-)  # 101_2; math-verify drops the base
-_BASES = {name: str(base) for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)} | {
-    "sixteen": "16"
-}
+# "(D)", "D) 15", "D. 15", "Option D"
+_CHOICE = re.compile(r"(?:(?:option|choice|answer) ?)?(?:\(?([A-Za-z])\)?$|\(?([A-Z])[).:] ?([\w\\$-].*))", re.IGNORECASE)
+_DIGITS = r"\(?(\d+|[0-9A-Fa-f]+(?=[^0-9A-Fa-f]+(?:16|sixteen)))\)?"
+_BASE = re.compile(_DIGITS + r"(?:_[({]*(?:\\text\{)?(\w+)[)}]*| ?\\text\{base\} ?(\w+))")  # 101_2; math-verify drops the base
+_BASES = {name: str(base) for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)}
+_BASES["sixteen"] = "16"
 _HUGE = re.compile(r"\^[{(]*-?(?:\d{4}|\d+\^[{(]*\d)|\d{5}[)}]*!|\d{50}")  # x^{1000}, x^{2^{9}}, 10000!, 50 digits
 _SETS = re.compile(r"[<>]|\\(?:l|g|n)e(?![a-z])|\\(?:cup|cap|setminus)(?![a-z])|\\mathbb")
 # What the parser would drop or misread without a word: such texts are compared letter by letter alone.
@@ -38,6 +35,7 @@ _NUMERIC = re.compile(  # what is a number, or may stand in one
     r"|overline|bar|dot|lfloor|rfloor|lceil|rceil|circ"
     r"|max|min|gcd|pm|mp|ldots|left|right|div|sum|prod|int|lim|to)(?![a-z])"
 )
+_OVER = re.compile(r"\\(?:sum|prod|int|lim)(?![a-z])")
 _BOUND = re.compile(r"_\{? ?([a-z]) ?(?:=|\\to)|(?<![a-z\\])d ?([a-z])(?![a-z])")  # the k of a sum, the n of a limit, the x of an integral
 
 
@@ -152,9 +150,7 @@ def _equal_lists(answer: str, gold: str) -> bool | None:
         if any(re.match(r"[^=]*?(?:=|\\in) ?(?:\\\{|[(\[])", text) for text in (answer, gold)):  # (x, y) = (1, 2), k \in \{1, 2\}
             return None
         grouped = re.compile(r"\d{1,3}(,[1-9]\d\d)+")  # 10,100 may be the list of 10 and 100, if the other one is a list
-        spaced = [
-            grouped.sub(lambda match: match[0].replace(",", ", "), text) if grouped.fullmatch(text) else text for text in (answer, gold)
-        ]
+        spaced = [text.replace(",", ", ") if grouped.fullmatch(text) else text for text in (answer, gold)]
         return spaced != [answer, gold] and max(len(items), len(gold_items)) > 1 and _equal_lists(*spaced) is True
     both = {brackets, gold_brackets}
     if len(both) > 1 and not both <= {"", "()"} and not both <= {"", r"\{\}"}:  # (1,2), [1,2] and {1,2} are three things
@@ -195,9 +191,8 @@ def _items(text: str) -> tuple[str, list[str]]:
         return "", text.split(", ")
     items = [item for part in split_at(text, ",") for item in split_at(part, r"\lor")]
     both_signs = re.compile(r"\\(?:pm|mp)(?![a-z])")
-    return "", [
-        new for item in items if item for new in ([both_signs.sub(sign, item) for sign in "+-"] if both_signs.search(item) else [item])
-    ]
+    signs = [["+", "-"] if both_signs.search(item) else [""] for item in items]
+    return "", [both_signs.sub(sign, item) for item, both in zip(items, signs) for sign in both if item]
 
 
 # -- equations and chains ---------------------------------------------------------------------------------------------------------------
@@ -220,9 +215,11 @@ def _equal_equations(answer: str, gold: str) -> bool | None:
             return None if names and len(sides) == len(gold_sides) == 2 else False  # y = 5 does not answer x = 5; y = x says x = y
         letters = [re.fullmatch("[a-z]", s[0]) for s in (sides, gold_sides)]
         return False if None not in letters and not _has_letter(sides[1] + gold_sides[1]) else None
-    chain, other = (sides, gold) if len(sides) > 1 else (gold_sides, answer)
-    value = _value(answer if chain is sides else gold, chain, strict=chain is gold_sides)
-    return value is not None and _equal(*((value, other) if chain is sides else (other, value)))
+    if len(sides) > 1:
+        value = _value(answer, sides)
+        return value is not None and _equal(value, gold)
+    value = _value(gold, gold_sides, strict=True)
+    return value is not None and _equal(answer, value)
 
 
 def _value(text: str, sides: list[str], strict: bool = False) -> str | None:
@@ -252,9 +249,7 @@ def _value(text: str, sides: list[str], strict: bool = False) -> str | None:
 
 def _has_letter(side: str) -> bool:
     """Does it have a variable? Not the k of a sum, not e and i, not words."""
-    bound = (
-        "".join(letter for pair in _BOUND.findall(side) for letter in pair) if re.search(r"\\(?:sum|prod|int|lim)(?![a-z])", side) else ""
-    )
+    bound = "".join(map("".join, _BOUND.findall(side))) if _OVER.search(side) else ""
     plain = _NUMERIC.sub(" ", re.sub(r"\\text\{[^{}]*\}", "", side))
     return re.search("[A-Za-z]", re.sub(rf"(?<![A-Za-z\\])d ?[{bound or '0'}]|[{bound}ei]", "", plain)) is not None
 
@@ -262,12 +257,13 @@ def _has_letter(side: str) -> bool:
 def _is_name(side: str, strict: bool) -> bool:
     r"""Is this a name: ``x``, ``f(2)``, ``\angle A``, ``\text{Area}``, ``(x, y)``, ``\frac{dy}{dx}``, or ``m + n`` if not strict"""
     if letters := re.fullmatch(r"\(([A-Za-z](?:, ?[A-Za-z])+)\)", side):
-        return letters[1].replace(" ", "").split(",") == sorted(letters[1].replace(" ", "").split(","))
+        names = re.split(", ?", letters[1])
+        return names == sorted(names)
     if text := re.fullmatch(r"\\text\{([^{}]*)\}", side):
         return not MEANING - {"of", "from", "to", "max", "min", "maximum", "minimum"} & set(text[1].lower().split())
     if re.search(r"[<>]|\\(?:[lgn]e|neg|infty|Rightarrow|to|text)(?![a-z])|^-", re.sub(r"_\{[^{}]*\}", "", side)) or not _has_letter(side):
         return False
-    if re.search(r"\\(?:lim|int|sum|prod)(?![a-z])", side):
+    if _OVER.search(side):
         return True
     plain = re.sub(r"\\frac\{(?:d|\\partial )[^{}]*\}\{(?:d|\\partial )[^{}]*\}|\\[a-z]+dot\{\w\}|\\dot\{\w\}", "D", side)
     plain = re.sub(r"(?<=[a-z])\^(?:-1|\{-1\})(?=\()", "", plain)

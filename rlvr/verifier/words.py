@@ -34,17 +34,8 @@ _NAMES = """
 """
 _NAME_OF = {name: names.split()[0] for names in _NAMES.replace("\n", "|").split("|") for name in names.split()}
 _LETTERS = "msgLhNJWVAKCF"  # a unit when in \text, as in 5\text{ N}; without it the first four alone, and only after a digit
-_CURRENCY = {
-    r"\$": "dollar",
-    "£": "pound",
-    "€": "euro",
-    "₹": "rupee",
-    "¥": "yen",
-    "USD": "dollar",
-    "EUR": "euro",
-    "Rs.": "rupee",
-    "Rs": "rupee",
-}
+_CURRENCY = {r"\$": "dollar", "USD": "dollar", "£": "pound", "€": "euro", "EUR": "euro", "¥": "yen"}
+_CURRENCY |= {"₹": "rupee", "Rs.": "rupee", "Rs": "rupee"}  # the longer one first
 _LEAD = frozenset("so thus therefore hence the final correct answer answers result value solution total sum is are it we get".split())
 # "for any real c" after a formula says what its letters are, and no more
 _LETTERS_ARE = frozenset(
@@ -52,6 +43,7 @@ _LETTERS_ARE = frozenset(
 )
 
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|texttt|textsf|mbox|mathrm|operatorname|mathit) ?\{((?:[^{}]|\{-?\d\})*)\}")
+_IN_COMMAND = re.compile(rf"(?<!\\)\b[A-Za-z][A-Za-z']+|(?<![A-Za-z\\])[{_LETTERS}](?![A-Za-z])")  # words, and letters that may be units
 _SHORT = {name for name in _NAME_OF if 1 < len(name) < 4} | {word for word in MEANING if 1 < len(word) < 4}
 _ALONE = frozenset("of or and is no not if for odd all any the are max min out per".split())  # words wherever they stand between spaces
 _RUN = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)(?<!\\begin\{)(?<!\\end\{)[A-Za-z][A-Za-z']*(?: [A-Za-z][A-Za-z']*)*(?![A-Za-z(_])")
@@ -73,12 +65,7 @@ def as_text(text: str) -> str:
     text = re.sub(rf"^ ?({signs}) ?([\d.,]+(?: [a-z]+)?) ?$", lambda match: f"{match[2]} {_CURRENCY[match[1]]}", text)
     text = re.sub(rf"^ ?([\d.,]+) ?({signs}) ?$", lambda match: f"{match[1]} {_CURRENCY[match[2]]}", text).replace(r"\$", "")
     text = re.sub(r"\b([ap])\.m\.?(?![a-z])", r"\1m", text, flags=re.IGNORECASE)
-    text = _COMMAND.sub(
-        lambda match: (
-            " " + re.sub(rf"(?<!\\)\b[A-Za-z][A-Za-z']+|(?<![A-Za-z\\])[{_LETTERS}](?![A-Za-z])", r"\\text{\g<0>}", match[1]) + " "
-        ),
-        text,
-    )
+    text = _COMMAND.sub(lambda match: " " + _IN_COMMAND.sub(r"\\text{\g<0>}", match[1]) + " ", text)
     parts = re.split(r"(\\text\{[^{}]*\})", text)
     parts[::2] = [_RUN.sub(_wrapped, part) for part in parts[::2]]
     text = re.sub(r",? ?\\text\{and\},? ?", ", ", "".join(parts), flags=re.IGNORECASE)
