@@ -405,7 +405,10 @@ MUTANTS = [
     ("verifier: one child for all", "reward -k several_children", "verifier/process", "for _ in range(CHILDREN)]:", "for _ in range(1)]:"),
     ("verifier: what was not checked is wrong", "reward -k child_ends", "reward",
      "_plain(verdict) for verdict in verify_all(", "_plain(bool(verdict)) for verdict in verify_all("),
-    ("verifier: what was killed is asked again", "reward -k hangs", "verifier/process", "if (verdict := _ask(answer, gold)) is None:", "if not (verdict := _ask(answer, gold)):"),
+    ("verifier: a no is a failure", "reward -k hangs", "verifier/process",
+     "if (verdict := _ask(answer, gold)) is None:", "if not (verdict := _ask(answer, gold)):"),
+    ("verifier: what was killed is asked again", "reward -k hangs", "verifier/process",
+     "        raise TooSlow\n", "        _ask.cache_clear()\n        raise TooSlow\n"),
     ("checkpoint: a folder that cannot be read has none", "checkpoint -k cannot_be_read", "run/checkpoint", "for path in (folder.iterdir() if folder.is_dir() else ())", 'for path in folder.glob("*")'),
     ("text: tqdm does not know its stream", "faults -k tqdm_knows", "common/text", "return self._wrapped == getattr(other", "return self is getattr(other"),
     # -- the loop
