@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import STORIES
 
-from rlvr.analysis import compare_arms
+from rlvr.analysis import compare_arms, intervals
 from rlvr.analysis import experiment as experiment_module
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_train
@@ -26,11 +26,10 @@ from rlvr.analysis.compare_arms import (
     curves,
     differences,
     markdown,
-    mean_interval,
     measure,
     read_results,
-    t_quantile,
 )
+from rlvr.analysis.intervals import holm, mean_interval, outside, p_value, t_quantile
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--prompts-per-step 2 --completions-per-prompt 4 --mini-batch-prompts 2 --max-new-tokens 40 --final-eval-problems 2 "
@@ -50,9 +49,10 @@ def rows(**arms) -> list[dict]:
 # Numbers
 
 
-def test_the_examples_in_the_docstrings():
-    result = doctest.testmod(compare_arms)
-    assert result.failed == 0 and result.attempted >= 3
+@pytest.mark.parametrize("module, examples", [(compare_arms, 1), (intervals, 5)])
+def test_the_examples_in_the_docstrings(module, examples):
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted >= examples
 
 
 @pytest.mark.parametrize("df, t", [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (29, 2.045), (1000, 1.962)])
@@ -65,6 +65,23 @@ def test_interval_by_hand():
     mean, low, high = mean_interval([0.1, 0.2, 0.3, 0.4, 0.5])
     assert (mean, low, high) == pytest.approx((0.3, 0.3 - 2.7764 * 0.0707107, 0.3 + 2.7764 * 0.0707107), abs=1e-5)
     assert mean_interval([1.0]) == (1.0, -math.inf, math.inf)
+
+
+def test_p_value_as_in_the_tables_and_by_the_interval():
+    assert outside(2.776445, 4) == pytest.approx(0.05, abs=1e-6) and outside(-4.604095, 4) == pytest.approx(0.01, abs=1e-6)
+    values = [0.1, 0.2, 0.3, 0.4, 0.5]  # t = 0.3 / 0.0707107 = 4.2426, df 4
+    assert p_value(values) == pytest.approx(0.0132, abs=1e-4)
+    _, low, high = mean_interval(values, 1 - p_value(values))
+    assert low == pytest.approx(0, abs=1e-9), "the interval at level 1 - p ends at 0"
+    assert math.isnan(p_value([1.0])) and p_value([2.0, 2.0]) == 0 and p_value([0.0, 0.0]) == 1
+
+
+def test_holm_by_hand():
+    """0.01, 0.02, 0.03, 0.5 are multiplied by 4, 3, 2, 1; none may be smaller than one before it."""
+    assert holm([0.5, 0.03, 0.01, 0.02]) == pytest.approx([0.5, 0.06, 0.04, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+    p, q = holm([float("nan"), 0.01])
+    assert math.isnan(p) and q == 0.01, "what cannot be asked is not counted"
 
 
 def test_area_by_hand():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 
+from rlvr.analysis.intervals import mean_interval
 from rlvr.common.text import interval, markdown_table, table
 from rlvr.run.figures import COLOURS, INK, read_metrics, save_figure, series
 
@@ -65,30 +66,6 @@ def read_results(path: Path) -> list[dict]:
     kinds = {"arm": str, "seed": int, "step": int}
     with open(path, newline="", encoding="utf-8") as file:
         return [{k: kinds.get(k, float)(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
-def t_quantile(df: int, level: float = 0.95) -> float:
-    """Student's t: a share `level` of the distribution with df degrees of freedom lies between -t and t.
-
-    >>> round(t_quantile(4), 3)
-    2.776
-    """
-    import mpmath  # torch depends on it
-
-    # Outside lies I_x(df / 2, 1 / 2), the regularised incomplete beta function, at x = df / (df + t^2).
-    x = mpmath.findroot(lambda x: mpmath.betainc(df / 2, 0.5, 0, x, regularized=True) - (1 - level), (0, 1), solver="bisect")
-    return float(mpmath.sqrt(df * (1 - x) / x))
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and Student's 95 % interval (mean, low, high). Of a single value the interval is all numbers.
-
-    >>> [round(x, 3) for x in mean_interval([1.0, 2.0, 3.0])]
-    [2.0, -0.484, 4.484]
-    """
-    mean, n = fmean(values), len(values)
-    half = t_quantile(n - 1) * stdev(values) / n**0.5 if n > 1 else float("inf")
-    return mean, mean - half, mean + half
 
 
 def differences(results: Sequence[dict], arm: str, metric: str, baseline: str = BASELINE) -> list[float]:

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from rlvr.analysis.compare_arms import (
-    BASELINE, CURVES, METRICS, arms_over_steps, difference_text, differences, mean_interval, paired_differences, read_results,
+    BASELINE, CURVES, METRICS, arms_over_steps, difference_text, differences, paired_differences, read_results,
 )  # fmt: skip
 from rlvr.analysis.experiment import ARMS
+from rlvr.analysis.intervals import mean_interval
 from rlvr.analysis.report.section import Panel, Section, Verdict, empty_section, is_above
 from rlvr.run.figures import COLOURS
 

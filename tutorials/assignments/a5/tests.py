@@ -7,7 +7,8 @@ import re
 import torch
 
 from rlvr.advantage import position_bonus, ppl_weights
-from rlvr.analysis.compare_arms import differences, mean_interval
+from rlvr.analysis.compare_arms import differences
+from rlvr.analysis.intervals import mean_interval
 from tutorials.assignments.checks import Assignment, Wrong, alike, expect, need
 
 tests = Assignment()
