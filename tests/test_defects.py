@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from rlvr.run.defects import DEFECTS, defects
+from rlvr.run.defects import DEFECTS, ERRORS, defects, error_kind
 from rlvr.reward import last_boxed
-from rlvr.tiny.task import AUTHORS, CLEAN, STOCK, Author, sample_story, write
+from rlvr.tiny.task import AUTHORS, CLEAN, STOCK, Author, read_story, sample_document, sample_story, write
 
 
 def found(text: str, finished: bool = True, steps: int | None = None) -> set[str]:
@@ -77,6 +77,47 @@ def test_an_equation_of_another_form_is_not_judged(text):
 @pytest.mark.parametrize("text", ["So $8+12=21$.", "- 8+12=21", "x = 8 + 12 = 21.", "8+12=20, 20+1=22."])
 def test_a_wrong_step_is_seen_wherever_it_stands(text):
     assert "wrong_step" in found(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The first error of a wrong answer
+
+STORY = "Q: Eva has 8 books. Eva picks up 12. Eva finds 5 more. Eva loses 6. "
+LARGEST, FAR = STORY + "What was the largest number of books?\nA:", STORY + "How far is the last number of books from the first?\nA:"
+STEPS = " Eva starts with 8. 8+12=20. 20+5=25. 25-6=19."
+
+
+@pytest.mark.parametrize(
+    "prompt, text, kind",
+    [
+        (LARGEST, STEPS + " The answer is \\boxed{19}.", "selection"),  # the last number, whatever was asked
+        (LARGEST, STEPS + " The largest is 20. The answer is \\boxed{20}.", "selection"),
+        (FAR, STEPS + " 25-8=17. The answer is \\boxed{17}.", "selection"),  # a true difference of other numbers
+        (LARGEST, STEPS + " The largest is 25. The answer is 25.", "form"),
+        (LARGEST, STEPS + " The largest is 25. The answer is \\boxed{}25.", "form"),
+        (LARGEST, STEPS.replace("8+12", "8+13").replace("20", "21") + " \\boxed{25}", "copying"),  # another number than the story's
+        (LARGEST, STEPS.replace("8+12=20", "8-12=-4") + " \\boxed{25}", "copying"),  # another sign
+        (LARGEST, STEPS.replace("20+5", "21+5") + " \\boxed{26}", "copying"),  # another number than that of the step before
+        (LARGEST, STEPS.replace(" 20+5=25.", "") + " \\boxed{20}", "copying"),  # a step was left out
+        (LARGEST, STEPS.replace("20+5=25", "20+5=26") + " 26-6=20. \\boxed{26}", "calculation"),
+        (FAR, STEPS + " 19-8=12. The answer is \\boxed{12}.", "calculation"),
+        (LARGEST, STEPS.replace(" 25-6=19.", "") + " The answer is \\boxed{20}.", "unfinished"),
+        (LARGEST, "", "unfinished"),
+        (LARGEST, "25", "unfinished"),
+        (LARGEST, STEPS.replace("=20. 20+5=25", "=21. 20+5=24"), "calculation"),  # the first of several
+    ],
+)
+def test_the_first_error_of_a_wrong_answer(prompt, text, kind):
+    assert error_kind(prompt, text) == kind and kind in ERRORS
+
+
+def test_every_kind_of_error_is_on_the_web():
+    rng, kinds = random.Random(0), Counter()
+    for _ in range(2000):
+        problem, text = sample_document(rng, 0.0, level=3)
+        if last_boxed(text) != str(read_story(problem).answer):
+            kinds[error_kind(problem, text)] += 1
+    assert set(kinds) == set(ERRORS) and min(kinds.values()) > 20 and kinds["selection"] > 200
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
