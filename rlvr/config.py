@@ -8,6 +8,7 @@ from rlvr.advantage import STRENGTHS, Strength
 from rlvr.common.text import printable
 
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
+BUILT_IN = {"tiny": TINY_MODEL, "tiny3": TINY_MODEL.parent / "model3"}  # tiny3: pre-trained for level 3 of the problems
 GYM = "reasoning-gym:"  # --data reasoning-gym:NAME is a family of the package reasoning-gym
 WORKED_EXAMPLE = (  # the prompt of the preset for SmolLM2, which boxes hardly any answer of itself
     "Problem: Tom has 3 apples and buys 5 more. How many has he?\nSolution: 3 + 5 = 8. The answer is \\boxed{8}.\n\n"
@@ -29,6 +30,11 @@ class SettingError(ValueError):
         super().__init__(line if len(line) <= 340 else f"{line[:165]} ... {line[-165:]}")
 
 
+def base_of(level: int, model: str) -> str:
+    """The model that is meant: at level 3 'tiny' is 'tiny3'."""
+    return "tiny3" if model == "tiny" and level == 3 else model
+
+
 def at_least(low: int, default, because: str = ""):
     """A field for numbers of `low` or more; `because` says why to whoever chose less."""
     return field(default=default, metadata={"at_least": low, "because": because})
@@ -48,9 +54,11 @@ class RunSettings:
     """What to train"""
 
     preset: str = "tiny"
-    """A named set of defaults, listed above; any other flag overrides it. Without one: tiny, or hf with another --model."""
+    """A named set of defaults, listed above; any other flag overrides it. Without one: tiny; tiny3 with --level 3; hf with another
+    --model."""
     model: str = "tiny"
-    """'tiny' (built in), a model folder, a run folder, or a Hub id. A folder with a LoRA adapter is merged into its base first."""
+    """'tiny' (built in; at --level 3 that is tiny3), a model folder, a run folder, or a Hub id. A folder with a LoRA adapter is merged into
+    its base first."""
     method: str = "pos"
     """grpo (baseline), ppl (perplexity shaping), pos (position shaping), or several joined by +, as in ppl+pos."""
     name: str = ""
@@ -75,8 +83,9 @@ class ProblemSettings:
     """Where --data has the answer: answer, or reward_model.ground_truth for what is nested; empty: the usual names."""
     strict: bool = False
     """A row of --data that cannot be used is an error; else such rows are left out and counted."""
-    level: Literal[1, 2] = 1
-    """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, where the built-in model has seen 2 to 5, so that learning takes longer."""
+    level: Literal[1, 2, 3] = 1
+    """Of the built-in problems. 1: 2 to 5 steps. 2: 4 to 7, where the built-in model has seen 2 to 5, so that learning takes longer. 3: 3
+    to 7, and the question decides which number is wanted; with a built-in model and a preset of its own, both tiny3."""
 
 
 @dataclass
@@ -275,10 +284,15 @@ class TrainConfig(
 
     python train.py --method grpo  -- the baseline
 
+    python train.py --method grpo --level 3  -- problems that leave something to learn on the plateau
+
     python train.py --preset qwen2.5-0.5b-gsm8k  -- a real model on one GPU
 
     python train.py --model path/to/model --data my_problems.jsonl  -- your own model and problems
     """
+
+    def __post_init__(self):
+        self.model = base_of(self.level, self.model)
 
 
 def train_config() -> type[TrainConfig]:
@@ -318,7 +332,7 @@ class EvalConfig(MachineSettings, PromptSettings, SamplingSettings, ProblemSetti
     """
 
     models: list[str] = field(kw_only=True)
-    """Run folders, model folders, Hub ids, or 'tiny' (the built-in model)."""
+    """Run folders, model folders, Hub ids, or 'tiny' (the built-in model; at --level 3 that is tiny3)."""
     data: str = "tiny"
     """'tiny' (built-in test problems), a short name (gsm8k, math, math500, aime24, aime25, amc, amc23, minerva, olympiadbench, svamp), a
     file, a Hub id or a family, as in reasoning-gym:leg_counting; or several of them joined by commas."""
@@ -337,6 +351,9 @@ class EvalConfig(MachineSettings, PromptSettings, SamplingSettings, ProblemSetti
     """The JSON file to write; empty: runs/eval-<data>.json."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
+    def __post_init__(self):
+        self.models = [base_of(self.level, model) for model in self.models]
+
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Presets
@@ -354,6 +371,7 @@ _MATH = _REAL | dict(
 )  # fmt: skip
 PRESETS = {
     "tiny": {},
+    "tiny3": dict(model="tiny3", level=3, lr=3e-4, lr_schedule="constant", sampling_rounds=1, steps=200),
     "hf": _REAL,
     "smollm2-135m": _REAL | dict(
         model="HuggingFaceTB/SmolLM2-135M-Instruct", data="svamp", template=WORKED_EXAMPLE, temperature=0.7, lr=2e-5, steps=60,
@@ -374,6 +392,7 @@ PRESETS = {
 }  # fmt: skip
 PRESET_HELP = {  # the GiB are those of rlvr.engine.estimate (a test compares), which needs torch
     "tiny": "the built-in model on its stories; any CPU",
+    "tiny3": "the same at --level 3, with a base model of its own; any CPU",
     "hf": "any other model, on GSM8K; memory as printed before it loads",
     "smollm2-135m": "135 M parameters on word problems of one or two steps; a CPU with 8 GiB free",
     "qwen2.5-0.5b-gsm8k": "0.5 B parameters on GSM8K; 12 GiB at most: one GPU of 16 to 24 GB",

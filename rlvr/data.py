@@ -46,7 +46,7 @@ def load_problems(
         return [Problem(row["question"].strip(), row["answer"] or "", None, row, reasoning_gym) for row in rows[: limit or None]]
     if data == "tiny":
         stories = sample_stories(split, limit or 8192, seed, level)
-        return [Problem(s.problem, str(s.answer), len(s.ops), {"problem": s.problem, "answer": str(s.answer)}) for s in stories]
+        return [Problem(s.problem, str(s.answer), s.equations, {"problem": s.problem, "answer": str(s.answer)}) for s in stories]
     known = HUB.get(data, HubSet(data))
     rows = read_tables(data) if is_table(data) else read_hub(known, data, split)
     if held_out and rows and not has_columns(rows[0], *problem_column.split("+"), answer_column):

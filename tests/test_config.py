@@ -149,6 +149,20 @@ def test_the_preset_that_is_named_wins():
     assert parse_train("--model tiny".split()).preset == "tiny"
 
 
+def test_level_3_has_a_model_and_settings_of_its_own():
+    alone = parse_train("--level 3".split())
+    assert (alone.preset, alone.model, alone.level) == ("tiny3", "tiny3", 3) and alone == parse_train("--preset tiny3".split())
+    assert (alone.lr, alone.lr_schedule, alone.sampling_rounds) == (3e-4, "constant", 1)
+    assert (alone.prompts_per_step, alone.mini_batch_prompts, alone.completions_per_prompt, alone.max_new_tokens) == (32, 16, 8, 120)
+    assert parse_train("--model tiny --level=3 --lr 1e-4".split()) == dataclasses.replace(alone, lr=1e-4)
+    assert parse_train("--model my_model --level 3".split()) == dataclasses.replace(alone, model="my_model")
+    assert parse_train("--preset tiny --level 3".split()) == TrainConfig(level=3) == TrainConfig(level=3, model="tiny3")
+    assert parse_eval("tiny runs/pos-seed0 --level 3".split()).models == ["tiny3", "runs/pos-seed0"]
+    for level in (1, 2):
+        assert parse_train(["--level", str(level)]) == TrainConfig(level=level) and TrainConfig(level=level).model == "tiny"
+        assert parse_eval(["tiny", "--level", str(level)]).models == ["tiny"]
+
+
 def test_shape_start_is_a_number_or_the_plateau():
     assert parse_train("--shape-start 20".split()).shape_start == 20
     assert parse_train("--shape-start plateau".split()).shape_start == "plateau"

@@ -3,15 +3,19 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
-from rlvr.config import INSTRUCTION, TINY_MODEL, SettingError
+from rlvr.config import BUILT_IN, INSTRUCTION, TINY_MODEL, SettingError
 from rlvr.data import load_problems, prompt_ids
 from rlvr.reward import last_boxed, verify
 from rlvr.tiny import task
-from rlvr.tiny.task import AUTHORS, CLEAN, MAX_VALUE, VERBS, apply_op, sample_document, sample_stories, split_of, write
+from rlvr.tiny.task import (
+    ASKED, AUTHORS, AUTHORS_3, CLEAN, MAX_VALUE, VERBS, Author, apply_op, read_story, sample_document, sample_stories, sample_story,
+    split_of, write, write_asked,
+)  # fmt: skip
 
 SPLITS = ("web", "train", "test")
 
@@ -52,11 +56,13 @@ def test_the_harder_level_has_longer_stories_of_the_same_kind(split):
     assert {len(s.ops) for s in sample_stories(split, 300, 0)} == {2, 3, 4, 5}
 
 
-def test_no_problem_of_one_split_reaches_another_by_any_door():
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_no_problem_of_one_split_reaches_another_by_any_door(level):
+    """Nor one of another level, although levels 2 and 3 have stories with the same numbers: a split is a set of numbers, at any level."""
     rng = random.Random(0)
-    assert {split_of(*skeleton(sample_document(rng, 0.5)[0])) for _ in range(500)} == {"web"}  # what the base model is made from
-    assert {split_of(*skeleton(p.problem)) for p in load_problems("tiny", "train", 500)} == {"train"}
-    assert {split_of(*skeleton(p.problem)) for p in load_problems("tiny", "test", 500, seed=5)} == {"test"}
+    assert {split_of(*skeleton(sample_document(rng, 0.5, level)[0])) for _ in range(500)} == {"web"}  # what the base model is made from
+    assert {split_of(*skeleton(p.problem)) for p in load_problems("tiny", "train", 500, level=level)} == {"train"}
+    assert {split_of(*skeleton(p.problem)) for p in load_problems("tiny", "test", 500, seed=5, level=level)} == {"test"}
 
 
 def test_the_text_says_what_the_numbers_say(stories):
@@ -90,6 +96,75 @@ def test_all_steps_and_lengths_occur(stories):
     lengths = Counter(len(s.ops) for s in stories["test"])
     ops = Counter(op for s in stories["test"] for op, _ in s.ops)
     assert min(lengths[n] for n in (2, 3, 4, 5)) > 100 and min(ops[op] for op in "+-*") > 300
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Level 3: the question decides
+
+QUESTIONS = {
+    "last": "How many books are left?",
+    "largest": "What was the largest number of books?",
+    "smallest": "What was the smallest number of books?",
+    "before": "How many books before the last step?",
+    "difference": "How far is the last number of books from the first?",
+}
+UP = "Eva has 8 books. Eva picks up 12. Eva finds 5 more. Eva loses 6. ", " Eva starts with 8. 8+12=20. 20+5=25. 25-6=19."
+DOWN = "Leo has 9 books. Leo sells 6. Leo then has 2 times as many. Leo buys 1. ", " Leo starts with 9. 9-6=3. 3*2=6. 6+1=7."
+
+
+@pytest.mark.parametrize(
+    "story, asks, answer, sentence",
+    [
+        (UP, "last", 19, ""), (UP, "largest", 25, " The largest is 25."), (UP, "smallest", 8, " The smallest is 8."),
+        (UP, "before", 25, " Before the last step it is 25."), (UP, "difference", 11, " 19-8=11."),
+        (DOWN, "last", 7, ""), (DOWN, "largest", 9, " The largest is 9."), (DOWN, "smallest", 3, " The smallest is 3."),
+        (DOWN, "before", 6, " Before the last step it is 6."), (DOWN, "difference", 2, " 9-7=2."),
+    ],
+)  # fmt: skip
+def test_the_question_decides_which_number_is_wanted(story, asks, answer, sentence):
+    (problem, steps), rng = story, random.Random(0)
+    read = read_story(problem + QUESTIONS[asks])
+    assert (read.asks, read.answer, read.equations) == (asks, answer, 4 if asks == "difference" else 3)
+    assert write_asked(rng, read, CLEAN) == f"{steps}{sentence} The answer is \\boxed{{{answer}}}."
+    lazy = write_asked(rng, read, Author(1, 0, 0, 0, lazy=1))
+    assert lazy == f"{steps} The answer is \\boxed{{{19 if story is UP else 7}}}."
+    others = {last_boxed(write_asked(rng, read, Author(1, 0, 0, 0, wrong_choice=1))) for _ in range(60)}
+    seen = {"8", "20", "25", "19"} if story is UP else {"9", "3", "6", "7"}
+    assert others == {"last": {str(answer)}, "difference": {str(answer + slip) for slip in (-1, 1, 10)}}.get(asks, seen)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_level_3_asks_each_question_as_often(split):
+    stories = sample_stories(split, 1000, 0, level=3)
+    assert {len(s.ops) for s in stories} == {3, 4, 5, 6, 7}
+    asked = Counter(s.asks for s in stories)
+    assert set(asked) == set(ASKED) == set(QUESTIONS) and 150 < min(asked.values()) and max(asked.values()) < 250
+    problems = load_problems("tiny", split, 1000, level=3)
+    assert [(p.problem, p.answer, p.solution_steps) for p in problems] == [(s.problem, str(s.answer), s.equations) for s in stories]
+    assert all(read_story(f"Q: {s.problem}\nA:") == s for s in stories)
+
+
+def test_the_web_of_level_3_has_shorter_stories_and_asks_for_the_last_number_most_often():
+    rng = random.Random(0)
+    stories = [sample_story(rng, "web", 3) for _ in range(1000)]
+    assert {len(s.ops) for s in stories} == {2, 3, 4, 5}
+    asked = Counter(s.asks for s in stories)
+    assert 340 < asked.pop("last") < 460 and 100 < min(asked.values()) and max(asked.values()) < 200
+
+
+def test_a_story_is_read_back_from_its_text_and_from_no_other(stories):
+    assert all(read_story(s.problem) == s for s in stories["test"][:500])
+    for text in ("", "Ann has 3 apples.\nShe buys 4.\n\nHow many has she?", "Eva has 8 books. Eva eats 6. How many books are left?"):
+        assert read_story(text) is None
+
+
+@pytest.mark.parametrize("name", AUTHORS_3)
+def test_every_author_of_level_3_is_right_only_sometimes(name):
+    rng = random.Random(0)
+    stories = [sample_story(rng, "web", 3) for _ in range(1000)]
+    right = sum(verify(write_asked(rng, story, AUTHORS_3[name]), str(story.answer)) for story in stories)
+    assert (700 if name == "careful" else 150) < right < (850 if name == "careful" else 350)
+    assert sum(author.share for author in AUTHORS_3.values()) == pytest.approx(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -212,7 +287,7 @@ def test_plain_transformers_can_use_the_model(model, tokenizer):
 def test_the_model_travels_light():
     files = [path for path in TINY_MODEL.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) < 4_000_000
-    assert [path.name for path in files if path.suffix not in (".py", ".json", ".jinja", ".txt", ".md")] == ["model.safetensors"]
+    assert [path.name for path in files if path.suffix not in (".py", ".json", ".jinja", ".txt", ".md")] == ["model.safetensors"] * 2
 
 
 def check_base_policy(problems: int, slack: float) -> None:
@@ -240,10 +315,63 @@ def test_base_models_are_compared_side_by_side(capsys):
     numbers = {row[:-16].strip(): row.split()[-2:] for row in rows}
     assert {"pass@1", "entropy, wrong answers", "mean length", "wrong step"} <= numbers.keys()
     assert all(one == two for one, two in numbers.values())
+    compare(["tiny"], problems=2, level=3, temperature=0.6, top_p=0.95)
+    assert capsys.readouterr().out.splitlines()[0].split() == "on 2 test problems tiny3".split()
     with pytest.raises(SettingError, match="no model folder ./nowhere"):
         compare(["tiny", "./nowhere"])
     with pytest.raises(SettingError, match="No model was named"):
         compare([])
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The base model of level 3
+
+
+def check_base_of_level_3(problems: int, slack: float) -> None:
+    """At the temperature of evaluations it is right in one answer of three, and what goes wrong is of every kind."""
+    from rlvr.analysis.base_model import describe
+
+    base = describe("tiny3", problems, level=3, temperature=0.6, top_p=0.95)
+    assert 0.25 - slack <= base["pass@1"] <= 0.45 + slack
+    assert base["pass@1"] + 0.1 < base["pass@8"] < 0.9
+    assert base["mean length"] > 60 - 10 * slack
+    errors = {name: share for name, share in base.items() if name.startswith("error")}
+    assert sum(errors.values()) == pytest.approx(1 - base["pass@1"])
+    assert min(errors[f"error: {kind}"] for kind in ("copying", "calculation", "selection")) > 0.01
+
+
+def test_the_base_of_level_3_is_right_in_one_answer_of_three():
+    """The slack is three standard errors: other processors draw other answers."""
+    check_base_of_level_3(problems=64, slack=0.15)
+
+
+def test_the_base_of_level_3_reads_as_the_first_one_does(tokenizer):
+    for file in ("tokenizer.json", "chat_template.jinja"):
+        assert (BUILT_IN["tiny3"] / file).read_text(encoding="utf-8") == (BUILT_IN["tiny"] / file).read_text(encoding="utf-8")
+
+
+def test_the_base_of_level_3_is_pre_trained_from_that_of_level_1_on_its_own_web(tmp_path, model, tokenizer, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    from rlvr.tiny import pretrain
+
+    levels, weights = [], {}
+    draw = pretrain.sample_document
+    monkeypatch.setattr(pretrain, "sample_document", lambda rng, clean, level: (levels.append(level), draw(rng, clean, level))[1])
+    monkeypatch.setitem(pretrain.RECIPES, 3, replace(pretrain.RECIPES[3], documents=64))
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pretrain.pretrain(tmp_path / name, seed, steps=2, level=3)
+        weights[name] = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).state_dict()["model.norm.weight"]
+    assert set(levels) == {3}
+    assert torch.equal(weights["a"], weights["b"]) and not torch.equal(weights["a"], weights["c"])
+    before = model.state_dict()["model.norm.weight"]
+    assert 0 < (weights["a"] - before).abs().max() < 1e-3  # two steps of the warm-up
+    assert (tmp_path / "a" / "tokenizer.json").read_text() == (TINY_MODEL / "tokenizer.json").read_text()
+
+
+@pytest.mark.slow
+def test_the_base_of_level_3_on_all_test_problems():
+    check_base_of_level_3(problems=400, slack=0.0)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from rlvr.common.text import one_line
-from rlvr.config import SettingError
+from rlvr.config import BUILT_IN, SettingError
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -40,7 +40,7 @@ def add_lora(model, rank: int, alpha: float, seed: int, base: str) -> None:
     check_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    base = os.path.abspath(base) if os.path.isdir(base) and base != "tiny" else base
+    base = os.path.abspath(base) if os.path.isdir(base) and base not in BUILT_IN else base
     # "all-linear" leaves out the output layer, which is also the embedding in a model with tied weights.
     usual = dict(lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
     settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", base_model_name_or_path=base, **usual)

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 
 from rlvr.common.text import one_line, quoted
-from rlvr.config import TINY_MODEL, SettingError
+from rlvr.config import BUILT_IN, SettingError
 from rlvr.loaders.adapters import CONFIG_FILE, check_adapter, check_peft, is_adapter, json_object, merged
 
 MOST_ADAPTERS = 8  # in a chain, each trained on the one before
 
 
 def resolve_model(name: str) -> str:
-    """'tiny' -> the shipped folder; a run folder -> the model in it; anything else stays as it is."""
-    if name == "tiny":
-        return str(TINY_MODEL)
+    """The name of a built-in model -> its folder; a run folder -> the model in it; anything else stays as it is."""
+    if name in BUILT_IN:
+        return str(BUILT_IN[name])
     inside = os.path.join(name, "model")
     return inside if os.path.isfile(os.path.join(inside, "config.json")) or is_adapter(inside) else name
 

@@ -15,7 +15,7 @@ from dataclasses import MISSING, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from rlvr.config import PRESET_HELP, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, train_config
+from rlvr.config import BUILT_IN, PRESET_HELP, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, train_config
 from rlvr.run.settings import check_eval, check_train, read_config, refuse
 
 # The flags that `--help` shows first.
@@ -26,13 +26,13 @@ EVAL_FIRST = "models data problems completions max_new_tokens temperature top_p 
 def parse_train(argv: list[str] | None = None) -> TrainConfig:
     """Command line -> checked settings. A preset, or the run that is resumed, gives the defaults; flags override. Raises SettingError."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # these give the defaults: before the real parse
-    for flag in ("--resume", "--preset", "--model"):
+    for flag in ("--resume", "--preset", "--model", "--level"):
         early.add_argument(flag, nargs="?")
     named, _ = early.parse_known_args(argv)
     if named.resume is not None:
         default = replace(read_config(Path(named.resume)), resume=named.resume, reward="")
     else:
-        preset = named.preset or _preset_for(named.model or "tiny")
+        preset = named.preset or ("tiny3" if named.level == "3" else _preset_for(named.model or "tiny"))
         refuse(preset not in PRESETS, f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
         default = train_config()(**{"preset": preset} | PRESETS[preset])
     config = _parse_in_groups(train_config(), argv, "python train.py", TRAIN_FIRST.split(), _presets(), default)
@@ -127,7 +127,7 @@ def _presets() -> str:
 
 
 def _preset_for(model: str) -> str:
-    """The preset when none is named: that of a run for its run folder, tiny for the built-in model, hf for any other."""
+    """The preset when none is named: that of a run for its run folder, that of its name for a built-in model, hf for any other."""
     for folder in (Path(model), Path(model).parent):  # a run folder, or the model in it
         # Anything else than a run folder has no such file, or one that names no preset, as a model's.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -135,4 +135,4 @@ def _preset_for(model: str) -> str:
             preset = json.loads(path.read_text(encoding="utf-8-sig"))["preset"] if path.is_file() else None
             if isinstance(preset, str):
                 return preset
-    return "tiny" if model == "tiny" else "hf"
+    return model if model in BUILT_IN else "hf"

@@ -14,7 +14,7 @@ if not __package__:  # run by its path, which works from any folder
 
 from rlvr.common.files import remove_folder, replace_folder
 from rlvr.common.text import interval, markdown_table, one_line, say
-from rlvr.config import PRESETS, SettingError, TrainConfig
+from rlvr.config import BUILT_IN, PRESETS, SettingError, TrainConfig
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import OF_THE_MACHINE, read_config, refuse
 
@@ -43,7 +43,7 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
 
     metrics: {"start": evaluation, "end": evaluation}, each {"problems": n, "metrics": {name: (mean, low, high)}} or None.
     """
-    c, base = config, "the built-in model of this library" if config.model == "tiny" else shared_name(config.model)
+    c, base = config, "the built-in model of this library" if config.model in BUILT_IN else shared_name(config.model)
     data, held_out = map(shared_name, (c.data, c.eval_data or c.data))
     steps = f"{summary['steps']} step{'' if summary['steps'] == 1 else 's'}"
     trained = f"a LoRA adapter of rank {c.lora_rank}" if c.lora_rank else "all weights"

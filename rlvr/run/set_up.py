@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from rlvr.common.text import say
-from rlvr.config import SettingError, TrainConfig
+from rlvr.config import BUILT_IN, SettingError, TrainConfig
 from rlvr.data import Problem, has_test_split, how_to_read, load_held_out, load_problems
 from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
 from rlvr.engine.optimizer import make_adamw
@@ -39,12 +39,12 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
     reward = fenced(reward) if reward else problems[0].reward
     if reward is None:
         check_answers([p.answer for p in problems], c.data)
-    if c.model == "tiny" and is_gym(c.data):
+    if c.model in BUILT_IN and is_gym(c.data):
         say("note: the built-in model knows its own stories alone, and its tokenizer spells other words in pieces of a letter or two")
     say_memory(c)
     policy = load_policy(c.model, c.device, c.dtype, c.engine, c.cuda_graphs)
     if c.lora_rank:
-        add_lora(policy.model, c.lora_rank, c.lora_alpha, c.seed, "tiny" if c.model == "tiny" else resolve_model(c.model))
+        add_lora(policy.model, c.lora_rank, c.lora_alpha, c.seed, c.model if c.model in BUILT_IN else resolve_model(c.model))
     elif not all(p.requires_grad for p in policy.model.parameters()):
         cause = f"The weights of {c.model} are quantised and cannot be trained"
         raise SettingError(f"{cause}. Choose the model that is not, or add --lora-rank 32.")
@@ -86,7 +86,7 @@ def _problems(c: TrainConfig) -> tuple[list[Problem], list[Problem]]:
 
 def say_memory(c: TrainConfig) -> None:
     """Print what memory the run will need, before a model is loaded, and what to change if that is not free."""
-    if c.model == "tiny":
+    if c.model in BUILT_IN:
         return
     device = choose_device(c.device)
     *_, base = chain(resolve_model(c.model))

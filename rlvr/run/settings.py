@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 from rlvr.advantage import STRENGTHS, method_parts
 from rlvr.common.text import quoted
-from rlvr.config import GYM, EvalConfig, SettingError, TrainConfig, train_config
+from rlvr.config import BUILT_IN, GYM, EvalConfig, SettingError, TrainConfig, train_config
 from rlvr.loaders.chat import template_arguments
 
 # Settings that say nothing about the model: on what it runs, and what is shown and saved meanwhile.
@@ -52,7 +52,7 @@ def _found_again(c: TrainConfig, folder: Path) -> TrainConfig:
     if out.is_absolute() or ".." in out.parts or len(out.parts) >= len(above):
         return c
     paths = {name: getattr(c, name) for name in ("model", "data", "eval_data")}
-    there = {name: above[len(out.parts)] / path for name, path in paths.items() if path not in ("", "tiny") and not os.path.exists(path)}
+    there = {name: above[len(out.parts)] / path for name, path in paths.items() if path not in ("", *BUILT_IN) and not os.path.exists(path)}
     return replace(c, **{name: str(path) for name, path in there.items() if path.exists()})
 
 
