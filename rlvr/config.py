@@ -224,6 +224,9 @@ class SavingSettings:
     """Continue this run folder from its newest checkpoint, as in --resume runs/pos-seed0, with the settings it was started with. --steps
     may be raised to train longer (a linear --lr-schedule then follows the new length); else only flags that cannot change the result
     (machine, saving, logging) may be given, and --model, --data and --eval-data if the same is in another place now."""
+    branch: str = ""
+    """Begin where another run was after a step, as in --branch runs/grpo-seed0@80: with its weights, its optimiser, and its settings but
+    for the flags given. Steps count on from there; what is drawn follows --seed."""
     save_every: int = at_least(0, 1)
     """Steps between two checkpoints; 0: only at the end, and when a signal ends the run. A run that is killed loses the steps after the
     last one, and --resume makes them again, exactly."""

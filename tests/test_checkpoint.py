@@ -638,10 +638,10 @@ RECORD = {
 def test_a_record_that_no_run_has_made_is_one_sentence(kind, reference):
     rows = (reference() / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     log, watch = {"steps": 4, "updates": {"updates": 8}, "first": None, "last": None, "seconds": 1.0, "rows": rows}, [{}, {"rounds": 1, "kills": 0, "drift": None}]
-    check_log(log, watch, 4, ["pass@1"])
+    check_log(log, watch, 0, 4, ["pass@1"])
     edited, reason = RECORD[kind]
     with pytest.raises(SettingError, match=reason), edits_as_sentence("here"):
-        check_log(log | edited, watch, 4, ["pass@1"])
+        check_log(log | edited, watch, 0, 4, ["pass@1"])
 
 
 def edit_newest(folder, edit):

@@ -41,13 +41,14 @@ from rlvr.policy import Policy, load_policy
 from rlvr.reward import answer_key
 from rlvr.rollout import Rollouts
 from rlvr.run import checkpoint
+from rlvr.run.branch import start_branch
 from rlvr.run.cli import parse_command, resume_command, run_program
 from rlvr.run.figures import read_metrics
 from rlvr.run.held_out import HeldOut
 from rlvr.run.log import completion
 from rlvr.run.settings import check_can_write, read_config, refuse
 from rlvr.run.sound import edits_as_sentence
-from rlvr.run.state import reward_name, restore_trainer
+from rlvr.run.state import model_fingerprint, reward_name, restore_trainer
 from rlvr.train import Step, Trainer, set_up
 
 EARLY, LATE = 0.2, 0.8  # relative positions below and above which a token is early or late; ours
@@ -225,6 +226,8 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
     if p.threads:
         torch.set_num_threads(p.threads)
     trainer, held_out = set_up(dataclasses.replace(config, resume=str(folder), push_to_hub="", report_to="none"))
+    if config.branch:
+        start_branch(trainer, model_fingerprint(trainer.policy.model))
     c, found = trainer.config, Probe(folder, p, trainer, held_out)
     last = max(found.logged)
     starts = replayable(folder, last, p.steps)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rlvr.config import BUILT_IN, PRESET_HELP, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, train_config
-from rlvr.run.settings import check_eval, check_train, read_config, refuse
+from rlvr.run.settings import branch_settings, check_eval, check_train, read_config, refuse
 
 # The flags that `--help` shows first.
 TRAIN_FIRST = "method model data preset steps lr prompts_per_step completions_per_prompt max_new_tokens seed eval_data resume name out"
@@ -24,13 +24,18 @@ EVAL_FIRST = "models data problems completions max_new_tokens temperature top_p 
 
 
 def parse_train(argv: list[str] | None = None) -> TrainConfig:
-    """Command line -> checked settings. A preset, or the run that is resumed, gives the defaults; flags override. Raises SettingError."""
+    """Command line -> checked settings. A preset, or the run that is resumed or branched from, gives the defaults; flags override.
+
+    Raises SettingError.
+    """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # these give the defaults: before the real parse
-    for flag in ("--resume", "--preset", "--model", "--level"):
+    for flag in ("--resume", "--branch", "--preset", "--model", "--level"):
         early.add_argument(flag, nargs="?")
     named, _ = early.parse_known_args(argv)
     if named.resume is not None:
         default = replace(read_config(Path(named.resume)), resume=named.resume, reward="")
+    elif named.branch is not None:
+        default = replace(branch_settings(named.branch), reward="")
     else:
         preset = named.preset or ("tiny3" if named.level == "3" else _preset_for(named.model or "tiny"))
         refuse(preset not in PRESETS, f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")

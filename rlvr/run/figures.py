@@ -14,7 +14,7 @@ from rlvr.config import SettingError
 from rlvr.run.cli import resume_command
 from rlvr.run.defects import DEFECTS
 from rlvr.run.metrics import COLUMNS
-from rlvr.run.settings import read_config
+from rlvr.run.settings import first_step, read_config
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # can be told apart by colour-blind readers (Okabe and Ito)
 INK = "#010101"  # lines and text; the report puts the text colour of the page in its place
@@ -24,16 +24,20 @@ COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 def read_metrics(folder: Path) -> list[dict[str, float | str | None]]:
     """metrics.csv as a list of rows; empty cells become None. Raises SettingError, with the line, for what no run has written."""
     path = Path(folder) / "metrics.csv"
+    first = first_step(read_config(path.parent)) if path.with_name("config.json").is_file() else 0
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            return parse_metrics(file)
+            return parse_metrics(file, first)
     except (OSError, ValueError, csv.Error) as error:
         remedy = f"Put back the file that the run wrote, or let it write it again: {resume_command(folder)}"
         raise SettingError(f"{path} was edited or is damaged ({one_line(error)}). {remedy}") from None
 
 
-def parse_metrics(lines: Iterable[str]) -> list[dict[str, float | str | None]]:
-    """Lines of metrics.csv as rows. Raises ValueError, with the line, unless there is a number in every cell and a row for every step."""
+def parse_metrics(lines: Iterable[str], first: int) -> list[dict[str, float | str | None]]:
+    """Lines of metrics.csv as rows. Raises ValueError, with the line, unless there is a number in every cell and a row for every step.
+
+    first: how many steps were made before the run began (of a branch); the row with that number is an evaluation, if there is one.
+    """
     reader, rows = csv.DictReader(lines, restval="nothing"), []
     if reader.fieldnames != COLUMNS:
         raise ValueError("line 1 does not name the columns that this version writes")
@@ -45,7 +49,7 @@ def parse_metrics(lines: Iterable[str]) -> list[dict[str, float | str | None]]:
                 row[name] = math.nan
             if row[name] != row[name]:
                 raise ValueError(f"line {reader.line_num} has {cell!r} for {name or 'no column'}")
-        if row["step"] not in ([rows[-1]["step"] + 1] if rows else (0, 1)):
+        if row["step"] not in ([rows[-1]["step"] + 1] if rows else (first, first + 1)):
             raise ValueError(f"line {reader.line_num} is not the step that follows")
         rows.append(row)
     return rows

@@ -24,13 +24,14 @@ from rlvr.common.text import interval, printable, progress_bar, quoted, say, tab
 from rlvr.config import SettingError
 from rlvr.engine.memory import memory_error_as_sentence
 from rlvr.run import checkpoint, figures
+from rlvr.run.branch import start_branch
 from rlvr.run.cli import resume_command
 from rlvr.run.folder import claimed_run_folder
 from rlvr.run.held_out import HeldOut
 from rlvr.run.log import Log
 from rlvr.run.metrics import Watch, entropies
 from rlvr.run.publish import check_can_save, model_card, push, save_model
-from rlvr.run.settings import MAY_CHANGE, MAY_MOVE, refuse
+from rlvr.run.settings import MAY_CHANGE, MAY_MOVE, first_step, refuse
 from rlvr.run.sound import check_log, check_sound, edits_as_sentence
 from rlvr.run.state import model_fingerprint, restore_trainer, reward_name, trainer_state, undone_if_it_fails
 from rlvr.run.stop import Stop
@@ -71,7 +72,8 @@ class Session:
         self.started, self.saving_seconds = time.perf_counter(), 0.0
         self.step = None  # the step in progress
         self.totals = Counter(updates=0, skipped_updates=0)  # over all steps
-        self.last_step = 0  # the last one logged
+        self.first = first_step(trainer.config)  # steps made before this run began: those of the run that it branches from
+        self.last_step = self.first  # the last one logged
         self.unscored = 0  # rewards that were no numbers, since this process began
         self.evaluated: dict[str, float] = {}  # numbers of an evaluation, for the row of its step
         # The evaluations before the first step and after the last: number of problems, and metrics.
@@ -98,8 +100,8 @@ class Session:
         """The steps that are left to do. Each is begun, or found half done in the newest checkpoint, and must be logged before the next."""
         c = self.config
         self._open()
-        if self.trainer.step_number == 0:
-            self._evaluate(0, c.final_eval_problems)
+        if self.trainer.step_number == self.first:
+            self._evaluate(self.first, c.final_eval_problems)
         self.stop.nothing_to_save = False
         self.bar = progress_bar(total=c.steps, initial=self.steps_done, desc=c.method, unit="step")
         while self.steps_done < c.steps and not self.stop.count:
@@ -162,9 +164,10 @@ class Session:
         say(f"step {number}: held-out pass@1 {mean:.3f} [{low:.3f}, {high:.3f}], pass@{k} {most:.3f} ({n} problems)")
         self.evaluated = {"eval_pass_at_1": mean, "eval_pass_at_1_low": low, "eval_pass_at_1_high": high, "eval_pass_at_max": most,
                           "eval_problems": n}  # fmt: skip
-        if number == 0:
+        if number == self.first:
             self.measured["start"] = kept
-            self.log_files.row({"step": 0, "stage": "rising"} | entropies(result.rollouts, torch.tensor(result.correct)) | self.evaluated)
+            stage = "plateau" if self.trainer.plateau else "rising"
+            self.log_files.row({"step": number, "stage": stage} | entropies(result.rollouts, torch.tensor(result.correct)) | self.evaluated)
             self.evaluated = {}
         if number == self.config.steps:
             self.measured["end"] = kept
@@ -194,6 +197,8 @@ class Session:
         self.data = checkpoint.fingerprint(trained, self.trainer.prompts, held_out)
         self.model = model_fingerprint(self.trainer.policy.model)
         planned = self._resume() if c.resume else c.steps
+        if c.branch and not self.saved:
+            start_branch(self.trainer, self.model)
         try:
             # The settings first: from here on the folder is a run, which can be resumed.
             write_atomically(self.folder / "config.json", json.dumps(dataclasses.asdict(c) | {"resume": ""}, indent=2) + "\n")
@@ -231,7 +236,7 @@ class Session:
         edited = [f"--{name.replace('_', '-')} {value}" for name, value in saved.items() if value != getattr(c, name)]
         refuse(edited, f"{self.folder / 'config.json'} was edited: the run has {', '.join(edited)}. Put that back, or start anew.")
         self.step = restore_trainer(self.trainer, tensors, state, self.step_type)
-        check_log(state["log"], state["watch"], checkpoint.step_of(self.saved), self._shown())
+        check_log(state["log"], state["watch"], self.first, checkpoint.step_of(self.saved), self._shown())
         check_sound(name=checkpoint.step_of(self.saved) != self.steps_done)
         self.watch.seconds.update(state["watch"][0])
         self.watch.seen.update(state["watch"][1])
@@ -257,6 +262,8 @@ class Session:
             f"{c.prompts_per_step} prompts x {c.completions_per_prompt} completions{'' if name == 'verify_all' else f'; reward {name}'}\n"
             f"run folder: {self.folder}"
         )
+        if c.branch and not self.saved:
+            say(f"branched from {c.branch}")
         if self.saved:
             say(f"resumed from {self.saved.name}: {self.steps_done} steps done{self._and_half()}")
         elif c.resume:
@@ -303,7 +310,7 @@ class Session:
 
     def save_what_was_done(self) -> None:
         """After an error: the steps that were done, and the batch of the one that was not."""
-        if self.trainer.optimizer.between_updates and self.trainer.step_number and self.log_files and self.steps_done == self.last_step:
+        if self.trainer.optimizer.between_updates and self.trainer.step_number > self.first and self.log_files and self.steps_done == self.last_step:
             self.save(at_end=bool(self.summary))
 
     def finish(self) -> None:
@@ -368,7 +375,7 @@ class Session:
 
     def interrupted(self) -> SettingError:
         """What to say when Ctrl-C ended the run at once."""
-        if self.trainer.step_number == 0 and not self.config.resume:
+        if self.trainer.step_number == self.first and not self.config.resume:
             ended = SettingError(f"Interrupted before the first step; nothing was trained. {self.folder} can be deleted.")
         else:
             ended = SettingError(f"Stopped at once; {self._saved_as()} To go on: {resume_command(self.folder, self.config.reward)}")

@@ -16,6 +16,7 @@ from rlvr.loaders.models import (
 )  # fmt: skip
 from rlvr.loaders.rows import check_answers
 from rlvr.policy import Policy, load_policy
+from rlvr.run.branch import branch_point
 from rlvr.run.folder import run_folder
 from rlvr.run.held_out import HeldOut, encode
 from rlvr.run.publish import check_hub
@@ -68,6 +69,8 @@ def _check(c: TrainConfig) -> None:
         check_hub(c.push_to_hub, resolve_model(c.model) if c.lora_rank and not c.lora_merge else "", "add --lora-merge")
     if not c.resume:
         run_folder(c)
+        if c.branch:
+            branch_point(c)
 
 
 def _problems(c: TrainConfig) -> tuple[list[Problem], list[Problem]]:

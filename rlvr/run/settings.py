@@ -56,6 +56,24 @@ def _found_again(c: TrainConfig, folder: Path) -> TrainConfig:
     return replace(c, **{name: str(path) for name, path in there.items() if path.exists()})
 
 
+def branch_parts(branch: str) -> tuple[Path, int]:
+    """"runs/grpo-seed0@80" -> (Path("runs/grpo-seed0"), 80). Raises SettingError."""
+    found = re.fullmatch(r"(.+)@(\d{1,9})", branch)
+    refuse(not found, f"--branch {branch!r} names no step of a run. Write it as in --branch runs/grpo-seed0@80.")
+    return Path(found[1]), int(found[2])
+
+
+def branch_settings(branch: str) -> TrainConfig:
+    """The settings of the run that a branch comes from, which its own flags override. Raises SettingError."""
+    folder, _ = branch_parts(branch)
+    return replace(read_config(folder), branch=branch, name="", out=str(folder.parent))
+
+
+def first_step(c: TrainConfig) -> int:
+    """How many steps were made before this run began: 0, if it is not a branch."""
+    return branch_parts(c.branch)[1] if c.branch else 0
+
+
 def check_train(c: TrainConfig) -> None:
     """Refuse settings that cannot work, before anything is loaded. Raises SettingError."""
     for field in fields(c):  # the command line cannot get these wrong, Python can

@@ -92,8 +92,8 @@ def check_step(trainer, step) -> None:
     )  # fmt: skip
 
 
-def check_log(log: dict, watch: list, steps_done: int, metrics: Iterable[str]) -> None:
-    """What a run has counted, logged and measured. metrics: the names that an evaluation must have."""
+def check_log(log: dict, watch: list, first: int, steps_done: int, metrics: Iterable[str]) -> None:
+    """What a run has counted, logged and measured since its step `first`. metrics: the names that an evaluation must have."""
     measured, (seconds, seen) = [x for x in (log["first"], log["last"]) if x is not None], watch
     numbers = [x for result in measured for name in metrics for x in result["metrics"][name]]
     check_sound(
@@ -101,7 +101,7 @@ def check_log(log: dict, watch: list, steps_done: int, metrics: Iterable[str]) -
         evaluations=not _finite(numbers) or any(len(values) != 3 for result in measured for values in result["metrics"].values()),
         seconds=not _finite([log["seconds"], *seconds.values()]),
         watch=not _finite([seen["rounds"], seen["kills"], *([seen["drift"]] if seen["drift"] is not None else [])]),
-        rows=[row["step"] for row in parse_metrics(log["rows"])][-1:] not in ([steps_done], [] if steps_done == 0 else [steps_done]),
+        rows=[row["step"] for row in parse_metrics(log["rows"], first)][-1:] not in ([steps_done], [] if steps_done == first else [steps_done]),
     )
 
 
