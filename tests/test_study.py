@@ -17,7 +17,7 @@ from rlvr.config import SettingError
 from rlvr.run.cli import run_program
 
 FOLDER = Path(__file__).parent.parent / "tutorials" / "experiment"
-PLAN = FOLDER / "plan-study.yaml"
+PLAN, REGISTRATION = FOLDER / "plan-study.yaml", FOLDER / "registration.md"
 SHIPPED = read_plan(PLAN)
 SMALL = {  # two arms and their sham
     "trunks": {"t0": "", "t1": "", "t2": ""},
@@ -275,6 +275,12 @@ def found() -> dict:
     return shares(StudyConfig("", simulate=400, seed=1))
 
 
+def registered() -> dict[tuple[str, str], list[float]]:
+    lines = REGISTRATION.read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if re.match(r"\| \d x \d ", line)]
+    return {(size, truth): list(map(float, numbers)) for size, truth, *numbers in rows}
+
+
 def test_simulated_studies_find_what_is_there(found):
     of = {key: dict(zip(VERDICTS, numbers)) for key, numbers in found.items()}
     assert of["8 x 2", "+2 points"]["works"] > 0.6 and of["8 x 2", "+2 points"]["hurts"] == 0
@@ -291,6 +297,56 @@ def test_the_level_of_a_trunk_does_not_matter():
     """It cancels inside a block: ten times the spread, and the same verdicts."""
     wide = shares(StudyConfig("", simulate=50, trunk_sd=0.3))
     assert wide == shares(StudyConfig("", simulate=50))
+
+
+def test_the_registration_has_the_rates_of_the_simulation(found):
+    stated = registered()
+    assert stated.keys() == found.keys() and all(sum(numbers) == pytest.approx(1, abs=0.002) for numbers in stated.values())
+    for key, numbers in stated.items():
+        assert numbers == pytest.approx(found[key], abs=0.1), key
+
+
+def levels(flags: str) -> list[str]:
+    """What an arm does to perplexity and to position, as the registration says it."""
+    words = flags.split()
+    given = dict(zip(words[::2], words[1::2]))
+    method, found = given.pop("--method"), []
+    for part, usual in (("ppl", "low"), ("pos", "late")):
+        if method == f"{part}-sham":
+            found.append(f"permuted {given.pop(f'--{part}-sham-alpha')}")
+        elif part in method.split("+"):
+            found.append(f"{given.pop(f'--{part}-direction', usual)} {given.pop(f'--{part}-alpha')}")
+        else:
+            found.append("off")
+    assert not given, "nothing else is said of the arm"
+    return found
+
+
+def test_the_registration_has_the_rates_of_other_spreads():
+    text = REGISTRATION.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (0\.0\d+) \| (0\.0\d+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 4
+    for branch_sd, effect_sd, works, no_effect in (map(float, row) for row in rows):
+        for effect, name, stated in ((0.02, "works", works), (0.0, "no effect worth having", no_effect)):
+            c = StudyConfig("", simulate=300, branch_sd=branch_sd, effect_sd=effect_sd, seed=1)
+            said = judge(SHIPPED, simulated(SHIPPED, c, 8, 2, effect, False))["late - off"][-1]
+            assert (said == name).mean() == pytest.approx(stated, abs=0.1)
+
+
+def test_the_registration_has_the_numbers_of_the_plan():
+    text, plan = REGISTRATION.read_text(encoding="utf-8"), yaml.safe_load(PLAN.read_text(encoding="utf-8"))
+    arms, trunks, seeds = len(SHIPPED.arms), len(SHIPPED.trunks), len(SHIPPED.seeds)
+    assert f"{arms} arms x {trunks} trunks x {seeds} seeds = {arms * trunks * seeds} branches" in text
+    assert f"for {plan['steps']} steps" in text and f"step {plan['branch_at']}" in text
+    assert f"±{100 * SHIPPED.margin:g} point" in text and f"more than {100 * SHIPPED.dip:g} points below" in text
+    stated = {name: levels for name, *levels in re.findall(r"^\| `([\w+-]+)` \| (.*) \| (.*) \|$", text, re.MULTILINE)}
+    assert list(stated) == SHIPPED.arms
+    for name, arm in plan["arms"].items():
+        assert [where.split()[0] + where[-4:] if where != "off" else where for where in stated[name]] == levels(arm["flags"]), name
+    for flag, number in (("--lr", "3e-4"), ("--prompts-per-step", "32"), ("--mini-batch-prompts", "16"), ("--completions-per-prompt", "8")):
+        assert f"`{flag} {number}`" in text and f"{flag} {number} " in plan["train"] + " "
+    c = StudyConfig("")
+    assert f"sd {c.branch_sd}" in text and f"sd of {c.effect_sd}" in text
 
 
 def test_contrasts_of_the_plan_are_what_they_are_called():

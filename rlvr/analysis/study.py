@@ -3,7 +3,7 @@
     python -m rlvr.analysis.study runs/study                                             reads results.csv and plan.yaml there
     python -m rlvr.analysis.study --simulate 1000 tutorials/experiment/plan-study.yaml   takes seconds
 
-The rules are in rules.py.
+The rules are in rules.py; tutorials/experiment/registration.md says them in words.
 """
 
 import csv
