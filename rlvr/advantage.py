@@ -55,7 +55,8 @@ def ppl_weights(old_logp: Tensor, mask: Tensor, group: Tensor, alpha: float, dir
 
         w = (logPPL - mean) / std  within the group,   factor = clamp(1 - alpha * w, 0.8, 1.2)
 
-    Mean and population standard deviation leave out values beyond 1.5 interquartile ranges (Tukey's rule); every row gets a w.
+    Mean and population standard deviation leave out values beyond 1.5 interquartile ranges (Tukey's rule); every row gets a w. In groups
+    of 2 or 3 the rule finds none; of 4 or 5, often one. If the values that are left are all equal, w is in nats: the divisor is then 1.
     No gradient passes through the factor. A group of equal perplexities gets exactly 1.
     """
     if direction not in ("low", "high"):
@@ -109,18 +110,19 @@ METHODS: dict[str, Callable] = {}  # what --method can name
 STRENGTHS: dict[str, Strength] = {}  # those of all methods; each is a field of TrainConfig, a flag, and a keyword of shape()
 
 
-def method(name: str, reads_logp: bool = True, **strengths: Strength) -> Callable:
+def method(name: str, reads: str = "old_logp", **strengths: Strength) -> Callable:
     """Declare the function below as the method `name`: (shaped, advantages, old_logp, mask, group, its strengths) -> token advantages.
 
     shaped [N, T] are the token advantages so far, 0 outside the mask; advantages [N] are those of the rows. The result is [N, T].
-    reads_logp False says that it leaves old_logp alone, which saves a pass in bfloat16. Raises ValueError for a strength of another method.
+    reads: what it looks at beside advantages. Without old_logp in it, a pass is saved in bfloat16. `entropy`, `rewards` and
+    `step` (see `shape`) are handed over as keywords if they are in it. Raises ValueError for a strength of another method.
     """
     for other, known in METHODS.items():
         if other != name and (taken := strengths.keys() & set(getattr(known, "strengths", ()))):
             raise ValueError(f"The strength {min(taken)} belongs to the method {other}. Choose another name for that of {name}.")
 
     def declare(function: Callable) -> Callable:
-        function.strengths, function.reads_logp = tuple(strengths), reads_logp
+        function.strengths, function.reads = tuple(strengths), reads
         METHODS[name] = function
         STRENGTHS.update(strengths)
         return function
@@ -128,7 +130,7 @@ def method(name: str, reads_logp: bool = True, **strengths: Strength) -> Callabl
     return declare
 
 
-@method("grpo", reads_logp=False)
+@method("grpo", reads="")
 def grpo(shaped, advantages, old_logp, mask, group):
     return shaped
 
@@ -142,7 +144,7 @@ def ppl(shaped, advantages, old_logp, mask, group, *, ppl_alpha, ppl_direction, 
     return shaped * weights[:, None] if ppl_apply else shaped
 
 
-@method("pos", reads_logp=False,
+@method("pos", reads="",
     pos_alpha=Strength(0.1, "Strength of position shaping: the largest bonus (released code: 0.1)."),
     pos_direction=Strength("late", "Tokens that get the bonus: late ones (the paper) or early ones (its opposite).", ("late", "early")))
 def pos(shaped, advantages, old_logp, mask, group, *, pos_alpha, pos_direction):
@@ -157,8 +159,11 @@ def method_parts(method: str) -> list[str]:
     return parts
 
 
-def shape(method: str, advantages: Tensor, old_logp: Tensor, mask: Tensor, group: Tensor, **strengths: float | str | bool) -> Tensor:
-    """Give every token its advantage: advantages [N] -> [N, T], 0 outside the mask.
+def shape(method: str, advantages, old_logp, mask, group, *, entropy=None, rewards=None, step=None, **strengths) -> Tensor:
+    """Give every token its advantage: advantages [N], old_logp [N, T], mask [N, T], group [N] -> [N, T], 0 outside the mask.
+
+    entropy [N, T] of the tokens, rewards [N] and the number of the step are needed by some methods alone, which raise ValueError without
+    them. A row whose reward is NaN (it could not be scored) takes no part in the statistics of its group.
 
     "grpo" repeats the row's advantage; the other methods change it, in the order they are named. At strength 0 each of them returns
     bit for bit what "grpo" does. "ppl+pos" is our combination: the released code never joins the two. Its bonus, and the cap of the
@@ -169,8 +174,14 @@ def shape(method: str, advantages: Tensor, old_logp: Tensor, mask: Tensor, group
     if unknown := sorted(strengths.keys() - STRENGTHS.keys()):
         raise ValueError(f"No method declares the strength {' or '.join(unknown)}. Choose from {', '.join(STRENGTHS)}.")
     shaped = advantages.detach()[:, None] * mask.to(advantages.dtype)
+    if rewards is not None:
+        group = group.where(~rewards.isnan(), group.max() + group.new_ones(len(group)).cumsum(0))  # what was not scored: one of its own
+    more = {"entropy": entropy, "rewards": rewards, "step": step}
     for name in method_parts(method):
         own = {key: strengths.get(key, STRENGTHS[key].default) for key in getattr(METHODS[name], "strengths", ())}
+        own |= {key: more[key] for key in getattr(METHODS[name], "reads", "").split() if key in more}
+        if missing := [key for key, value in own.items() if value is None]:
+            raise ValueError(f"The method {name} needs {missing[0]}, as in shape(..., {missing[0]}={missing[0]}).")
         shaped = METHODS[name](shaped, advantages, old_logp, mask, group, **own)
     return shaped
 

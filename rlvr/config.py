@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlvr.advantage import STRENGTHS, Strength
+from rlvr.advantage import Strength
 from rlvr.common.text import printable
+from rlvr.methods import STRENGTHS
 
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
 BUILT_IN = {"tiny": TINY_MODEL, "tiny3": TINY_MODEL.parent / "model3"}  # tiny3: pre-trained for level 3 of the problems
@@ -60,7 +61,8 @@ class RunSettings:
     """'tiny' (built in; at --level 3 that is tiny3), a model folder, a run folder, or a Hub id. A folder with a LoRA adapter is merged into
     its base first."""
     method: str = "pos"
-    """grpo (baseline), ppl (perplexity shaping), pos (position shaping), or several joined by +, as in ppl+pos."""
+    """grpo (baseline), ppl (perplexity shaping), pos (position shaping); forks, entropy-adv, clip-cov, psr-nsr, dr-grpo (other papers');
+    ppl-sham, pos-sham (controls); or several joined by +, as in ppl+pos."""
     name: str = ""
     """Name of the run folder; empty: method and seed, and a number if that is taken."""
     out: str = "runs"

@@ -36,8 +36,7 @@ def entropy_by_correctness(entropy: Tensor, mask: Tensor, correct: Tensor) -> tu
 
     entropy [N, T], mask [N, T], correct [N] bool -> (right, wrong), in nats. Every token counts the same; NaN if no token is left.
     """
-    right, wrong = (entropy[rows][mask[rows].bool()].mean().item() for rows in (correct, ~correct))
-    return right, wrong
+    return tuple(entropy[rows][mask[rows].bool()].mean().item() for rows in (correct, ~correct))
 
 
 def log_perplexity(logp: Tensor, mask: Tensor) -> Tensor:

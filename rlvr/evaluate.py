@@ -9,8 +9,9 @@ import torch
 
 from rlvr.data import Problem, columns_for
 from rlvr.policy import Policy
-from rlvr.reward import answer_key, rewards_from, verify_all
+from rlvr.reward import last_boxed, rewards_from, verify_all
 from rlvr.rollout import Rollouts, sample
+from rlvr.verifier import one_spelling
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -29,6 +30,16 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def powers_up_to(n: int) -> list[int]:
     """The k of the pass@k that are shown: 1, 2, 4, ... and n."""
     return [k for k in (2**i for i in range(20)) if k < n] + [n]
+
+
+def answer_key(response: str) -> str | None:
+    r"""The boxed answer as a string for majority voting, or None without one. Equal numbers get one key.
+
+    >>> [answer_key(r"\boxed{%s}" % s) for s in ("0.5", "1/2", r"\dfrac{2}{4}", r"\sqrt{ 2 }")]
+    ['1/2', '1/2', '1/2', '\\sqrt{2}']
+    """
+    answer = last_boxed(response)
+    return None if answer is None else one_spelling(answer) or None
 
 
 def majority(keys: Sequence[str | None]) -> int | None:

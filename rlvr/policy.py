@@ -129,7 +129,7 @@ class Policy:
     def first_update_is_on_policy(self, c: TrainConfig) -> bool:
         """Whether the first update of a step takes its own log-probs for the old ones. A method that reads old log-probs needs them before
         the update."""
-        reads = any(getattr(METHODS[name], "reads_logp", True) for name in method_parts(c.method))
+        reads = any("old_logp" in getattr(METHODS[name], "reads", "old_logp") for name in method_parts(c.method))
         return c.old_logp == "auto" and self.model.dtype != torch.float32 and not reads
 
 

@@ -8,7 +8,7 @@ import copy
 import math
 import re
 
-from rlvr.verifier import deadline, each, equal, one_spelling
+from rlvr.verifier import deadline, each, equal
 
 BATCH_SECONDS = 30.0  # wall clock for the verdicts of a training step; what needs more is not scored
 
@@ -75,16 +75,6 @@ def verify_all(responses: list[str], golds: list[str], seconds: float = math.inf
     """
     with deadline(seconds):
         return each(equal, list(zip(map(_answer, responses), golds, strict=True)))
-
-
-def answer_key(response: str) -> str | None:
-    r"""The boxed answer as a string for majority voting, or None without one. Equal numbers get one key.
-
-    >>> [answer_key(r"\boxed{%s}" % s) for s in ("0.5", "1/2", r"\dfrac{2}{4}", r"\sqrt{ 2 }")]
-    ['1/2', '1/2', '1/2', '\\sqrt{2}']
-    """
-    answer = _answer(response)
-    return None if answer is None else one_spelling(answer) or None
 
 
 def overlong_penalty(lengths, max_tokens: int, buffer: int, factor: float = 1.0):

@@ -80,8 +80,8 @@ class Trainer:
         penalty = overlong_penalty(rollouts.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
         advantages = grpo_advantages(rewards + penalty, rollouts.group)  # [N]
         method = c.method if self.shaping_is_on() else "grpo"
-        strengths = {name: getattr(c, name) for name in STRENGTHS}
-        shaped = shape(method, advantages, rollouts.old_logp, rollouts.mask, rollouts.group, **strengths)  # [N, T]
+        more = {name: getattr(c, name) for name in STRENGTHS} | dict(rewards=rewards + penalty, step=self.step_number)
+        shaped = shape(method, advantages, rollouts.old_logp, rollouts.mask, rollouts.group, entropy=rollouts.entropy, **more)  # [N, T]
         return Step(rollouts, problem_ids, rewards, keep_sign(shaped, c.learn_from), mini_batches)
 
     def sample_groups(self) -> tuple[Rollouts, list[int], Tensor]:

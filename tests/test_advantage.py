@@ -226,7 +226,7 @@ def test_unknown_directions_raise():
 
 # -- the methods ------------------------------------------------------------------------------------------------------------------------
 
-SHAPED = [m for m in METHODS if m != "grpo"] + ["ppl+pos", "pos+ppl"]
+SHAPED = ["ppl", "pos", "ppl+pos", "pos+ppl"]
 
 
 def example():
@@ -337,6 +337,40 @@ def test_a_method_without_a_declaration_is_given_no_strengths(monkeypatch):
     assert torch.equal(shape("half", *example(), pos_alpha=0.3), shape("grpo", *example()) / 2)
 
 
+def test_a_method_is_given_what_it_reads_and_nothing_else(monkeypatch):
+    monkeypatch.setattr("rlvr.advantage.METHODS", dict(METHODS))
+
+    @method("curious", reads="entropy step")
+    def curious(shaped, advantages, old_logp, mask, group, *, entropy, step):
+        return shaped * entropy * step
+
+    entropy = torch.rand(6, 5)
+    assert torch.equal(shape("curious", *example(), entropy=entropy, step=3), shape("grpo", *example()) * entropy * 3)
+    for given, missing in (dict(entropy=entropy), "step"), (dict(step=3), "entropy"):
+        with pytest.raises(ValueError, match=f"The method curious needs {missing}"):
+            shape("curious", *example(), **given)
+
+
+def test_what_was_not_scored_takes_no_part_in_the_perplexities_of_its_group():
+    """A rambler whose answer could not be checked must not move the factors of the others."""
+    mask = ones(3, 3, 3, 3)
+    rest, unscored = torch.tensor([[-0.1], [-0.2], [-0.4]]).expand(3, 3), torch.full((1, 3), -9.0)
+    rewards, group = torch.tensor([1.0, -1.0, -1.0, NAN]), torch.zeros(4, dtype=torch.long)
+    shaped = shape("ppl", grpo_advantages(rewards, group), torch.cat([rest, unscored]), mask, group, rewards=rewards, ppl_alpha=0.1)
+    alone = shape("ppl", grpo_advantages(rewards[:3], group[:3]), rest, mask[:3], group[:3], ppl_alpha=0.1)
+    assert torch.equal(shaped[:3], alone) and (shaped[3] == 0).all()
+
+
+@pytest.mark.parametrize("n, dropped", [(2, 0), (3, 0), (4, 1), (5, 1)])
+def test_tukeys_rule_in_small_groups(n, dropped):
+    """Of two or three values none can be an outlier. Of four or five one far away is left out of mean and standard deviation."""
+    old_logp = -torch.tensor([*torch.linspace(1.0, 1.1, n - 1).tolist(), 50.0])[:, None]
+    weights = ppl_weights(old_logp, ones(*[1] * n), torch.zeros(n, dtype=torch.long), 0.01)
+    near = -old_logp[: n - dropped, 0]
+    w = (-old_logp[:, 0] - near.mean()) / near.std(correction=0)
+    close(weights, (1 - 0.01 * w).clamp(0.8, 1.2))
+
+
 def test_a_strength_has_one_method():
     """Two methods with one flag would overwrite each other's default. A method that is declared again may keep its own."""
     from rlvr import advantage
@@ -350,7 +384,7 @@ def test_a_strength_has_one_method():
 def test_methods_say_whether_they_read_the_old_log_probs():
     from rlvr.advantage import METHODS
 
-    assert {name for name in ("grpo", "ppl", "pos") if METHODS[name].reads_logp} == {"ppl"}
+    assert {name: METHODS[name].reads for name in ("grpo", "ppl", "pos")} == {"grpo": "", "ppl": "old_logp", "pos": ""}
     logp, changed = -torch.rand(4, 3), -5 * torch.rand(4, 3)
     rest = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.ones(4, 3, dtype=torch.bool), torch.tensor([0, 0, 1, 1])
     for name in ("grpo", "pos"):

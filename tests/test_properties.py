@@ -23,7 +23,8 @@ from rlvr.advantage import grpo_advantages, position_bonus, ppl_weights, shape
 from rlvr.entropy import branching_factor, log_perplexity, perplexity, plateau_step, token_entropy
 from rlvr.loss import clipped_loss
 from rlvr.policy import micro_batches
-from rlvr.reward import answer_key, last_boxed, overlong_penalty, rewards_from, verify, verify_all
+from rlvr.evaluate import answer_key
+from rlvr.reward import last_boxed, overlong_penalty, rewards_from, verify, verify_all
 from rlvr.rollout import Rollouts
 from rlvr.verifier import process
 

@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from rlvr import reward, verifier
-from rlvr.reward import answer_key, last_boxed, overlong_penalty, verify, verify_all
+from rlvr.evaluate import answer_key
+from rlvr.reward import last_boxed, overlong_penalty, verify, verify_all
 from rlvr.run.reward_function import load_reward
 from rlvr.verifier import child, equality, exact, process, spelling, words
 

@@ -36,9 +36,8 @@ from rlvr.common.text import progress_bar, say
 from rlvr.config import SettingError, TrainConfig
 from rlvr.data import Problem
 from rlvr.entropy import log_perplexity
-from rlvr.evaluate import right
+from rlvr.evaluate import answer_key, right
 from rlvr.policy import Policy, load_policy
-from rlvr.reward import answer_key
 from rlvr.rollout import Rollouts
 from rlvr.run import checkpoint
 from rlvr.run.branch import start_branch

@@ -8,10 +8,11 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from rlvr.advantage import STRENGTHS, method_parts
+from rlvr.advantage import method_parts
 from rlvr.common.text import quoted
 from rlvr.config import BUILT_IN, GYM, EvalConfig, SettingError, TrainConfig, train_config
 from rlvr.loaders.chat import template_arguments
+from rlvr.methods import STRENGTHS
 
 # Settings that say nothing about the model: on what it runs, and what is shown and saved meanwhile.
 OF_THE_MACHINE = set(
