@@ -80,7 +80,7 @@ def dr_grpo(shaped, advantages, old_logp, mask, group, *, rewards, dr_grpo_power
     change, no division by the length of a completion, is how the loss is here anyway.
     """
     factor = shaped.new_ones(len(group))
-    for g in group[~rewards.isnan()].unique():
+    for g in group.unique():
         r = rewards[group == g]
         if len(r) > 1:
             factor[group == g] = (r.std() + 1e-6) ** dr_grpo_power

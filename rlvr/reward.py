@@ -17,7 +17,7 @@ _BRACE = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+(-?\d+(?:[.,/]\d+)*))|\\[{}]|\
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last balanced ``\boxed{...}`` (or ``\fbox{...}``), or None without one.
+    r"""The content of the last balanced ``\boxed{...}`` (or ``\fbox{...}``), or None without one, also of what is no text.
 
     "Last" is the box that opens last. A box that never closes does not count and does not hide an earlier one.
     TeX also allows ``\boxed 5``; a plain number after a space is accepted. So is a box with its backslash doubled.
@@ -26,7 +26,7 @@ def last_boxed(text: str) -> str | None:
     >>> last_boxed(r"First \boxed{3}. No: \boxed{\frac{1}{2}}. Or \boxed{4")
     '\\frac{1}{2}'
     """
-    first = re.search(r"\\(?:boxed|fbox)", text)
+    first = re.search(r"\\(?:boxed|fbox)", text) if isinstance(text, str) else None
     best, answer = -1, None
     opened = []  # for each open brace: where its content starts if it belongs to a box, else -1
     for match in _BRACE.finditer(text, first.start()) if first else ():
@@ -57,11 +57,7 @@ def verify(response: str, gold: str) -> bool:
     >>> verify("... so it is 0.5.", "0.5")
     False
     """
-    return equal(_answer(response), gold)
-
-
-def _answer(response) -> str | None:
-    return last_boxed(response) if isinstance(response, str) else None
+    return equal(last_boxed(response), gold)
 
 
 def verify_all(responses: list[str], golds: list[str], seconds: float = math.inf) -> list[bool | None]:
@@ -74,7 +70,7 @@ def verify_all(responses: list[str], golds: list[str], seconds: float = math.inf
     [True, False]
     """
     with deadline(seconds):
-        return each(equal, list(zip(map(_answer, responses), golds, strict=True)))
+        return each(equal, list(zip(map(last_boxed, responses), golds, strict=True)))
 
 
 def overlong_penalty(lengths, max_tokens: int, buffer: int, factor: float = 1.0):

@@ -65,7 +65,6 @@ MUTANTS = [
     ("clip-cov: always the first", "methods -k clip_cov", "methods", "torch.randperm(len(found), generator=_generator(step))",
      "torch.arange(len(found))"),
     ("psr-nsr: the wrong ones weigh less", "methods -k psr", "methods", "shaped <= 0", "shaped >= 0"),
-    ("dr-grpo: what was not scored counts", "methods -k dr_grpo", "methods", "r = rewards[group == g]", "r = rewards[group == g].nan_to_num()"),
     ("dr-grpo: divided twice", "methods -k dr_grpo", "methods", "** dr_grpo_power", "** -dr_grpo_power"),
     ("shams: over all groups", "methods -k sham_of_ppl", "methods", "rows = (group == g).nonzero()[:, 0]", "rows = torch.arange(len(group))"),
     ("shams: nothing is dealt out", "methods -k sham", "methods", "torch.randperm(len(rows), generator=generator)", "torch.arange(len(rows))"),

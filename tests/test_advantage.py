@@ -354,7 +354,7 @@ def test_a_method_is_given_what_it_reads_and_nothing_else(monkeypatch):
 def test_what_was_not_scored_takes_no_part_in_the_perplexities_of_its_group():
     """A rambler whose answer could not be checked must not move the factors of the others."""
     mask = ones(3, 3, 3, 3)
-    rest, unscored = torch.tensor([[-0.1], [-0.2], [-0.4]]).expand(3, 3), torch.full((1, 3), -9.0)
+    rest, unscored = torch.tensor([[-0.1], [-0.2], [-0.4]]).expand(3, 3), torch.full((1, 3), -0.5)
     rewards, group = torch.tensor([1.0, -1.0, -1.0, NAN]), torch.zeros(4, dtype=torch.long)
     shaped = shape("ppl", grpo_advantages(rewards, group), torch.cat([rest, unscored]), mask, group, rewards=rewards, ppl_alpha=0.1)
     alone = shape("ppl", grpo_advantages(rewards[:3], group[:3]), rest, mask[:3], group[:3], ppl_alpha=0.1)

@@ -15,7 +15,7 @@ import pytest
 
 from rlvr import advantage
 from rlvr import config as config_module
-from rlvr.advantage import STRENGTHS, Strength, method
+from rlvr.advantage import METHODS, STRENGTHS, Strength, method
 from rlvr.config import PRESETS, EvalConfig, SettingError, TrainConfig
 from rlvr.run.cli import parse_eval, parse_train
 from rlvr.run.folder import run_folder
@@ -254,9 +254,10 @@ def test_help_begins_with_the_flags_that_matter_and_gives_the_rest_in_groups():
     assert headings[0] == "options" and flags[0][:4] == ["--method", "--model", "--data", "--preset"] and 10 <= len(flags[0]) <= 15
     groups = dict(zip(headings, flags))
     assert {"sampling options", "reward options", "machine options", "evaluation and logging options"} <= groups.keys()
-    assert "--temperature" in groups["sampling options"] and set(STRENGTHS) <= {
-        flag[2:].replace("-", "_") for flag in groups["shaping options"]
-    }
+    assert "--temperature" in groups["sampling options"]
+    of_the_paper = {name for part in ("ppl", "pos") for name in METHODS[part].strengths}
+    for heading, strengths in (("shaping options", of_the_paper), ("further methods options", set(STRENGTHS) - of_the_paper)):
+        assert strengths <= {flag[2:].replace("-", "_") for flag in groups[heading]}
     assert all(1 < len(flags) < 12 for flags in groups.values() if flags != groups["options"])
 
 

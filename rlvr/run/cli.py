@@ -15,6 +15,7 @@ from dataclasses import MISSING, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from rlvr.advantage import METHODS
 from rlvr.config import BUILT_IN, PRESET_HELP, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, train_config
 from rlvr.run.settings import branch_settings, check_eval, check_train, read_config, refuse
 
@@ -122,7 +123,8 @@ def _parse_in_groups(kind: type, argv, program: str, first: list[str], about: st
 def _heading(kind: type, setting) -> str:
     """The name of the group in which a setting was declared; tyro adds "options"."""
     declared = (base for base in reversed(kind.__mro__) if setting.name in getattr(base, "__dataclass_fields__", {}))
-    return (ShapingSettings if "strength" in setting.metadata else next(declared)).__doc__.lower()
+    owners = [m.__module__ for m in METHODS.values() if setting.name in getattr(m, "strengths", ())]
+    return "further methods" if owners and owners != ["rlvr.advantage"] else (ShapingSettings if owners else next(declared)).__doc__.lower()
 
 
 def _presets() -> str:
