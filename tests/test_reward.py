@@ -232,6 +232,20 @@ def test_last_boxed_is_linear():
         (" ", "", False),
         ("5", "", False),
         ("5", None, False),
+        (r"US\$18", "18", True),
+        (r"5\textnormal{ km}", "5", True),
+        ("x = 58,500", "58500", True),
+        (r"x\in\{2,3\}", "2, 3", True),
+        (r"x\in\{2,3\}", "2, 4", False),
+        (r"x=2, y=3", "2", False),
+        (r"52\text{ (base 8)}", "52_8", True),
+        (r"52\text{ (base 7)}", "52_8", False),
+        ("No solutions", r"\text{no solution}", True),
+        ("No solution", "No", False),
+        ("No apples", "No", False),
+        ("A B", "a b", False),
+        (r"\{\emptyset\}", r"\emptyset", False),
+        (r"\{\}", r"\emptyset", True),
     ],
 )
 def test_exact_values(answer, gold, expected, monkeypatch):
@@ -270,6 +284,23 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("command", ["text", "mathrm", "textnormal", "mbox", "textbf"])
+@pytest.mark.parametrize(
+    "word",
+    """
+    th fold thousandfold millionths elevenths possibly hardly wrongly mistaken unlikely untrue nonzero perhaps loss debt doubled negated
+    reciprocal binary hexadecimal ppm percentile bil Millionen nicht falsch exclusive missing void
+    """.split(),
+)
+def test_a_word_after_a_number_that_changes_what_is_said_counts(command, word):
+    assert not verify(boxed(rf"5\{command}{{ {word}}}"), "5") and not verify(boxed(f"5 {word} apples"), "5")
+
+
+@pytest.mark.parametrize("word", "units families days daily weekly unions undergraduates months fish dishes eggs seeds only".split())
+def test_a_plain_noun_after_a_number_may_go(word):
+    assert verify(boxed(rf"5\text{{ {word}}}"), "5") and verify(boxed(f"5 {word}"), "5")
+
+
 # --- other mathematics, decided by math-verify in the child ---------------------------------------------------------
 
 
@@ -299,6 +330,24 @@ def test_import_is_light():
         ("east", r"\text{west}", False),
         ("y=5", "x=5", False),
         ("1", "2x+z=1", False),  # the sides of an equation do not stand for the equation
+        (r"x = 180^\circ - 2\cdot 30^\circ = 120^\circ", r"120^\circ", True),
+        (r"\frac{360^\circ}{5}", "72", True),
+        (r"30^\circ + 1", "31", False),
+        (r"180^\circ - 60^\circ", r"120\text{ km}", False),
+        (r"\sin(30)^\circ", r"\sin 30", False),
+        (r"\sin 30\text{ degrees}", r"\sin 30", False),
+        (r"\sin 30\text{ degrees}", "0.5", True),
+        (r"20\% \times 50 = 10", "10", True),
+        (r"50\%\text{ of }10", "5", True),
+        (r"50\% + 50\%", "100", False),
+        (r"5! = 120", "120", True),
+        (r"5! = 100", "100", False),
+        ("2**10", "1024", True),
+        ("(0,1) U (2,3)", r"(0,1)\cup(2,3)", True),
+        ("4 ≡ 6", "6", False),  # what the parser does not know it drops
+        ("4 ≟ 6", "6", False),
+        ("[4=6]", "6", False),  # an equation in brackets: it would take the last part
+        ("x=[2+3=6]", "6", False),
     ],
 )
 def test_other_mathematics(answer, gold, expected):

@@ -78,6 +78,7 @@ _ARGUMENT = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)(?:_\{?\w+\}?)?(?: ?\^ ?\{?-?\d+\}?)?) ?"
     r"([A-Za-z]|[\d.]+[A-Za-z]?|\\[a-z]+) ?(?=\\cdot|\\times|\*)"
 )
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?\\%")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?) ?\^\\circ")
 
 
@@ -87,6 +88,7 @@ def _parse(text: str):
     from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
+    text = _PERCENT.sub(r"(\\frac{\1}{100})", text)  # the parser would drop the sign
     # Decimals become fractions: math-verify rounds floats to 6 places, and 3.14159265 is not pi.
     text = re.sub(r"(\d*)\.(\d+)", lambda match: rf"(\frac{{{match[1]}{match[2]}}}{{1{'0' * len(match[2])}}})", text)
     text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)

@@ -17,7 +17,7 @@ _INTEGER = re.compile(r"-?\d{1,15}", re.ASCII)
 # "(D)", "D) 15", "D. 15", "Option D"
 _CHOICE = re.compile(r"(?:(?:option|choice|answer) ?)?(?:\(?([A-Za-z])\)?$|\(?([A-Z])[).:] ?([\w\\$-].*))", re.IGNORECASE)
 _DIGITS = r"\(?(\d+|[0-9A-Fa-f]+(?=[^0-9A-Fa-f]+(?:16|sixteen)))\)?"
-_BASE = re.compile(_DIGITS + r"(?:_[({]*(?:\\text\{)?(\w+)[)}]*| ?\\text\{base\} ?(\w+))")  # 101_2; math-verify drops the base
+_BASE = re.compile(_DIGITS + r"(?:_[({]*(?:\\text\{)?(\w+)[)}]*| ?\(?base ?(\w+)\)?)")  # 101_2; math-verify drops the base
 _BASES = {name: str(base) for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)}
 _BASES["sixteen"] = "16"
 _HUGE = re.compile(r"\^[{(]*-?(?:\d{4}|\d+\^[{(]*\d)|\d{5}[)}]*!|\d{50}")  # x^{1000}, x^{2^{9}}, 10000!, 50 digits
@@ -26,8 +26,9 @@ _SETS = re.compile(r"[<>]|\\(?:l|g|n)e(?![a-z])|\\(?:cup|cap|setminus)(?![a-z])|
 _UNREADABLE = re.compile("|".join((
     r"""['":]|!!|\\(?:ldots|equiv|pmod|bmod|mid|nabla|angle|triangle|overline|neg|parallel|perp|to|implies|Rightarrow|star)(?![a-z])""",
     r"\\(?:vec|mathbf|overrightarrow).*\\(?:cdot|times)",
+    r"[^\x00-\x7f]", r"\[[^]]*=",
     r"\^ ?\{?T\}?(?![a-z])", r"(?<![A-Za-z])[A-Za-z] ?\^ ?\{?-1\}? ?\(", r"\^ ?\{ ?\(\w+\) ?\}",  # A^T, f^{-1}(x), y^{(4)}
-    r"(?<![\d_^])\d+ \d", r"(?<![\d_^{])\d+_", r"\.\d+ ?\(", r"[a-zA-Z] ?\^ ?\\circ", r"\^ ?\{\d\} ?\d", r"\\frac ?\d ?\d\d",
+    r"(?<![\d_^])\d+ \d", r"(?<![\d_^{])\d+_", r"\.\d+ ?\(", r"[^\d. ] ?\^ ?\\circ", r"\^ ?\{\d\} ?\d", r"\\frac ?\d ?\d\d",
     r"[\d}] ?\\infty", r"\\infty ?[-+*/^\d]", r"/ ?\\infty", r"\}\{\\infty\}",
 )))  # fmt: skip
 _NUMERIC = re.compile(  # what is a number, or may stand in one
@@ -153,7 +154,8 @@ def _equal_lists(answer: str, gold: str) -> bool | None:
         spaced = [text.replace(",", ", ") if grouped.fullmatch(text) else text for text in (answer, gold)]
         return spaced != [answer, gold] and max(len(items), len(gold_items)) > 1 and _equal_lists(*spaced) is True
     both = {brackets, gold_brackets}
-    if len(both) > 1 and not both <= {"", "()"} and not both <= {"", r"\{\}"}:  # (1,2), [1,2] and {1,2} are three things
+    if len(both) > 1 and (not both <= {"", "()"} and not both <= {"", r"\{\}"} or r"\emptyset" in map(compact, items)):
+        # (1,2), [1,2] and {1,2} are three things, and a set with the empty set in it is not empty
         return None if sets else False
     if both & {"()", "[]", "(]", "[)"}:  # a point: its order counts, and its brackets may be missing
         if any("=" in item for item in items) and items != sorted(items):  # y = 1, x = 2 is (2, 1)
@@ -204,7 +206,7 @@ def _equal_equations(answer: str, gold: str) -> bool | None:
     sides, gold_sides = split_at(answer, *separators), split_at(gold, *separators)
     if len(sides) == len(gold_sides) == 1:
         return None
-    if len(split_at(answer, ",", r"\lor")) + len(split_at(gold, ",", r"\lor")) > 2:
+    if any(len(split_at(text, ",", r"\lor")) > 1 for text, its in ((answer, sides), (gold, gold_sides)) if len(its) > 1):
         return None if _SETS.search(answer + gold) else False
     if len(sides) > 1 and len(gold_sides) > 1:
         if compact(sides[0]) == compact(gold_sides[0]):
@@ -278,7 +280,7 @@ def _is_name(side: str, strict: bool) -> bool:
 
 def _equal_around_words(answer: str, gold: str) -> bool | None:
     """With words that change what is said, the words must be the same, and the mathematics between them equal. None without words."""
-    of = re.compile(r"^(\\frac ?\{?\d+?\}? ?\{?\d+\}?|\d+/\d+)\\text\{of\} ?(?=[\d.]+$)")  # \frac12 of 6
+    of = re.compile(r"^(\\frac ?\{?\d+?\}? ?\{?\d+\}?|\d+/\d+|[\d.]+\\%)\\text\{of\} ?(?=[\d.]+$)")  # \frac12 of 6, 50\% of 6
     if of.match(answer) or of.match(gold):
         return _equal(of.sub(r"\1\\cdot ", answer), of.sub(r"\1\\cdot ", gold))
     if words_in(answer) != words_in(gold):

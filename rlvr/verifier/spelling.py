@@ -37,7 +37,7 @@ _RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\\frac ?(\d) ?(\d)(?!\d)", r"\\frac{\1}{\2}"), (r"\\frac ?(\\pi) ?(\d)(?!\d)", r"\\frac{\1}{\2}"),
     (r"\\(?:varnothing|emptyset)(?![A-Za-z])|\\\{ ?\\\}", r"\\emptyset "),
     (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"), (r"\\colon(?![A-Za-z])|\\mid(?![A-Za-z])", ":"),
-    (r"\\lg(?![A-Za-z])", r"\\log_{10}"), (r"\\(?:lor|vee)(?![A-Za-z])", r"\\lor "), (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+    (r"\\lg(?![A-Za-z])", r"\\log_{10}"), (r"\\(?:lor|vee)(?![A-Za-z])", r"\\lor "), (r"\\neq(?![A-Za-z])|(?<![\d)])!=", r"\\ne "),
     (r"\\(l|g)(?:eqslant|eqq|eq)(?![A-Za-z])", r"\\\1e "),
     (r"<=", r"\\le "), (r">=", r"\\ge "),
     (r"\\not ?=", r"\\ne "), (r"\\gt(?![a-z])", ">"), (r"\\lt(?![a-z])", "<"),
@@ -45,7 +45,8 @@ _RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\\land(?![a-z])", r"\\wedge "), (r"\\ast(?![a-z])", "*"), (r"\\tg(?![a-z])", r"\\tan "),
     (r"\\(?:operatorname|mathrm|text) ?\{ ?((?:arc)?(?:sin|cos|tan|cot)|log|ln|exp) ?\}", r"\\\1 "), (r"\^ ?-(\d+)", r"^{-\1}"),
     (r"\\d?binom", r"\\binom"),
-    (r"\*\*", "^"), (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times "), (r"(?<![A-Za-z\\])(?:infinity|inf)(?![A-Za-z])", r"\\infty "),
+    (r"\*\*(\d+)", r"^{\1}"), (r"\*\*", "^"),
+    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\times "), (r"(?<![A-Za-z\\])(?:infinity|inf)(?![A-Za-z])", r"\\infty "),
     (rf"(?<![A-Za-z\\])({_FUNCTIONS})(?![A-Za-z])", r"\\\1 "),
     (r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"), (r"(\\sqrt(?:\[\w+\])?) ?(\d+|[a-z])", r"\1{\2}"),
     (r"\{([^{}]*|[^{}]*\{[^{}]*\}[^{}]*)\\over(?![A-Za-z])((?:[^{}]|\{[^{}]*\})*)\}", r"\\frac{\1}{\2}"),
@@ -58,9 +59,11 @@ _RULES = [(re.compile(pattern), new) for pattern, new in (
     # sets
     (r"\\\{ ?[a-z](?: ?\\in ?\\mathbb ?\{?R\}?)? ?(?::|\|) ?(.*) ?\\\}$", r"\1"),                    # {x | x > 2} is x > 2
     (r"^ ?\] ?([^,;\[\]]+[,;][^,;\[\]]+) ?\[ ?$", r"(\1)"),            # ]1, 2[ is (1, 2)
+    (r"(?<=[)\]}]) ?U ?(?=[(\[\\])", r"\\cup "),                        # (0,1) U (2,3)
     (r"\\mathbb ?\{?R\}? ?(?:-|\\backslash) ?(?=\\\{)", r"\\mathbb{R}\\setminus "),
     (r"(?<![(\[{]) ?; ?(?=.)", ", "), (r"(?<=\d) ?\(([A-Za-z]{2,})\) ?$", r" \1"),
     (r" ?(?:\\text ?\{ ?)?(?<![A-Za-z])(?:percent(?:age)?|per cent|pct)(?: ?\})?(?![A-Za-z])|\\?%", r"\\%"),
+    (r"= ?-?\d{1,3}(?:,\d{3})+$", lambda match: match[0].replace(",", "")),  # x = 58,500
     (r"^ ?[=:] ?", ""), (r"^-?(.*?) ?\\?(?:text)? ?\{? ?below zero ?\}?$", r"-\1"),
     (r" +", " "), (r"(?<=[{(\[]) | (?=[})\]])(?<!\\ )", ""),
 )]  # fmt: skip
