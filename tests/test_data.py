@@ -117,6 +117,8 @@ def test_csv_with_commas_quotes_and_line_breaks_in_a_field(tmp_path):
         ("packed.jsonl", gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode())),  # its name does not say so
         ("a.json.xz", lzma.compress(json.dumps(ROWS).encode())),
         ("a.csv.bz2", bz2.compress('problem,answer\nWhat is 1+1?,2\n"A ""quoted"", long\nquestion\u00e9",3\n'.encode())),
+        ("semicolon.csv", 'problem;answer\nWhat is 1+1?;2\n"A ""quoted"", long\nquestion\u00e9";3\n'),  # as spreadsheets write it in half of Europe
+        ("field.json", json.dumps({"data": ROWS})),
         ("names.jsonl", "".join(json.dumps({" Problem": r["problem"], "ANSWER ": r["answer"]}) + "\n" for r in ROWS)),
         ("names.csv", 'Problem, answer\nWhat is 1+1?, 2\n"A ""quoted"", long\nquestion\u00e9", 3\n'),
     ],
@@ -203,7 +205,7 @@ def test_the_built_in_problems_know_their_steps():
         ("list.jsonl", GOOD + "[1, 2]\n", ["other than objects"]),
         ("latin.jsonl", '{"problem": "caf\u00e9", "answer": 1}'.encode("latin-1"), ["not UTF-8", "Save it as UTF-8"]),
         ("latin.csv", "problem,answer\ncaf\u00e9,1\n".encode("latin-1"), ["not UTF-8"]),
-        ("semicolon.csv", "problem;answer\np;1\n", ["'problem;answer'", "--problem-column"]),
+        ("columns.json", '{"problem": ["p", "q"], "answer": ["1", "2"]}', ["row 1", "a list of 2 texts", "a row for each problem"]),
         ("huge.csv", "problem,answer\n" + "x" * 200_000 + ",1\n", ["huge.csv"]),
         ("columns.jsonl", '{"frage": "p", "antwort": 1}\n', ["'frage', 'antwort'", "--problem-column"]),
         ("half.jsonl", '{"problem": "p"}\n', ["the columns 'problem'."]),
@@ -432,6 +434,10 @@ def test_body_and_question_belong_together_and_other_columns_that_may_be_the_pro
     rows = [{"question": "q", "Context": "", "answer": 1}, {"question": "r", "Context": "c", "answer": 2}]
     load_problems(table(tmp_path, rows))
     assert "read from question of" in (said := capsys.readouterr().out) and "has context too. --problem-column context+question joins them" in said
+    load_problems(table(tmp_path, [{"question": "q", "choices": ["1", "2"], "scenario": "s", "answer": "B"}]))
+    assert "--problem-column scenario+question+choices joins them" in capsys.readouterr().out
+    assert load_problems(table(tmp_path, [{"question": "q", "choices": ["1", "2"], "answer": "B"}]), problem_column="question+choices") == [
+        Problem("q 1, 2", "B")]
     for quiet in (dict(problem_column="question"), dict(problem_column="context+question")):
         load_problems(table(tmp_path, rows[1:]), **quiet)
         assert not capsys.readouterr().out
@@ -450,7 +456,8 @@ def test_empty_parts_and_later_lines_are_no_answers(published, answer, tmp_path)
 
 NOTHING_MATCHES = [
     "5\nThe answer is: 5", "proof", "Proof.", "notfound", "N/A", "See solution.", "9 (apples)", "1,200 [square feet]", "The final answer is 5",
-    "Answer: 5", "['5']", "<answer>5</answer>", "We see that both sides are equal to each other, so x = 5.", r"\frac{1}{2", "nan", "5\nsince it is odd",
+    "Answer: 5", "['5']", "<answer>5</answer>", "We see that both sides are equal to each other, so x = 5.",
+    "The sum of 2 and 3 is of course 5.", r"\frac{1}{2", "nan", "5\nsince it is odd",
 ]  # fmt: skip
 MATCHED = [
     "5", "-3.5", "1,000", r"\frac{1}{2}", "east", r"\text{Evelyn}", "(3, 4)", "3 (mod 7)", "10 cm", "2 hours 30 minutes", "x^2+2x", r"\{1, 2\}", "mother-in-law",

@@ -17,8 +17,9 @@ COLUMNS = [
     (("prompt",), "answer"), (("prompt",), "reward_model.ground_truth"), (("input",), "target"),  # what verl reads; MAWPS
     (("problem",), "solution"),  # MATH, Minerva: the answer is in the last box of the solution
 ]  # fmt: skip
-# Columns that may hold the problem, or a part of it.
-LIKE_A_PROBLEM = "problem question prompt input body context passage story instruction query".split()
+# Columns that may hold the problem, or a part of it; the last two are what it lets one choose from.
+LIKE_A_PROBLEM = """problem question prompt input body context passage story instruction query text background scenario premise setup
+    description paragraph document facts choices options""".split()
 # What published sets put around a problem: instructions that ask for another form of answer than the box. The first group is the problem.
 WRAPPINGS = [re.compile(pattern, re.DOTALL) for pattern in (
     r"Solve the following math problem[^\n]*\bAnswer\b[^\n]*\n\s*(.*?)(?:\s*Remember to put your answer on its own line[^\n]*)?",  # DAPO-Math
@@ -31,7 +32,7 @@ NO_ANSWER = re.compile(
     | -?[\d.,/]+\s+[(\[][a-z\s]{3,}[)\]]\Z  # 9 (apples)
     | .*\b(?:answer|result)\s?(?:is|:|=)  # The answer is: 5
     | \[\s*['"] | <(\w+)>.*</\1>  # ['5'], a list that became text; <answer>5</answer>
-    | .*(?:[^\W\d_]{2,}\s+){6}  # a sentence
+    | .*(?:[^\W\d_]{2,}\s+(?:\S{1,9}\s+)?){6}  # a sentence, perhaps with numbers between its words
     | [^\\]*\n[^\\]*[^\W\d_]{3}  # several lines with words""",
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
@@ -93,15 +94,15 @@ def _say_other_columns(rows: list[dict], where: str, questions: tuple[str, ...])
     chosen = {c.lower() for c in questions}
     others = [c for c in LIKE_A_PROBLEM if c not in chosen and any(_may_be_problem(row, c, questions) for row in rows[:100])]
     if others:
-        say(
-            f"note: the problem is read from {'+'.join(questions)} of {where}, which has {', '.join(others)} too. "
-            f"--problem-column {'+'.join((*others, *questions))} joins them"
-        )
+        joined = sorted((*others, *questions), key=lambda column: (column in LIKE_A_PROBLEM[-2:], column in questions))
+        said = f"note: the problem is read from {'+'.join(questions)} of {where}, which has {', '.join(others)} too"
+        say(f"{said}. --problem-column {'+'.join(joined)} joins them")
 
 
 def _may_be_problem(row: dict, column: str, questions: tuple[str, ...]) -> bool:
-    text = _cell(row, column)
-    return isinstance(text, str) and bool(text.strip()) and all(text != _cell(row, c) for c in questions)
+    cell = _cell(row, column)
+    filled = bool(cell) if column in LIKE_A_PROBLEM[-2:] else isinstance(cell, str) and bool(cell.strip())
+    return filled and all(cell != _cell(row, c) for c in questions)
 
 
 def _say_alike(seen: Counter, where: str) -> None:
@@ -170,6 +171,8 @@ def _read_row(row: dict, number: int, where: str, questions: tuple[str, ...], an
     columns = (*questions, answer_column)
     cells = (*(_user_message(_cell(row, c)) for c in questions), _cell(row, answer_column))
     *parts, published = (_cell_text(cell, f"The {c} in row {number} of {where}") for cell, c in zip(cells, columns))
+    if len(parts) == 1 and isinstance(cells[0], list) and len(cells[0]) > 1:
+        raise SettingError(f"The {columns[0]} in row {number} of {where} is a list of {len(cells[0])} texts. Write a row for each problem.")
     question, boxed = " ".join(parts), last_boxed(published)
     # What a published solution ends with is its answer: '#### 72' (a line), or the last box of a worked one. Anything else is an answer
     # itself.

@@ -115,7 +115,7 @@ def _read_table(path: Path) -> list[dict]:
         raise SettingError(f"{cause}. Check the path and the permissions, or unpack it by hand.") from None
     if "\0" in text:  # usually UTF-16: every other byte of it is a NUL
         raise SettingError(f"The file {path} is not UTF-8 text. Save it as UTF-8.")
-    return _csv_rows(text, path, "\t" if kind == ".tsv" else ",") if kind in (".csv", ".tsv") else _json_rows(text, path)
+    return _csv_rows(text, path) if kind in (".csv", ".tsv") else _json_rows(text, path)
 
 
 def _unpacked(path: Path) -> bytes:
@@ -140,9 +140,11 @@ def _parquet_rows(path: Path) -> list[dict]:
             raise SettingError(f"The file {path} cannot be read as parquet ({one_line(error)}). Use JSON lines.") from None
 
 
-def _csv_rows(text: str, path: Path, delimiter: str) -> list[dict]:
-    """Refuses what csv.DictReader would misread without a word: surplus cells, two columns of one name, a quote that is never closed."""
+def _csv_rows(text: str, path: Path) -> list[dict]:
+    """Between its cells are commas, tabs or semicolons, as in the first line. Refuses what csv.DictReader would misread without a word:
+    surplus cells, two columns of one name, a quote that is never closed."""
     body = text.lstrip()
+    delimiter = next((c for c in ("\t,;" if _kind(path.name) == ".tsv" else ",;\t") if c in body.split("\n")[0]), ",")
     reader = csv.DictReader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True)  # not body.splitlines(), which also splits at U+2028
     rows = []
     try:
@@ -173,6 +175,8 @@ def _json_rows(text: str, path: Path) -> list[dict]:
         place = "" if is_list and _kind(path.name) == ".json" else f", line {number}"
         raise SettingError(f"The file {path}{place} is not valid JSON ({one_line(error)}). {remedy}.") from None
     rows = rows[0] if is_list else rows
+    if len(rows) == 1 and isinstance(rows[0], dict) and len(rows[0]) == 1 and isinstance(inside := [*rows[0].values()][0], list):
+        rows = inside  # {"data": [...]}
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SettingError(f"The file {path} holds something other than objects. {remedy}.")
     return rows
