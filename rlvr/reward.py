@@ -8,6 +8,7 @@ import copy
 import math
 import re
 
+from rlvr.common.text import one_line
 from rlvr.verifier import deadline, each, equal
 
 BATCH_SECONDS = 30.0  # wall clock for the verdicts of a training step; what needs more is not scored
@@ -114,7 +115,7 @@ def rewards_from(function, responses: list[str], golds: list[str], *more: list) 
         raise ValueError(f"The reward function {name} returned {counts}. Return one for each, in order.")
     rewards = [_plain(r) for r in rewards]
     if all(map(math.isnan, rewards)):
-        reason = f"{type(problem).__name__}: {problem}" if problem else "it returned no finite number"
+        reason = f"{type(problem).__name__}: {one_line(problem)}" if problem else "it returned no finite number"
         raise ValueError(f"The reward function {name} failed for all {len(responses)} completions ({reason}). Mend it, then --resume.")
     return rewards
 
@@ -136,5 +137,5 @@ def _plain(reward) -> float:
         if isinstance(reward, bool):
             return 1.0 if reward else -1.0
         return float(reward) if abs(reward) < 1e15 else math.nan
-    except Exception:
+    except BaseException:  # what an object of the user's does when it is asked for its value must not end a run either
         return math.nan

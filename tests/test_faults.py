@@ -440,6 +440,16 @@ def test_a_completion_that_the_reward_function_fails_for_costs_only_itself():
     assert got[0] == got[2] == 0.5 and math.isnan(got[1])
 
 
+class Exits(float):
+    def __abs__(self):
+        sys.exit(0)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError
+
+
 @pytest.mark.parametrize(
     "function, message",
     [
@@ -452,6 +462,9 @@ def test_a_completion_that_the_reward_function_fails_for_costs_only_itself():
         (lambda r, g: sys.exit(0), "failed for all 4 completions .SystemExit: 0.. Mend it"),
         (lambda r, g: (_ for _ in r).throw(asyncio.CancelledError), "failed for all 4 completions .CancelledError"),
         (lambda r, g: [1e39] * 4, "failed for all 4 completions .it returned no finite number"),
+        (lambda r, g: [Exits()] * 4, "failed for all 4 completions .it returned no finite number"),
+        (lambda r, g: (_ for _ in r).throw(Unspeakable), "failed for all 4 completions .Unspeakable: it cannot say what it is.. Mend it"),
+        (lambda r, g: (_ for _ in r).throw(ValueError("a\n\x1b[2Jb" * 99)), r"failed for all 4 completions .ValueError: a \\x1b\[2Jba [^\n\x1b]{100,250}.. Mend it"),
     ],
 )
 def test_a_reward_function_that_cannot_be_used_is_named(function, message):
@@ -535,6 +548,9 @@ def switches_over(responses, golds):
     torch.inference_mode().__enter__()
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
+    torch.autocast("cpu", torch.bfloat16).__enter__()
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    sys.setrecursionlimit(sys.getrecursionlimit() + 100)
     os.chdir("/")
     sys.stdout.close()
     sys.stderr.close()
@@ -544,9 +560,11 @@ def switches_over(responses, golds):
 
 def test_what_a_reward_function_switches_over_is_put_back(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads(), sys.getrecursionlimit()
     for name, reward in (("whole", plus), ("run", switches_over)):
         run(Path(name), reward, steps=2)
     check_equal(Path("run"), Path("whole"))
+    assert (torch.get_num_threads(), sys.getrecursionlimit()) == before and not torch.is_autocast_enabled("cpu")
     assert "run folder: run" in capsys.readouterr().out
     Path("mine.py").write_text("import torch\ntorch.set_default_dtype(torch.float64)\ndef good(completions, answers): return [1, 0]\n")
     load_reward("mine.py:good")

@@ -102,4 +102,7 @@ def printable(text: str) -> str:
 
 def one_line(error: object, most: int = 150) -> str:
     """What an exception says, in one line of at most `most` characters, for the middle of a sentence."""
-    return printable(" ".join(str(error).split())[:most]).rstrip(".")
+    try:
+        return printable(" ".join(str(error).split())[:most]).rstrip(".")
+    except Exception:  # its class is the user's own
+        return "it cannot say what it is"

@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 
-from rlvr.common.text import Patient
+from rlvr.common.text import Patient, one_line
 from rlvr.config import SettingError
 from rlvr.data import Problem, columns_for
 from rlvr.reward import rewards_from
@@ -41,7 +41,7 @@ def load_reward(name: str, example: Problem = EXAMPLE):
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever the code of the module does
-        raise SettingError(f"--reward: {where} cannot be imported ({type(error).__name__}: {error}). Check the name, and its code.") from None
+        raise SettingError(f"--reward: {where} cannot be imported ({type(error).__name__}: {one_line(error)}). Check the name, and its code.") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         raise SettingError(f"--reward: {where} has no function {function_name}. Check the name.")
@@ -73,16 +73,24 @@ def fenced(function: Callable) -> Callable:
     return rewards
 
 
+# What code of the user's may switch over: how to ask for it, and how to set it.
+SWITCHES = [
+    (os.getcwd, os.chdir), (sys.getrecursionlimit, sys.setrecursionlimit),
+    (torch.get_default_dtype, torch.set_default_dtype), (torch.get_num_threads, torch.set_num_threads),
+    *((partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind)) for kind in ("cpu", "cuda")),
+]  # fmt: skip
+
+
 @contextmanager
 def _put_back() -> Iterator[None]:
     """What code of the user's switches over is put back: torch's gradients, precision and device, the working folder, the streams."""
-    dtype, device, folder = torch.get_default_dtype(), torch.get_default_device(), os.getcwd()
+    before, device = [ask() for ask, _ in SWITCHES], torch.get_default_device()
     try:
         # Leaving inference_mode restores whether gradients are on, too.
         with torch.inference_mode(False), redirect_stdout(Patient(sys.stdout)), redirect_stderr(Patient(sys.stderr)):
             yield
     finally:
-        torch.set_default_dtype(dtype)
+        for (_, put), was in zip(SWITCHES, before):
+            put(was)
         if torch.get_default_device() != device:
             torch.set_default_device(None if device.type == "cpu" else device)
-        os.chdir(folder)
