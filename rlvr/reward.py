@@ -8,7 +8,6 @@ import copy
 import math
 import re
 
-from rlvr.common.text import one_line
 from rlvr.verifier import deadline, each, equal
 
 BATCH_SECONDS = 30.0  # wall clock for the verdicts of a training step; what needs more is not scored
@@ -115,7 +114,7 @@ def rewards_from(function, responses: list[str], golds: list[str], *more: list) 
         raise ValueError(f"The reward function {name} returned {counts}. Return one for each, in order.")
     rewards = [_plain(r) for r in rewards]
     if all(map(math.isnan, rewards)):
-        reason = f"{type(problem).__name__}: {one_line(problem)}" if problem else "it returned no finite number"
+        reason = f"{type(problem).__name__}: {problem}" if problem else "it returned no finite number"
         raise ValueError(f"The reward function {name} failed for all {len(responses)} completions ({reason}). Mend it, then --resume.")
     return rewards
 

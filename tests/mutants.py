@@ -487,7 +487,7 @@ MUTANTS = [
     ("verifier: per cent of an expression are dropped", "reward -k other_math", "verifier/child", r'text = _PERCENT.sub(r"(\\frac{\1}{100})", text)', 'pass'),
     ("verifier: 5! = 120 says that 5 is not 120", "reward -k other_math", "verifier/spelling", r"|(?<![\d)])!=", "|!="),
     ("reward: a number that exits ends the run", "faults -k cannot_be_used", "reward", "except BaseException:  # what an object", "except Exception:  # what an object"),
-    ("reward: an error that cannot be written is no sentence", "faults -k cannot_be_used", "reward", "{one_line(problem)}", "{problem}"),
+    ("reward: an error that cannot be written is no sentence", "faults -k is_one_line", "run/reward_function", "{})(one_line(error))", "{})(error)"),
     ("verifier: one child for all", "reward -k several_children", "verifier/process", "for _ in range(CHILDREN)]:", "for _ in range(1)]:"),
     ("verifier: what was not checked is wrong", "reward -k child_ends", "reward",
      "_plain(verdict) for verdict in verify_all(", "_plain(bool(verdict)) for verdict in verify_all("),

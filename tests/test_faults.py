@@ -463,13 +463,19 @@ class Unspeakable(Exception):
         (lambda r, g: (_ for _ in r).throw(asyncio.CancelledError), "failed for all 4 completions .CancelledError"),
         (lambda r, g: [1e39] * 4, "failed for all 4 completions .it returned no finite number"),
         (lambda r, g: [Exits()] * 4, "failed for all 4 completions .it returned no finite number"),
-        (lambda r, g: (_ for _ in r).throw(Unspeakable), "failed for all 4 completions .Unspeakable: it cannot say what it is.. Mend it"),
-        (lambda r, g: (_ for _ in r).throw(ValueError("a\n\x1b[2Jb" * 99)), r"failed for all 4 completions .ValueError: a \\x1b\[2Jba [^\n\x1b]{100,250}.. Mend it"),
     ],
 )
 def test_a_reward_function_that_cannot_be_used_is_named(function, message):
     with pytest.raises(ValueError, match="The reward function <lambda> " + message):
         rewards_from(function, ["x"] * 4, ["y"] * 4)
+
+
+@pytest.mark.parametrize(
+    "error, said", [(Unspeakable, "Unspeakable: it cannot say what it is"), (ValueError("a\n\x1b[2J"), r"ValueError: a \\x1b\[2J")]
+)
+def test_what_a_reward_function_raises_is_one_line(error, said):
+    with pytest.raises(ValueError, match=f"<lambda> failed for all 4 completions .{said}.. Mend it"):
+        rewards_from(fenced(lambda r, g: (_ for _ in r).throw(error)), ["x"] * 4, ["y"] * 4)
 
 
 @pytest.mark.parametrize("found", [dict.fromkeys(range(4)), {1.0, 2.0, 3.0, 4.0}, "1234", b"1234", pandas.DataFrame(columns=range(4))])

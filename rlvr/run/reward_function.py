@@ -54,16 +54,21 @@ def load_reward(name: str, example: Problem = EXAMPLE):
 
 
 def fenced(function: Callable) -> Callable:
-    """The same reward function, of which nothing comes out but rewards that can be told apart. Raises what it raises, or TypeError."""
+    """The same reward function, of which nothing comes out but rewards that can be told apart. Raises, in one line, what it raises."""
 
     @wraps(function)
     def rewards(completions: list[str], answers: list[str], *more: list) -> list:
         before = list(completions)
-        with _put_back():
-            found = function(completions, answers, *more)
-            if isinstance(found, (Mapping, Set, str, bytes)) or hasattr(found, "columns"):  # a table of pandas gives its columns
-                raise TypeError(f"it returned a {type(found).__name__}, not a list with a number for each completion")
-            found = list(found)  # a generator runs here
+        try:
+            with _put_back():
+                found = function(completions, answers, *more)
+                if isinstance(found, (Mapping, Set, str, bytes)) or hasattr(found, "columns"):  # a table of pandas gives its columns
+                    raise TypeError(f"it returned a {type(found).__name__}, not a list with a number for each completion")
+                found = list(found)  # a generator runs here
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # one of the same name that can be written in a sentence
+            raise type(type(error).__name__, (Exception,), {})(one_line(error)) from None
         if completions != before and sorted(map(str, completions)) == sorted(before):
             raise TypeError("it put the completions into another order, so nobody can say whose its rewards are")
         return found
