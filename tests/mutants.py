@@ -602,7 +602,6 @@ MUTANTS = [
     ("reward: gradients stay off", "faults -k switches_over", "run/reward_function", "torch.inference_mode(False)", "torch.device('cpu')"),
     ("reward: the precision stays", "faults -k switches_over", "run/reward_function", "(torch.get_default_dtype, torch.set_default_dtype),", ""),
     ("reward: threads stay", "faults -k switches_over", "run/reward_function", ", (torch.get_num_threads, torch.set_num_threads),", ","),
-    ("reward: autocast stays on", "faults -k switches_over", "run/reward_function", 'for kind in ("cpu", "cuda"))', "for kind in ())"),
     ("reward: the depth of recursion stays", "faults -k switches_over", "run/reward_function", ", (sys.getrecursionlimit, sys.setrecursionlimit),", ","),
     ("reward: the device stays", "faults -k switches_over", "run/reward_function", "if torch.get_default_device() != device:", "if False:"),
     ("reward: the folder stays", "faults -k switches_over", "run/reward_function", "(os.getcwd, os.chdir), ", ""),

@@ -341,6 +341,7 @@ def test_a_plain_noun_after_a_number_may_go(word):
         (r"50\%\text{ of }10", "5", True),
         (r"50\% + 50\%", "100", False),
         (r"5! = 120", "120", True),
+        ("5!=120", "120", True),
         (r"5! = 100", "100", False),
         ("2**10", "1024", True),
         ("(0,1) U (2,3)", r"(0,1)\cup(2,3)", True),

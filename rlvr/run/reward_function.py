@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import partial, wraps
+from functools import wraps
 
 import torch
 
@@ -82,7 +82,6 @@ def fenced(function: Callable) -> Callable:
 SWITCHES = [
     (os.getcwd, os.chdir), (sys.getrecursionlimit, sys.setrecursionlimit),
     (torch.get_default_dtype, torch.set_default_dtype), (torch.get_num_threads, torch.set_num_threads),
-    *((partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind)) for kind in ("cpu", "cuda")),
 ]  # fmt: skip
 
 
@@ -91,7 +90,7 @@ def _put_back() -> Iterator[None]:
     """What code of the user's switches over is put back: torch's gradients, precision and device, the working folder, the streams."""
     before, device = [ask() for ask, _ in SWITCHES], torch.get_default_device()
     try:
-        # Leaving inference_mode restores whether gradients are on, too.
+        # Leaving inference_mode restores whether gradients and autocast are on, too.
         with torch.inference_mode(False), redirect_stdout(Patient(sys.stdout)), redirect_stderr(Patient(sys.stderr)):
             yield
     finally:
