@@ -29,7 +29,7 @@ from rlvr.analysis.compare_arms import (
     measure,
     read_results,
 )
-from rlvr.analysis.intervals import holm, mean_interval, outside, p_value, t_quantile
+from rlvr.analysis.intervals import gap_interval, holm, mean_interval, outside, p_value, t_quantile
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--prompts-per-step 2 --completions-per-prompt 4 --mini-batch-prompts 2 --max-new-tokens 40 --final-eval-problems 2 "
@@ -37,9 +37,9 @@ SMALL += f"--eval-completions 2 --eval-every 0 --data {STORIES} --eval-data {STO
 
 
 def rows(**arms) -> list[dict]:
-    """results.csv with the given pass@1 by arm and seed; the other metrics are 0."""
+    """results.csv with the given pass@1 by arm and seed; the other metrics are 1."""
     return [
-        {"arm": arm, "seed": seed, **dict.fromkeys(METRICS, 0.0), "pass_at_1": v}
+        {"arm": arm, "seed": seed, **dict.fromkeys(METRICS, 1.0), "pass_at_1": v}
         for arm, values in arms.items()
         for seed, v in values.items()
     ]
@@ -49,7 +49,7 @@ def rows(**arms) -> list[dict]:
 # Numbers
 
 
-@pytest.mark.parametrize("module, examples", [(compare_arms, 1), (intervals, 5)])
+@pytest.mark.parametrize("module, examples", [(compare_arms, 3), (intervals, 6)])
 def test_the_examples_in_the_docstrings(module, examples):
     result = doctest.testmod(module)
     assert result.failed == 0 and result.attempted >= examples
@@ -82,6 +82,56 @@ def test_holm_by_hand():
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
     p, q = holm([float("nan"), 0.01])
     assert math.isnan(p) and q == 0.01, "what cannot be asked is not counted"
+
+
+def test_two_samples_by_hand():
+    """Means 4 and 2, both with a squared standard error of 1 / 3: t of 4 degrees of freedom times sqrt(2 / 3)."""
+    gap, low, high = gap_interval([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
+    assert (gap, low, high) == pytest.approx((2, 2 - 2.7764 * 0.8165, 2 + 2.7764 * 0.8165), abs=1e-4)
+    # Welch: one sample does not vary, so the degrees of freedom are those of the other
+    assert gap_interval([1.0, 3.0], [0.0] * 9)[1] == pytest.approx(mean_interval([1.0, 3.0])[1])
+    assert gap_interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0, 1.0)
+
+
+def test_entropies_are_compared_as_ratios():
+    """0.1 and 0.4 against 0.2 each: half and twice as much, which is no difference."""
+    results = rows(grpo={0: 0.5, 1: 0.5}, pos={0: 0.5, 1: 0.5})
+    for row, entropy in zip(results, (0.2, 0.2, 0.1, 0.4)):
+        row["entropy_late"] = entropy
+    gaps = differences(results, "pos", "entropy_late")
+    assert gaps == pytest.approx([-math.log(2), math.log(2)]) and compare_arms.difference_text(gaps, "entropy_late").startswith("x1.00 [0.00, ")
+    assert comparison(results, "entropy_late")[1][4] == "x1.00"
+
+
+SHIPPED = read_results(ROOT / "tutorials" / "experiment" / "results.csv")
+
+
+def test_the_shipped_claims_by_other_code():
+    """The one claim of twelve that holds after Holm's adjustment, with scipy's numbers: ttest_1samp of the logarithms of five ratios."""
+    found = {(r["arm"], r["other"], r["metric"]): r for r in compare_arms.judge(SHIPPED)}
+    assert len(found) == len(compare_arms.CLAIMS) == 12
+    entropy = found["ppl-strong", "ppl-high", "entropy_late"]
+    assert entropy["text"] == "x0.56 [0.45, 0.70]" and round(entropy["p"], 4) == 0.0019 and round(entropy["p_holm"], 3) == 0.023
+    assert [key for key, row in found.items() if row["agrees"] != "open"] == [("ppl-strong", "ppl-high", "entropy_late")]
+    assert entropy["agrees"] == "yes" and entropy["difference"] == pytest.approx(0.56, abs=0.005)
+    asked = compare_arms.claims_table(SHIPPED)
+    assert "| I3 | ppl-strong against ppl-high | late entropy | lower | x0.56 [0.45, 0.70] | 0.0019 | 0.023 | yes |" in markdown(SHIPPED)
+    assert len(asked) == 12 and "25 seeds of each" in markdown(SHIPPED)
+
+
+def test_a_claim_of_the_other_sign_is_a_no():
+    results = rows(**{"grpo": dict.fromkeys(range(5), 0.5), "pos-plateau": {s: 0.4 + 0.001 * s for s in range(5)}})
+    (row,) = [r for r in compare_arms.judge(results) if r["arm"] == "pos-plateau"]
+    assert row["agrees"] == "no" and row["p_holm"] == row["p"] < 0.001  # the only one that could be asked
+
+
+def test_the_residual_spread_by_hand():
+    """An arm's and a seed's share taken away, rests of +-1 are left: 4 squares of 0.25, one degree of freedom."""
+    assert compare_arms.residual_spread(rows(grpo={0: 1.0, 1: 4.0}, pos={0: 2.0, 1: 7.0}), "pass_at_1") == (pytest.approx(1.0), 1)
+    spread = compare_arms.residual_spread(SHIPPED, "pass_at_1")
+    assert spread == (pytest.approx(0.01793, abs=1e-5), 32)  # nine arms: ppl-dropped is grpo, negative-only is worlds apart
+    assert compare_arms.seeds_needed(spread[0], 0.015) == 25 and compare_arms.seeds_needed(spread[0], 0.02) == 15
+    assert math.isnan(compare_arms.residual_spread(rows(grpo={0: 1.0, 1: 2.0}), "pass_at_1")[0]) and compare_arms.power(rows(grpo={0: 1.0})) == ""
 
 
 def test_area_by_hand():
@@ -140,8 +190,8 @@ def test_the_table_by_hand():
 def test_arms_against_each_other(tmp_path):
     results = rows(**{"grpo": {0: 0.5}, "ppl-strong": {0: 0.6, 1: 0.8, 2: 0.9}, "ppl-high": {0: 0.5, 1: 0.5}, "pos-strong": {0: 0.1}})
     (row,) = compare_arms.contrasts(results)
-    assert row[:3] == ["ppl-strong minus ppl-high", "2", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*mean_interval([0.1, 0.3]))]
-    assert "ppl-strong minus ppl-high" in markdown(results) and "against each other" in compare_arms.text_tables(results)
+    assert row[:3] == ["ppl-strong against ppl-high", "2", "{:+.3f} [{:+.3f}, {:+.3f}]".format(*mean_interval([0.1, 0.3]))]
+    assert "ppl-strong against ppl-high" in markdown(results) and "against each other" in compare_arms.text_tables(results)
     results += rows(**{"negative-only": {0: -9.0, 1: -9.0}})
     compare_arms.draw_differences(results, tmp_path / "d.png")  # an arm that is worlds apart gets its numbers, and is drawn all the same
     assert (tmp_path / "d.png").stat().st_size > 1000

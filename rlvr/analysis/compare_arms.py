@@ -5,24 +5,59 @@ Everything here is made from results.csv (a row for each run) and curves.csv (a 
 
 import csv
 from collections.abc import Iterator, Sequence
+from math import ceil, exp, log
 from pathlib import Path
 from statistics import fmean, median, stdev
+from typing import NamedTuple
 
-from rlvr.analysis.intervals import mean_interval
+from rlvr.analysis.intervals import holm, mean_interval, p_value
 from rlvr.common.text import interval, markdown_table, table
 from rlvr.run.figures import COLOURS, INK, read_metrics, save_figure, series
 
 BASELINE = "grpo"
 # Arms that are also compared with each other. All arms share the baseline's runs: if those were lucky, every arm looks worse than it is.
 CONTRASTS = (("ppl-strong", "ppl-high"), ("pos-strong", "pos-early"), ("pos-plateau", "pos-strong"), ("positive-only", "negative-only"))
-METRICS = {  # column of results.csv -> heading, digits, what it is
-    "pass_at_1": ("pass@1", 3, "held-out pass@1 after the last step"),
-    "area": ("area", 3, "mean height of the held-out pass@1 curve over the steps (area under it, divided by its length)"),
-    "pass_at_max": ("pass@8", 3, "held-out pass@k after the last step, for the largest k (--eval-completions, 8)"),
-    "entropy_late": ("late entropy", 4, "token entropy of training completions, mean of the last fifth of the steps, nats"),
-    "length_late": ("late length", 1, "tokens of a training completion, mean of the last fifth of the steps"),
+
+
+class Metric(NamedTuple):
+    heading: str
+    digits: int
+    says: str
+    ratio: bool = False  # two arms differ by a factor: the larger such a number is, the more it varies, and it is never below 0
+
+
+METRICS = {  # column of results.csv -> what it is
+    "pass_at_1": Metric("pass@1", 3, "held-out pass@1 after the last step"),
+    "area": Metric("area", 3, "mean height of the held-out pass@1 curve over the steps (area under it, divided by its length)"),
+    "pass_at_max": Metric("pass@8", 3, "held-out pass@k after the last step, for the largest k (--eval-completions, 8)"),
+    "entropy_late": Metric("late entropy", 4, "token entropy of training completions, mean of the last fifth of the steps, nats", True),
+    "length_late": Metric("late length", 1, "tokens of a training completion, mean of the last fifth of the steps", True),
 }
-HEADINGS = [heading for heading, _, _ in METRICS.values()]
+HEADINGS = [metric.heading for metric in METRICS.values()]
+
+
+class Claim(NamedTuple):
+    finding: str  # of the paper
+    arm: str
+    other: str
+    metric: str
+    sign: int  # of the difference that the paper found
+
+
+CLAIMS = (  # all that an experiment is asked, written down before it: whatever else its tables show is for the next one to ask
+    Claim("I3", "ppl-strong", BASELINE, "pass_at_1", 1),
+    Claim("I3", "ppl-strong", BASELINE, "entropy_late", -1),
+    Claim("I3", "ppl-high", BASELINE, "pass_at_1", -1),
+    Claim("I3", "ppl-high", BASELINE, "entropy_late", 1),
+    Claim("I3", "ppl-strong", "ppl-high", "pass_at_1", 1),
+    Claim("I3", "ppl-strong", "ppl-high", "entropy_late", -1),
+    Claim("T3", "pos-strong", BASELINE, "pass_at_1", 1),
+    Claim("T3", "pos-strong", BASELINE, "entropy_late", 1),
+    Claim("T3", "pos-strong", BASELINE, "length_late", 1),
+    Claim("T3", "pos-early", BASELINE, "entropy_late", 1),
+    Claim("T3", "pos-plateau", BASELINE, "pass_at_1", 1),
+    Claim("T3", "pos-strong", "pos-early", "pass_at_1", 1),
+)
 CURVES = {"pass_at_1": "held-out pass@1", "entropy": "token entropy (nats)"}  # column of curves.csv -> what it is
 
 
@@ -69,14 +104,73 @@ def read_results(path: Path) -> list[dict]:
 
 
 def differences(results: Sequence[dict], arm: str, metric: str, baseline: str = BASELINE) -> list[float]:
-    """arm minus baseline on every seed that both have, in order of the seeds. `results`: rows of results.csv."""
-    by_seed = [{r["seed"]: r[metric] for r in results if r["arm"] == name} for name in (arm, baseline)]
+    """arm minus baseline on every seed that both have, in order of the seeds; of a metric with ratios, the difference of the logarithms.
+
+    `results`: rows of results.csv.
+    """
+    scale = log if METRICS[metric].ratio else float
+    by_seed = [{r["seed"]: scale(r[metric]) for r in results if r["arm"] == name} for name in (arm, baseline)]
     return [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
 
 
 def difference_text(gaps: Sequence[float], metric: str) -> str:
-    """The mean difference with its interval, as text with the digits of the metric."""
-    return interval(*mean_interval(gaps), f"+.{METRICS[metric][1]}f")
+    """The mean difference with its interval, as text with the digits of the metric; a ratio is that of the geometric means.
+
+    >>> difference_text([0.1, 0.2], "area"), difference_text([log(0.5), log(0.5)], "entropy_late")
+    ('+0.150 [-0.485, +0.785]', 'x0.50 [0.50, 0.50]')
+    """
+    mean, low, high = mean_interval(gaps)
+    if METRICS[metric].ratio:
+        return "x" + interval(exp(mean), exp(low), exp(high), ".2f")
+    return interval(mean, low, high, f"+.{METRICS[metric].digits}f")
+
+
+def judge(results: Sequence[dict]) -> list[dict]:
+    """What the runs say to each of CLAIMS whose arms share a seed: a row with the difference (a ratio, where the metric has them), its
+    95 % interval, p, p after Holm's adjustment for all the claims asked, and whether it agrees: yes or no if that is below 0.05."""
+    rows = []
+    for claim in CLAIMS:
+        if gaps := differences(results, claim.arm, claim.metric, claim.other):
+            effect = mean_interval(gaps)
+            scale = exp if METRICS[claim.metric].ratio else float
+            numbers = dict(zip(("difference", "low", "high"), map(scale, effect)))
+            rows.append(claim._asdict() | {"n": len(gaps)} | numbers | {"p": p_value(gaps), "text": difference_text(gaps, claim.metric)})
+            rows[-1]["agrees"] = "yes" if effect[0] * claim.sign > 0 else "no"
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows])):
+        row |= {"p_holm": adjusted, "agrees": row["agrees"] if adjusted < 0.05 else "open"}
+    return rows
+
+
+def residual_spread(results: Sequence[dict], metric: str) -> tuple[float, int]:
+    """How much runs vary that is due neither to their arm nor to their seed: (standard deviation, degrees of freedom).
+
+    All arms together say what five seeds of one cannot. Of the seeds that all arms have; left out are arms equal to the baseline on every
+    seed, and those that vary over four times as much as the arm in the middle. NaN of fewer than two arms or seeds.
+    """
+    scale = log if METRICS[metric].ratio else float
+    table: dict[str, dict[int, float]] = {}
+    for r in results:
+        table.setdefault(r["arm"], {})[r["seed"]] = scale(r[metric])
+    seeds = sorted(set.intersection(*map(set, table.values())))
+    rows = [[values[seed] for seed in seeds] for arm, values in table.items() if arm == BASELINE or values != table.get(BASELINE)]
+    if len(rows) < 2 or len(seeds) < 2:
+        return float("nan"), 0
+    usual = median(map(stdev, rows))
+    rows = [row for row in rows if stdev(row) <= 4 * usual]
+    by_seed, whole = [fmean(column) for column in zip(*rows)], fmean(map(fmean, rows))
+    squares = sum((x - fmean(row) - m + whole) ** 2 for row in rows for x, m in zip(row, by_seed))
+    df = (len(rows) - 1) * (len(seeds) - 1)
+    return (squares / df) ** 0.5, df
+
+
+def seeds_needed(sd: float, gap: float) -> int:
+    """Seeds for each of two arms, so that a true difference `gap` between them is found in four of five attempts, at the 5 % level. sd: of
+    one run, as in `residual_spread`; a difference varies by the square root of two times it.
+
+    >>> seeds_needed(0.018, 0.015)
+    25
+    """
+    return ceil((2.8 * 2**0.5 * sd / gap) ** 2 + 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -84,8 +178,8 @@ def difference_text(gaps: Sequence[float], metric: str) -> str:
 
 
 def comparison(results: Sequence[dict], metric: str, baseline: str = BASELINE) -> list[list[str]]:
-    """A row for each arm: its name, n, mean and standard deviation over seeds, mean difference to the baseline, and its interval."""
-    digits, rows = METRICS[metric][1], []
+    """A row for each arm: its name, n, mean and standard deviation over seeds, mean difference (or ratio) to the baseline, its interval."""
+    digits, rows = METRICS[metric].digits, []
     for arm in dict.fromkeys(r["arm"] for r in results):
         values = [r[metric] for r in results if r["arm"] == arm]
         deviation = f"{stdev(values):.{digits}f}" if len(values) > 1 else "–"
@@ -96,23 +190,46 @@ def comparison(results: Sequence[dict], metric: str, baseline: str = BASELINE) -
 
 
 def contrasts(results: Sequence[dict]) -> list[list[str]]:
-    """A row for each pair of CONTRASTS whose arms were run: names, n, and for each metric the mean difference on equal seeds."""
+    """A row for each pair of CONTRASTS whose arms were run: names, n, and for each metric the mean difference (or ratio) on equal seeds."""
     rows = []
     for arm, other in CONTRASTS:
         if gaps := differences(results, arm, "pass_at_1", other):
             cells = [difference_text(differences(results, arm, metric, other), metric) for metric in METRICS]
-            rows.append([f"{arm} minus {other}", str(len(gaps)), *cells])
+            rows.append([f"{arm} against {other}", str(len(gaps)), *cells])
     return rows
+
+
+def claims_table(results: Sequence[dict]) -> list[list[str]]:
+    """A row for each of CLAIMS that was asked, under CLAIMS_HEADER."""
+    return [
+        [row["finding"], f"{row['arm']} against {row['other']}", METRICS[row["metric"]].heading, "higher" if row["sign"] > 0 else "lower",
+         row["text"], f"{row['p']:.4f}", f"{row['p_holm']:.3f}", row["agrees"]] for row in judge(results)
+    ]  # fmt: skip
+
+
+CLAIMS_HEADER = ["finding", "arms", "metric", "the paper", "here", "p", "p after Holm", "agrees"]
+GAP = 0.015  # of pass@1: what the paper's smaller gain is
+
+
+def power(results: Sequence[dict]) -> str:
+    """What an experiment of this size can see, as a sentence; empty if it is too small to say."""
+    sd, df = residual_spread(results, "pass_at_1")
+    if not df:
+        return ""
+    text = f"A run's final pass@1 varies by {sd:.3f} beside its arm and its seed ({df} degrees of freedom): to see a difference of {GAP}"
+    return f"{text} between two arms in four of five attempts takes {seeds_needed(sd, GAP)} seeds of each."
 
 
 def text_tables(results: Sequence[dict], baseline: str = BASELINE) -> str:
     """The comparison for a terminal: a table for each metric."""
     parts = []
-    for metric, (heading, _, meaning) in METRICS.items():
-        header = [heading, "n", "mean", "sd", f"minus {baseline}", "95 % interval"]
-        parts.append(f"{meaning}\n" + table(header, comparison(results, metric, baseline)))
+    for name, metric in METRICS.items():
+        header = [metric.heading, "n", "mean", "sd", f"{'over' if metric.ratio else 'minus'} {baseline}", "95 % interval"]
+        parts.append(f"{metric.says}\n" + table(header, comparison(results, name, baseline)))
     if pairs := contrasts(results):
         parts.append("arms against each other\n" + table(["", "n", *HEADINGS], pairs))
+    if asked := claims_table(results):
+        parts += ["what the paper claims\n" + table(CLAIMS_HEADER, asked), power(results)]
     return "\n\n".join(parts)
 
 
@@ -126,6 +243,8 @@ def markdown(results: Sequence[dict], baseline: str = BASELINE, says: dict[str, 
     text = markdown_table(["arm", "what it is", "n", *HEADINGS], arms)
     if pairs := contrasts(results):
         text += "\n\n" + markdown_table(["arms against each other", "n", *HEADINGS], pairs)
+    if asked := claims_table(results):
+        text += "\n\n" + markdown_table(CLAIMS_HEADER, asked) + "\n\n" + power(results)
     return text + "\n"
 
 
@@ -194,7 +313,7 @@ def _draw_metric(axis, metric: str, pairs: dict[int, list[float]]) -> None:
         x, ha = (0.95 * edge, "right") if mean > 0 else (-0.95 * edge, "left")
         axis.text(x, y, difference_text(gaps, metric).replace(" ", "\n", 1), fontsize=7, color=colour, va="center", ha=ha)
     paired_differences(axis, near)
-    axis.set_title(METRICS[metric][0], fontsize=10)
+    axis.set_title(f"{'log ' * METRICS[metric].ratio}{METRICS[metric].heading}", fontsize=10)
     axis.grid(axis="x", alpha=0.2)
     axis.tick_params(labelsize=8)
 

@@ -45,6 +45,18 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean, mean - half, mean + half
 
 
+def gap_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of a minus mean of b, and Welch's 95 % interval, of values that are no pairs: two of each or more.
+
+    >>> [round(x, 3) for x in gap_interval([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])]
+    [2.0, -0.267, 4.267]
+    """
+    gap, (s, t) = fmean(a) - fmean(b), (stdev(x) ** 2 / len(x) for x in (a, b))
+    df = (s + t) ** 2 / (s**2 / (len(a) - 1) + t**2 / (len(b) - 1)) if s + t else 1
+    half = t_quantile(df) * (s + t) ** 0.5
+    return gap, gap - half, gap + half
+
+
 def p_value(values: Sequence[float]) -> float:
     """Student's two-sided p for a mean of 0. NaN of a single value; of equal values 0, or 1 if they are 0.
 
