@@ -12,9 +12,11 @@ from rlvr.analysis.exchange import (
     CATEGORIES,
     by_quantile,
     category,
+    dependence,
     drop_shares,
     ends_and_middle,
     largest,
+    log_odds,
     logit_gradient_norm,
     low_half,
     other_script,
@@ -24,9 +26,11 @@ from rlvr.analysis.exchange import (
     rank_correlation,
     relative_positions,
     share_over,
+    slope_error,
     stage_slopes,
     token_shift,
     unsolved,
+    within,
 )
 
 
@@ -39,6 +43,12 @@ def test_slopes_on_either_side():
     assert stage_slopes([0.0, 1.0, 2.0, 2.0, 2.5, 3.0], 3) == (1.0, 0.5)
     before, after = stage_slopes([5.0, 4.0], 1)
     assert math.isnan(before) and math.isnan(after)
+
+
+def test_the_error_of_a_slope_by_hand():
+    """0, 2, 1, 3: slope 0.8, rests -0.3, 0.9, -0.9, 0.3: squares 1.8 over 2 degrees of freedom, over 5 squares of x."""
+    assert slope_error([0.0, 2.0, 1.0, 3.0]) == pytest.approx(math.sqrt(1.8 / 2 / 5), abs=1e-6)
+    assert slope_error([0.0, 1.0, 2.0]) == 0 and math.isnan(slope_error([0.0, 1.0]))
 
 
 def test_the_drop_by_hand():
@@ -94,6 +104,27 @@ def test_gradient_length_is_that_of_autograd():
     assert logit_gradient_norm(p[2], p.square().sum()).item() == pytest.approx(z.grad.norm().item(), rel=1e-12)
     assert logit_gradient_norm(np.float64(1.0), np.float64(1.0)) == 0
     assert logit_gradient_norm(np.float64(0.0), np.float64(1.0)) == pytest.approx(math.sqrt(2))
+
+
+def test_the_change_of_log_odds_is_that_of_the_probability_over_its_slope():
+    p = np.array([0.5, 0.9, 0.999])
+    change = log_odds(np.log(p + 1e-6 * p * (1 - p))) - log_odds(np.log(p))
+    assert change == pytest.approx([1e-6] * 3, rel=1e-3)
+    assert np.isfinite(log_odds(np.array([0.0], np.float32))).all()
+
+
+def test_ranks_inside_strata():
+    """Ties of the stratum stay together, however many."""
+    assert within(np.array([1.0, 1.0, 9.0, 9.0]), np.array([5.0, 4.0, 30.0, 40.0]), bins=2).tolist() == [1, 0.5, 0.5, 1]
+    assert within(np.ones(4), np.array([3.0, 1.0, 2.0, 4.0])).tolist() == [0.75, 0.25, 0.5, 1]
+
+
+def test_dependence_has_no_bias():
+    """The same distribution for both ways: 0 on average, though half the answers differ; a certain one and a toss-up: a quarter."""
+    rng = np.random.default_rng(0)
+    alike, other = (np.mean([dependence(rng.random(8) < p, rng.random(8) < 0.5) for _ in range(4000)]) for p in (0.5, 1.1))
+    assert alike == pytest.approx(0, abs=0.006) and other == pytest.approx(0.25, abs=0.012)
+    assert dependence("7777", "8888") == 1 and dependence([None] * 4, [None] * 4) == 0
 
 
 def test_share_over():

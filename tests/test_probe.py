@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from rlvr.advantage import ppl_weights
 from rlvr.analysis import probe
 from rlvr.analysis.exchange import spread
-from rlvr.analysis.probe import EARLY, LATE, ProbeConfig, positions_to_replace, replace_tokens
+from rlvr.analysis.probe import EARLY, FORK, LATE, WAYS, ProbeConfig, positions_to_replace, replace_tokens
 from rlvr.analysis.replay import TOP, replay, replayable, token_stats, update_gradient
 from rlvr.config import SettingError, TrainConfig
 from rlvr.data import Problem
@@ -27,7 +27,7 @@ from rlvr.run.settings import read_config
 from rlvr.run.state import restore_trainer
 from rlvr.train import Step, set_up, train
 
-PROBE = dict(runs=[], steps=3, shown=4, fixed=3, completions=4, continuations=2, problems=3, samples=4)
+PROBE = dict(runs=[], steps=3, shown=4, fixed=3, completions=12, continuations=2, problems=3, samples=4)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,6 @@ def test_token_stats_are_those_of_the_whole_distribution(monkeypatch, temperatur
                 p = (twin(input_ids=torch.tensor([prompt + completion[:t]])).logits[0, -1] / temperature).softmax(0)
             order = p.argsort(descending=True).tolist()
             assert stats["grad_norm"][i, t].item() == pytest.approx((torch.eye(len(p))[token] - p).norm().item(), abs=1e-4)
-            assert stats["second"][i, t] == next(v for v in order if v != token)
             assert stats["top"][i, t].tolist() == order[:TOP]
             assert stats["top_p"][i, t].tolist() == pytest.approx(p[order[:TOP]].tolist(), abs=1e-5)
             assert stats["branching"][i, t] == next(k for k in range(1, len(p) + 1) if p[order[:k]].sum() >= 0.95 - 1e-6)
@@ -204,10 +203,12 @@ def test_the_fixed_text_is_the_same_for_all_models(run):
 
 def test_where_tokens_are_replaced():
     """Ten tokens, r = 0, 0.1 ... 0.9: early are 0 and 1, late is 9, which ends the text and is left alone."""
-    entropy = torch.tensor([0.1, 0.2, 0.9, 0.3, 0, 0, 0, 0, 0.5, 7.0, 99.0])  # the last is padding
-    assert positions_to_replace(entropy, 10) == {"anywhere": 2, "early": 1}
-    assert positions_to_replace(torch.tensor([0.1] * 18 + [0.7, 0.9]), 20) == {"anywhere": 18, "early": 0, "late": 18}
-    assert positions_to_replace(torch.tensor([1.0]), 1) == {} and positions_to_replace(torch.tensor([1.0]), 0) == {}
+    entropy, possible = torch.tensor([0.1, 0.2, 0.9, 0.3, 0, 0, 0, 0, 0.5, 7.0, 99.0]), torch.ones(11, dtype=torch.bool)  # the last is padding
+    assert positions_to_replace(entropy, possible, 10) == {"early": 1, "middle": 2}
+    assert positions_to_replace(torch.tensor([0.1] * 18 + [0.7, 0.9]), possible.new_ones(20), 20) == {"early": 0, "middle": 4, "late": 18}
+    possible[2] = False  # no other token is likely there
+    assert positions_to_replace(entropy, possible, 10) == {"early": 1, "middle": 8}
+    assert positions_to_replace(torch.tensor([1.0]), possible, 1) == {} and positions_to_replace(torch.tensor([1.0]), possible, 0) == {}
     assert EARLY == 0.2 and LATE == 0.8
 
 
@@ -221,19 +222,23 @@ class Boxes(WordTokenizer):
         return [self.decode(row) for row in rows]
 
 
-def test_a_replacement_by_hand(monkeypatch):
-    """Continuations are forced: a prefix that holds the old token goes on with 7, one with the new token with 8."""
-    batch = make_rollouts([2], [6])
-    batch.completion_ids = torch.tensor([[10, 11, 12, 13, 14, 2]])
-    zeros = torch.zeros(1, 6)
-    second = torch.full((1, 6), 20)
-    stats = {"logp": zeros - 0.5, "entropy": torch.tensor([[0.1, 0.9, 0.2, 0.3, 0.4, 5.0]]), "second": second}
+def by_hand(monkeypatch, after: dict[int, int], lengths=(6,), max_new_tokens=20, **changed):
+    """Completions 10 11 12 ... of which token 1 is undecided; after it, and after what `after` names, texts go on with that token and end.
+    Returns (entries, prefixes that were sampled from)."""
+    batch = make_rollouts([2] * len(lengths), lengths, groups=list(range(len(lengths))))
+    batch.completion_ids = (10 + torch.arange(max(lengths))).repeat(len(lengths), 1)
+    shape = batch.completion_ids.shape
+    top, p = torch.zeros(*shape, TOP, dtype=torch.long), torch.zeros(*shape, TOP)
+    top[:, :], p[:, :, 0] = torch.tensor([10, 11, 20, 21, 22]), 1.0
+    p[:, 1] = torch.tensor([0.0, 0.5, 0.3, 0.2, 0.04])
+    stats = {"logp": torch.full(shape, -0.5), "entropy": torch.full(shape, 0.1), "top": top, "top_p": p} | changed
+    top[:, [0, *range(2, shape[1])], 0] = batch.completion_ids[:, [0, *range(2, shape[1])]]  # elsewhere the policy is sure
     monkeypatch.setattr(probe, "token_stats", lambda *a: stats)
     asked = []
 
     def fake(prompts, n, c, generator, progress=""):
         asked.extend(prompts)
-        rows = [[8, 2] if 20 in p else [7, 2] for p in prompts for _ in range(n)]
+        rows = [[next((new for old, new in after.items() if old in p), 7), 2] for p in prompts for _ in range(n)]
         k = len(rows)
         return Rollouts([p for p in prompts for _ in range(n)], torch.tensor(rows), torch.full((k,), 2), torch.ones(k, 2, dtype=torch.bool),
                         torch.ones(k, dtype=torch.bool), torch.zeros(k, 2), torch.zeros(k, 2), torch.arange(len(prompts)).repeat_interleave(n),
@@ -241,37 +246,76 @@ def test_a_replacement_by_hand(monkeypatch):
 
     policy = Policy(None, Boxes(), {2})
     monkeypatch.setattr(policy, "sample", fake)
-    entries = replace_tokens(policy, TrainConfig(max_new_tokens=20), batch, [Problem("", "7")], 3, torch.Generator())
-    prompt = batch.prompt_ids[0]
-    # anywhere and early: token 1 (r = 1/6); late (r > 0.8) only the stop token, which is left alone
-    assert asked == [prompt + [10, 11], prompt + [10, 20]] * 2
-    assert [e["where"] for e in entries] == ["anywhere", "early"]
-    assert all((e["kept"], e["replaced"], e["log_ppl"], e["token"], e["other"]) == (1.0, 0.0, 0.5, 11, 20) for e in entries)
-    assert entries[0]["r"] == pytest.approx(1 / 6) and entries[0]["entropy"] == pytest.approx(0.9)
+    problems = [Problem("", "7")] * len(lengths)
+    found = replace_tokens(policy, TrainConfig(max_new_tokens=max_new_tokens), batch, problems, 3, torch.Generator().manual_seed(0))
+    return found, [prompt[2:] for prompt in asked]
 
-    # a stop token in place of another ends the text there, and a text that would be cut off is wrong
-    stats["second"] = torch.full((1, 6), 2)
-    asked.clear()
-    entries = replace_tokens(policy, TrainConfig(max_new_tokens=3), batch, [Problem("", "7")], 3, torch.Generator())
-    assert asked == [prompt + [10, 11]] * 2
-    assert all((e["kept"], e["replaced"]) == (0.0, 0.0) for e in entries)
+
+def test_a_replacement_by_hand(monkeypatch):
+    """With either of the likely other tokens the text goes on with 8 and is wrong; with the old one with 7. So the token matters, and both
+    ways are finished a second time."""
+    entries, asked = by_hand(monkeypatch, {20: 8, 21: 8})
+    (entry,) = entries  # elsewhere no other token is likely
+    assert asked == [[10, 11], [10, entry["other"]]] * 2 and entry["other"] in (20, 21)
+    assert (entry["where"], entry["kept"], entry["replaced"], entry["log_ppl"], entry["token"]) == ("early", 1.0, 0.0, 0.5, 11)
+    assert entry["r"] == pytest.approx(1 / 6) and entry["dependence"] == 1 and entry["problem"] == 0
+
+
+def test_a_token_that_does_not_matter_is_not_finished_again(monkeypatch):
+    entries, asked = by_hand(monkeypatch, {})
+    assert len(asked) == 2 and entries[0]["dependence"] == 0 < FORK and entries[0]["kept"] is entries[0]["replaced"] is None
+
+
+def test_the_other_token_is_drawn_from_the_policy_without_the_one_that_stands_there(monkeypatch):
+    """0.3 and 0.2 are left, so three in five and two in five; 0.04 is too little, and the likeliest token is none of the others' rest."""
+    entries, _ = by_hand(monkeypatch, {}, lengths=(6,) * 2000)
+    others = [entry["other"] for entry in entries]
+    assert set(others) == {20, 21} and others.count(20) / len(others) == pytest.approx(0.6, abs=0.04)
+    rare = torch.zeros(1, 6, TOP)  # the token that stands there is a rare one: the first choice is drawn as often as it is likely
+    rare[0, 1] = torch.tensor([0.6, 0.02, 0.3, 0.0, 0.0])
+    others = [entry["other"] for entry in by_hand(monkeypatch, {}, (6,) * 2000, top_p=rare.repeat(2000, 1, 1))[0] if entry["token"] == 11]
+    assert set(others) == {10, 20} and others.count(10) / len(others) == pytest.approx(2 / 3, abs=0.04)
+
+
+def test_ends_of_text_and_texts_cut_off(monkeypatch):
+    """A stop token in place of another ends the text there, and a text that would be cut off is wrong."""
+    top = torch.zeros(1, 6, TOP, dtype=torch.long)
+    top[0, :, 0], top[0, 1] = 10 + torch.arange(6), torch.tensor([11, 2, 0, 0, 0])
+    p = torch.zeros(1, 6, TOP)
+    p[0, :, 0], p[0, 1] = 1.0, torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0])
+    entries, asked = by_hand(monkeypatch, {}, top=top, top_p=p)
+    assert asked == [[10, 11]] * 2 and (entries[0]["kept"], entries[0]["replaced"]) == (1.0, 0.0)
+    entries, asked = by_hand(monkeypatch, {20: 8, 21: 8}, max_new_tokens=3)
+    assert asked == [[10, 11], [10, entries[0]["other"]]] and entries[0]["dependence"] == 0  # both empty
 
 
 def test_completions_of_one_token_have_nothing_to_replace(monkeypatch):
-    """The last token is left alone, so there is nothing to sample, to verify or to average."""
-    monkeypatch.setattr(probe, "token_stats", lambda *a: {"logp": torch.zeros(2, 1), "entropy": torch.ones(2, 1)})
-    assert replace_tokens(Policy(None, Boxes(), {2}), TrainConfig(), make_rollouts([2, 2], [1, 1]), ["7"] * 2, 3, torch.Generator()) == []
+    """The last token is left alone, so there is nothing to sample, to verify or to compare; nor is there without a right completion."""
+    stats = {"logp": torch.zeros(2, 1), "entropy": torch.ones(2, 1), "top": torch.zeros(2, 1, TOP), "top_p": torch.full((2, 1, TOP), 0.2)}
+    monkeypatch.setattr(probe, "token_stats", lambda *a: stats)
+    policy = Policy(None, Boxes(), {2})
+    assert replace_tokens(policy, TrainConfig(), make_rollouts([2, 2], [1, 1]), ["7"] * 2, 3, torch.Generator()) == []
 
 
 def test_replacements_of_a_run(run):
     rows = [json.loads(line) for line in open(run / "probe" / "replacements.jsonl", encoding="utf-8")]
     assert {r["step"] for r in rows} == {4}  # no plateau: the last model
-    assert {r["completion"] for r in rows} <= set(range(4)) and len(rows) >= 8
+    assert rows and {r["completion"] for r in rows} <= set(range(PROBE["completions"])) and {r["problem"] for r in rows} <= {0, 1, 2}
     for r in rows:
-        assert r["where"] in ("anywhere", "early", "late") and r["token"] != r["other"]
-        assert r["kept"] * 2 == int(r["kept"] * 2) and 0 <= r["replaced"] <= 1
-        assert (r["r"] < EARLY) if r["where"] == "early" else (r["r"] > LATE) if r["where"] == "late" else True
-    assert any(r["kept"] > 0 for r in rows) and any(r["kept"] != r["replaced"] for r in rows)
+        assert r["where"] in ("early", "middle", "late") and r["token"] != r["other"]
+        assert (r["kept"] is None) is (r["replaced"] is None) is (r["dependence"] < FORK)
+        assert (r["r"] < EARLY) if r["where"] == "early" else (r["r"] > LATE) if r["where"] == "late" else EARLY <= r["r"] <= LATE
+
+
+def test_only_right_completions_are_changed(tmp_path, run, monkeypatch):
+    """Four of each problem are sampled; those that are wrong have no right end to lose."""
+    shutil.copytree(run, tmp_path / "run")
+    seen = []
+    monkeypatch.setattr(probe, "replace_tokens", lambda policy, c, batch, problems, *rest: seen.append((batch, problems)) or [])
+    probe.probe(tmp_path / "run", ProbeConfig(**(PROBE | dict(exploration=False))))
+    ((batch, problems),) = seen
+    assert 0 < len(batch) < PROBE["completions"] and all(probe.right(batch.text, problems))
+    assert set(batch.group.tolist()) <= set(range(PROBE["completions"] // WAYS))
 
 
 def test_exploration_of_a_run(run):

@@ -37,6 +37,19 @@ def stage_slopes(values: Numbers, split: int) -> tuple[float, float]:
     return slope(values[:split]), slope(values[split:])
 
 
+def slope_error(values: Numbers) -> float:
+    """Standard error of the least-squares slope of values, as if their rests were independent. NaN of fewer than three.
+
+    >>> slope_error([0.0, 2.0, 1.0, 3.0])
+    0.424264
+    """
+    if len(values) < 3:
+        return float("nan")
+    x = np.arange(len(values)) - (len(values) - 1) / 2
+    rest = values - np.mean(values) - x * (x @ values) / (x @ x)
+    return float(np.sqrt(rest @ rest / (len(values) - 2) / (x @ x)).round(6))
+
+
 def drop_shares(entropy_right: Numbers, entropy_wrong: Numbers, tokens_right: Numbers, tokens_wrong: Numbers) -> dict[str, float]:
     """How much of the fall of the mean entropy comes from right answers, from wrong ones, and from wrong answers becoming right. S2.
 
@@ -138,6 +151,30 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.round(Series(x).rank().corr(Series(y).rank()), 12))
 
 
+def log_odds(logp: np.ndarray) -> np.ndarray:
+    """log(p / (1 - p)) of log p. S6: its change is that of p, divided by p (1 - p) if it is small, and has no reason to be small where the
+    policy is sure.
+
+    >>> log_odds(np.log([0.5, 0.8])).round(4)
+    array([0.    , 1.3863])
+    """
+    logp = np.asarray(logp, np.float64)
+    return logp - np.log(np.maximum(-np.expm1(logp), 1e-7))
+
+
+def within(strata: np.ndarray, values: np.ndarray, bins: int = 5) -> np.ndarray:
+    """Ranks of values among those of about the same stratum, above 0 to 1: in up to `bins` groups by the quantiles of `strata`. S6.
+
+    >>> within(np.array([1.0, 1.0, 9.0, 9.0]), np.array([5.0, 4.0, 30.0, 40.0]), bins=2)
+    array([1. , 0.5, 0.5, 1. ])
+    """
+    out, group = np.empty(len(values)), np.digitize(strata, np.quantile(strata, np.arange(1, bins) / bins))
+    for number in np.unique(group):
+        part = np.flatnonzero(group == number)
+        out[part[np.argsort(values[part], kind="stable")]] = np.arange(1, len(part) + 1) / len(part)
+    return out
+
+
 def largest(change: np.ndarray, top: float = 0.01) -> np.ndarray:
     """Which tokens are among the share `top` with the largest change, up or down (at least one): bool, like `change`."""
     out = np.zeros(len(change), bool)
@@ -200,6 +237,20 @@ def low_half(log_ppl: np.ndarray) -> np.ndarray:
     array([ True, False,  True, False])
     """
     return log_ppl < np.median(log_ppl)
+
+
+def dependence(first: Sequence, second: Sequence) -> float:
+    """How much answers depend on which of two ways was gone: how often two of one way agree, less how often two of different ways do.
+
+    Without bias it is half the sum of squared differences of the two distributions: 0 if they are the same, 1 if each way has one answer
+    of its own, a quarter if one is certain and the other a toss-up. I2 and T2; ours.
+
+    >>> dependence("7777", "8888"), round(dependence("7788", "7788"), 4)
+    (1.0, -0.1667)
+    """
+    a, b = Counter(first), Counter(second)
+    same = sum(k * (k - 1) / max(len(way) * (len(way) - 1), 1) for way, counts in ((first, a), (second, b)) for k in counts.values()) / 2
+    return same - sum(a[answer] * b[answer] for answer in a) / (len(first) * len(second))
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------

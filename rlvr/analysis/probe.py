@@ -6,9 +6,9 @@ A run folder says what was sampled, not what became of it. Four questions need t
 
 - changes: a training step is made again from a checkpoint, and every token is scored before and after it. How much did its probability
   change, and what was special about those that changed most? (S5, S6, S7, I1)
-- fixed: completions of the first model are scored by the later ones. So the text stays the same and only the policy changes. (S2)
-- replacements: at a token of high entropy the completion is made to go on with the likeliest other token instead, and both ways are
-  finished afresh a few times. How often is the end still right? (I2, T2)
+- fixed: completions of the first model are scored by the later ones. So the text stays the same and only the policy changes. (S2, S3)
+- replacements: where a right completion is most undecided, another token is drawn from the policy, and both ways are finished afresh
+  several times. Do the answers depend on the token, and how often is the end still right? (I2, T2)
 - exploration: many completions of each held-out problem, by the first and the last model. (pass@k, unsolvable problems, branching factor)
 
 They are written to runs/pos-seed0/probe, as tensors (safetensors) and JSON. tutorials/glossary.md explains each number.
@@ -29,7 +29,7 @@ from torch import Tensor
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rlvr.analysis.exchange import relative_positions
+from rlvr.analysis.exchange import dependence, relative_positions
 from rlvr.analysis.replay import SHOWN, change_of_step, replayable, token_stats
 from rlvr.common.files import replace_folder
 from rlvr.common.text import progress_bar, say
@@ -51,6 +51,9 @@ from rlvr.run.state import model_fingerprint, reward_name, restore_trainer
 from rlvr.train import Step, Trainer, set_up
 
 EARLY, LATE = 0.2, 0.8  # relative positions below and above which a token is early or late; ours
+LIKELY = 0.05  # another token must have this probability to be put in place of one: below it a sure policy has only noise; ours
+FORK = 0.2  # `dependence` from which a token matters; where it does not, one place in twenty or fewer reaches it by chance; ours
+WAYS = 4  # completions of a problem from which the right ones are taken, so that some are more and some less perplexed than others
 
 
 @dataclass
@@ -72,10 +75,10 @@ class ProbeConfig:
     """Completions of the first model that every later model scores."""
     replacements: bool = True
     """Replace tokens of high entropy and see how often the end is still right."""
-    completions: int = 128
-    """Completions in which tokens are replaced."""
+    completions: int = 256
+    """Completions, four of each problem, in the right ones of which tokens are replaced."""
     continuations: int = 8
-    """Fresh continuations after a token, and after its replacement."""
+    """Fresh continuations after a token and after its replacement; as many again where the token matters."""
     exploration: bool = True
     """Sample many completions of held-out problems."""
     problems: int = 100
@@ -88,54 +91,72 @@ class ProbeConfig:
     """CPU threads; 0: torch's own choice."""
 
 
-def positions_to_replace(entropy: Tensor, length: int) -> dict[str, int]:
-    """Where a completion is most undecided: anywhere, among its early tokens, among its late ones. entropy [T] -> index by name.
+def positions_to_replace(entropy: Tensor, possible: Tensor, length: int) -> dict[str, int]:
+    """Where a completion is most undecided early, in the middle and late, among the possible places. [T] each -> index by name.
 
     The last token (which ends the text) is left alone: after it there is nothing to continue.
     """
     r = torch.from_numpy(relative_positions(length))
     out = {}
-    for name, chosen in (("anywhere", r >= 0), ("early", r < EARLY), ("late", r > LATE)):
+    for name, chosen in (("early", r < EARLY), ("middle", (r >= EARLY) & (r <= LATE)), ("late", r > LATE)):
+        chosen = chosen & possible[:length]
         chosen[length - 1 :] = False
         if chosen.any():
             out[name] = int(entropy[:length].masked_fill(~chosen, -1.0).argmax())
     return out
 
 
+def finish(
+    policy: Policy, c: TrainConfig, batch: Rollouts, starts: list[tuple[int, list[int]]], n: int, generator: torch.Generator
+) -> list[list[str]]:
+    """n texts of the completions that begin with each start (row of the batch, token ids). One that would have been cut off is empty."""
+    # An end of text put in the middle ends the completion there: nothing is sampled after it.
+    live = [batch.prompt_ids[i] + ids for i, ids in starts if ids[-1] not in policy.stop_ids]
+    rest = iter(())
+    if live:
+        rollouts = policy.sample(live, n, c, generator, "replacements")
+        rest = iter([row[:k] for row, k in zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist())])
+    ways = [[ids if ids[-1] in policy.stop_ids else ids + next(rest) for _ in range(n)] for _, ids in starts]
+    decode = policy.tokenizer.decode
+    return [[decode(ids, skip_special_tokens=True) if len(ids) <= c.max_new_tokens else "" for ids in way] for way in ways]
+
+
 def replace_tokens(
     policy: Policy, c: TrainConfig, batch: Rollouts, problems: Sequence[Problem], continuations: int, generator: torch.Generator
 ) -> list[dict]:
-    """At a token of high entropy, go on with the likeliest other token instead; finish both ways afresh. I2, T2; the rules are ours.
+    """Where a right completion is most undecided, put another token; finish both ways afresh. problems: of each row. I2, T2; rules ours.
 
-    One entry for each completion and place (anywhere, early, late): log_ppl, correct, the place r, entropy there, and the share of right
-    ends among `continuations` after the token as it was (kept) and after the other one (replaced). The difference is the performance
-    impact of the token.
+    The other token is drawn from the policy as it is there without the token that stands there, among the TOP likeliest and those with a
+    probability of LIKELY or more: the same for every completion and place, whether the token that stands there is the first choice or a
+    rare one. One entry for each completion and place (early, middle, late) that has such a token: problem, log_ppl, the place r, entropy
+    there, and `dependence`, of the answers on the token. Where that is FORK or more, kept and replaced: the share of right ends after the
+    token as it was and after the other one, of continuations other than those that `dependence` was found with.
     """
     stats = token_stats(policy, batch, c.temperature, c.micro_batch_tokens)
     log_ppl = log_perplexity(stats["logp"], batch.mask)
-    entries, prefixes = [], []
+    others = stats["top_p"].masked_fill(stats["top"] == batch.completion_ids[..., None], 0)
+    others = others.masked_fill(others < LIKELY, 0)  # [N, T, TOP]
+    entries, starts = [], []
     for i, n in enumerate(batch.lengths.tolist()):
         ids = batch.completion_ids[i, :n].tolist()
-        for where, t in positions_to_replace(stats["entropy"][i], n).items():
-            other, entropy = int(stats["second"][i, t]), stats["entropy"][i, t].item()
-            entries.append({"completion": i, "where": where, "r": t / n, "entropy": entropy, "log_ppl": log_ppl[i].item(),
-                            "token": ids[t], "other": other})  # fmt: skip
-            prefixes += [(i, ids[: t + 1]), (i, [*ids[:t], other])]
-    # An end of text put in the middle ends the completion there: nothing is sampled after it.
-    live = [(i, prefix) for i, prefix in prefixes if prefix[-1] not in policy.stop_ids]
-    rest = iter(())
-    if live:
-        rollouts = policy.sample([batch.prompt_ids[i] + prefix for i, prefix in live], continuations, c, generator, "replacements")
-        rest = iter([row[:n] for row, n in zip(rollouts.completion_ids.tolist(), rollouts.lengths.tolist())])
-    texts, asked = [], []
-    for i, prefix in prefixes:
-        ways = [prefix if prefix[-1] in policy.stop_ids else prefix + next(rest) for _ in range(continuations)]
-        fits = [len(ids) <= c.max_new_tokens for ids in ways]  # one that is longer would have been cut off
-        texts += [policy.tokenizer.decode(ids, skip_special_tokens=True) if fit else "" for ids, fit in zip(ways, fits)]
-        asked += [problems[i]] * continuations
-    verdicts = torch.tensor(right(texts, asked), dtype=torch.float32).view(len(entries), 2, continuations)
-    share = (verdicts.sum(-1) / continuations).tolist()
-    return [e | {"kept": kept, "replaced": replaced} for e, (kept, replaced) in zip(entries, share)]
+        for where, t in positions_to_replace(stats["entropy"][i], others[i].any(-1), n).items():
+            pick = torch.multinomial(others[i, t], 1, generator=generator).item()
+            entries.append({"completion": i, "problem": int(batch.group[i]), "where": where, "r": t / n,
+                            "entropy": stats["entropy"][i, t].item(), "log_ppl": log_ppl[i].item(), "token": ids[t],
+                            "other": int(stats["top"][i, t, pick]), "kept": None, "replaced": None})  # fmt: skip
+            starts.append([(i, ids[: t + 1]), (i, [*ids[:t], entries[-1]["other"]])])
+
+    def both_ways(chosen: list[int]) -> list[list[str]]:
+        return finish(policy, c, batch, [start for j in chosen for start in starts[j]], continuations, generator)
+
+    texts = both_ways(list(range(len(entries))))
+    for entry, kept, replaced in zip(entries, texts[::2], texts[1::2]):
+        entry["dependence"] = dependence(*([answer_key(text) for text in way] for way in (kept, replaced)))
+    forks = [j for j, entry in enumerate(entries) if entry["dependence"] >= FORK]
+    asked = [(j, way) for j in forks for way in ("kept", "replaced")]
+    for (j, way), found in zip(asked, both_ways(forks)):
+        entries[j][way] = sum(right(found, [problems[entries[j]["completion"]]] * continuations)) / continuations
+    return entries
 
 
 def explore(policy: Policy, c: TrainConfig, prompts, problems, samples: int, seed: int, progress: str) -> dict:
@@ -160,7 +181,7 @@ class Probe:
         self.plateau = next((step for step, row in self.logged.items() if row["stage"] == "plateau"), None)
         self.generator = torch.Generator().manual_seed(p.seed)
         source = held_out if held_out.problems else trainer
-        most = min(len(source.problems), max(p.problems, p.completions, p.fixed))
+        most = min(len(source.problems), max(p.problems, -(-p.completions // WAYS), p.fixed))
         chosen = random.Random(p.seed).sample(range(len(source.problems)), most)
         self.problems, self.prompts = [source.problems[i] for i in chosen], [source.prompts[i] for i in chosen]
         self.first = trainer.policy.sample(self.prompts[: p.fixed], 1, self.c, self.generator)
@@ -177,10 +198,11 @@ class Probe:
         lines = [completion(policy.tokenizer, self.first, i, self.first_correct, numbers) for i in range(len(self.first))]
         self.fixed += [{"step": step, "number": i} | line for i, line in enumerate(lines)]
         if p.replacements and not self.replacements and (name == "last" or self.plateau is not None and step >= self.plateau):
-            batch, problems = policy.sample(self.prompts[: p.completions], 1, c, self.generator), self.problems[: p.completions]
-            verdicts = right(batch.text, problems)
-            found = replace_tokens(policy, c, batch, problems, p.continuations, self.generator)
-            self.replacements = [{"step": step, "correct": bool(verdicts[entry["completion"]])} | entry for entry in found]
+            batch = policy.sample(self.prompts[: -(-p.completions // WAYS)], WAYS, c, self.generator)
+            problems = [self.problems[g] for g in batch.group.tolist()]
+            rows = torch.tensor(right(batch.text, problems)).nonzero()[:, 0]  # only these have a right end to lose
+            found = replace_tokens(policy, c, batch.select(rows), [problems[i] for i in rows], p.continuations, self.generator)
+            self.replacements = [{"step": step} | entry for entry in found]
         if p.exploration and name:
             few = slice(p.problems)
             self.explored[name] = explore(policy, c, self.prompts[few], self.problems[few], p.samples, p.seed, f"{name} model")

@@ -38,13 +38,12 @@ def token_stats(policy: Policy, rollouts: Rollouts, temperature: float, budget: 
     """What the policy thinks at every token of some completions: a dict of [N, T] float32, 0 outside the mask.
 
     logp: log-prob of the token; entropy; grad_norm: length of the gradient of logp in the logits; branching: how many tokens share 95 % of
-    the probability; second: the most likely token other than the one that was drawn. Besides, [N, T, TOP]: top, the most likely tokens,
-    and top_p, their probabilities; if `watch` [N, T, TOP] names tokens, top_p is theirs. budget: the tokens of a micro-batch. Logits
-    exist a chunk at a time.
+    the probability. Besides, [N, T, TOP]: top, the most likely tokens, and top_p, their probabilities; if `watch` [N, T, TOP] names
+    tokens, top_p is theirs. budget: the tokens of a micro-batch. Logits exist a chunk at a time.
     """
     size = rollouts.mask.shape
     out = {name: torch.zeros(size) for name in ("logp", "entropy", "grad_norm", "branching")} | {"top_p": torch.zeros(*size, TOP)}
-    out |= {"second": torch.zeros(size, dtype=torch.long), "top": torch.zeros(*size, TOP, dtype=torch.long)}
+    out["top"] = torch.zeros(*size, TOP, dtype=torch.long)
     for rows in micro_batches(rollouts, torch.arange(len(rollouts)), budget, policy.packed):
         part = rollouts.select(rows)
         row, t = part.mask.nonzero(as_tuple=True)
@@ -56,7 +55,6 @@ def token_stats(policy: Policy, rollouts: Rollouts, temperature: float, budget: 
             # of k tokens: [k] each, and [k, TOP]
             values = {"logp": logp.gather(-1, y)[:, 0], "entropy": entropy_from_logp(logp), "branching": branching_factor(z)}
             values["grad_norm"] = logit_gradient_norm(p.gather(-1, y)[:, 0], p.square().sum(-1))
-            values["second"] = z.scatter(-1, y, float("-inf")).argmax(-1)
             values["top"] = p.topk(TOP, -1).indices if watch is None else watch[here].to(p.device)
             values["top_p"] = p.gather(-1, values["top"])
             for name, value in values.items():

@@ -11,7 +11,7 @@ if not __package__:  # run by its path, which works from any folder
 
 from rlvr.analysis.report import changes, exploration, instance, position, stage
 from rlvr.analysis.report.arms import SHIPPED, load_experiment
-from rlvr.analysis.report.page import MARKS, page
+from rlvr.analysis.report.page import page
 from rlvr.analysis.report.run import Run
 from rlvr.analysis.report.section import Section, draw
 from rlvr.common.files import write_atomically
@@ -57,7 +57,7 @@ def report(config: ReportConfig) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         sections = [write_section(ask(runs, experiment), out) for ask in progress_bar(SECTIONS, "report", unit="section")]
         findings = [
-            {"label": section.label, "finding": section.title, "run": v.run, "agrees": MARKS[v.agrees][0], "text": v.text}
+            {"label": section.label, "finding": section.title, "run": v.run, "agrees": v.agrees, "text": v.text}
             for section in sections for v in section.verdicts
         ]  # fmt: skip
         write_atomically(out / "findings.csv", csv_text(findings))

@@ -2,15 +2,17 @@
 
 import numpy as np
 
-from rlvr.analysis.exchange import CATEGORIES, by_quantile, category, largest, rank_correlation, share_over
+from rlvr.analysis.exchange import CATEGORIES, by_quantile, category, log_odds, rank_correlation, share_over, within
 from rlvr.analysis.report.run import Run, bootstrap, mean, share_of_largest
-from rlvr.analysis.report.section import Panel, Verdict, bars, is_above, percent, section, sentence
-from rlvr.common.text import interval
+from rlvr.analysis.report.section import CANNOT, Estimate, Panel, Verdict, bars, percent, points, resampled, section, sentence, verdict
 from rlvr.run.figures import BLUE, GREEN, INK, ORANGE
 
 LITTLE = 0.05  # a change of probability above this counts as one; ours
 BINS = np.linspace(-0.5, 0.5, 81)  # of S5
 TOP = 0.01  # the share of tokens that counts as "the largest changes"; ours
+FEWEST = 1000  # tokens, so that the largest changes are ten or more
+SURE = 0.001  # float32 cannot measure how the log-odds change of a token that is surer than 1 less this; ours
+RISE_ALONE = "No step of the plateau could be replayed, so this is the rising stage."
 
 
 def stages(run: Run) -> list[tuple[str, np.ndarray]]:
@@ -19,12 +21,40 @@ def stages(run: Run) -> list[tuple[str, np.ndarray]]:
     return [(name, mask) for name, mask in (("rising", ~inside), ("plateau", inside)) if mask.any()]
 
 
+def of_problems(values: np.ndarray, problem: np.ndarray) -> list[np.ndarray]:
+    """The values of each problem's tokens: what intervals resample, since completions of one problem share their forks."""
+    order = np.argsort(problem, kind="stable")
+    return np.split(values[order], np.flatnonzero(np.diff(problem[order])) + 1)
+
+
+def pooled(found: list[np.ndarray]) -> float:
+    return mean(np.concatenate(found))
+
+
+def rarity(found: list[np.ndarray]) -> float:
+    """How far the share of tokens that moved stays below a hundredth, in points."""
+    return 1 - 100 * pooled(found)
+
+
+def fewer(rise: list[np.ndarray], plateau: list[np.ndarray]) -> float:
+    return 100 * (pooled(rise) - pooled(plateau))
+
+
+def too_few(run: Run) -> str:
+    """Why nothing can be said about the largest changes of the plateau; empty if something can."""
+    stage, mask = stages(run)[-1]
+    return RISE_ALONE if stage != "plateau" else f"Fewer than {FEWEST} tokens were replayed." if mask.sum() < FEWEST else ""
+
+
 @section("S5", "On the plateau very few tokens change", needs="changes", little=LITTLE)
 def few_tokens_change(run: Run) -> Verdict:
     """Training steps made again from checkpoints: the change of every token's probability, by the sign of its advantage. “Little” is at
-    most {little} (ours; the paper's threshold is not known).
+    most {little} (ours; the paper's threshold is not known). If it is a mark of the plateau, more tokens change in the rising stage:
+    compared are steps of both stages whose learning rate is at least nine tenths of the run's highest.
 
     The paper found: More than 99 % of the tokens change very little; those that change go up in right answers and down in wrong ones.
+
+    A no would be: one token in a hundred changes by more; or fewer do in the rising stage; or most that change go against their advantage.
     """
     change, advantage = run.changes["change"], run.changes["advantage"]
     last, mask = stages(run)[-1]
@@ -41,77 +71,106 @@ def few_tokens_change(run: Run) -> Verdict:
     for stage, chosen in stages(run):
         row, low, high = _how_many_changed(run, chosen)
         rows.append({"stage": stage} | row)
-        steps = sorted(set(run.changes["step"][chosen].tolist()))
-        along = row["with_their_advantage"]
-        in_direction = "none" if np.isnan(along) else interval(along, low, high, percent)
-        said = f"{stage} (step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}): {percent(row['share_changed'], 1)} of "
-        said += f"{row['tokens']} tokens changed by more than {LITTLE}; {in_direction} of those in the direction of their advantage; "
+        steps, along = sorted(set(run.changes["step"][chosen].tolist())), row["with_their_advantage"]
+        said = f"{stage} (step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}): {percent(row['share_changed'], 2)} of "
+        said += f"{row['tokens']} tokens changed by more than {LITTLE}; "
         ups, downs = row["mean_change_positive"], row["mean_change_negative"]
         words.append(f"{said}mean change {ups:+.4f} where A > 0, {downs:+.4f} where A < 0")
-    agrees = False if row["share_changed"] >= 0.01 else is_above(low, high, 0.5)  # of the last stage
-    return Verdict(agrees if last == "plateau" else None, sentence(words), rows, [Panel(draw)])
+    if last != "plateau":
+        return Verdict(CANNOT, f"{sentence(words)} {RISE_ALONE}", rows, [Panel(draw)])
+    moved, problem = np.abs(change) > LITTLE, run.changes["problem"]
+    estimates = [resampled("a hundredth less the share that changed (points)", rarity, of_problems(moved[mask], problem[mask]))]
+    if moved[mask].any():
+        estimates.append(Estimate("share with their advantage less a half (points)", *(x - 0.5 for x in (along, low, high)), points))
+    rates = {int(step["step"]): step["lr"] for step in run.steps}
+    alike = np.isin(run.changes["step"], [step for step, rate in rates.items() if rate >= 0.9 * max(rates.values())])
+    if (alike & mask).any() and (alike & ~mask).any():
+        both = [of_problems(moved[some], problem[some]) for some in (alike & ~mask, alike & mask)]
+        estimates.append(resampled("share in the rising stage less that on the plateau (points)", fewer, *both))
+        cannot = ""
+    else:
+        cannot = "The stages cannot be compared: no step of each was replayed at the same learning rate (--lr-schedule constant)."
+    return verdict(estimates, sentence(words), rows, [Panel(draw)], cannot=cannot)
 
 
 def _how_many_changed(run: Run, mask: np.ndarray) -> tuple[dict, float, float]:
-    """The numbers of S5 for the tokens `mask`, and the interval, over completions, of the share that followed its advantage."""
+    """The numbers of S5 for the tokens `mask`, and the interval, over problems, of the share that followed its advantage."""
     change, advantage = run.changes["change"], run.changes["advantage"]
     big = mask & (np.abs(change) > LITTLE)
-    along, completion = change[big] * advantage[big] > 0, run.changes["row"][big]
+    along = change[big] * advantage[big] > 0
     row = {"tokens": int(mask.sum()), "share_changed": share_over(change[mask], LITTLE), "with_their_advantage": mean(along)}
     for sign, label in ((1, "positive"), (-1, "negative")):
         side = mask & (np.sign(advantage) == sign)
         row[f"share_changed_{label}"] = share_over(change[side], LITTLE)
         row[f"mean_change_{label}"] = mean(change[side])
-    by_completion = [along[completion == i] for i in np.unique(completion)]
-    return row, *bootstrap(lambda found: mean(np.concatenate(found)), by_completion)
+    return row, *(bootstrap(pooled, of_problems(along, run.changes["problem"][big])) if big.any() else (np.nan, np.nan))
 
 
-@section("S6", "The few are tokens of high entropy and large gradient", needs="changes")
+@section("S6", "The few are tokens of high entropy and large gradient", needs="changes", top=percent(TOP), sure=SURE)
 def changed_tokens_are_uncertain(run: Run) -> Verdict:
-    """Plateau steps made again (all steps if none is of the plateau). Tokens in ten groups of equal size by entropy: mean size of the
-    change, and mean length of the gradient of the log-prob in the logits, √(1 − 2p + Σp²) (definition ours).
+    """Plateau steps made again. The size of a change is that of the log-odds log(p / (1 − p)): the change of p itself is p (1 − p)
+    times that, so it is small wherever the entropy is, whatever is learned. Left out are tokens surer than 1 − {sure}, whose log-odds float32
+    does not hold. The {top} with the largest changes are taken within fifths of |A|, so that both sides have the same advantages. Of
+    these and of the rest: entropy, and length of the gradient of the log-prob in the logits, √(1 − 2p + Σp²) (definition ours). The
+    picture has ten groups of equal size by entropy.
 
     The paper found: The tokens that change most are tokens of high entropy and with large gradients: forks in the reasoning.
+
+    A no would be: those that change most have the lower entropy, or the smaller gradient.
     """
     stage, mask = stages(run)[-1]
-    size, entropy, gradient = np.abs(run.changes["change"][mask]), run.changes["entropy"][mask], run.changes["grad_norm"][mask]
+    before, after = (log_odds(run.changes[name]) for name in ("logp", "logp_after"))
+    mask = mask & (run.changes["logp"] < np.log1p(-SURE))
+    if mask.sum() < FEWEST:
+        return Verdict(CANNOT, f"Fewer than {FEWEST} tokens of the replayed steps are less sure than that.")
+    size, entropy, gradient = np.abs(after - before)[mask], run.changes["entropy"][mask], run.changes["grad_norm"][mask]
+    strata, problem = np.abs(run.changes["advantage"][mask]), run.changes["problem"][mask]
     x, y = by_quantile(entropy, size)
     _, g = by_quantile(entropy, gradient)
 
     def draw(axis):
         tenths = np.arange(1, 11)
-        axis.plot(tenths, y, "o-", color=BLUE, label="mean change of probability")
+        axis.plot(tenths, y, "o-", color=BLUE, label="mean change of the log-odds")
         other = axis.twinx()
         other.plot(tenths, g, "s-", color=ORANGE, label="mean gradient length")
-        axis.set(yscale="log", xlabel="tenth of the tokens, by entropy", ylabel="change of probability", xticks=tenths)
-        other.set(yscale="log", ylabel="gradient length")
+        axis.set(xlabel="tenth of the tokens, by entropy", ylabel="change of the log-odds", xticks=tenths, ylim=(0, None))
+        other.set(ylabel="gradient length", ylim=(0, None))
 
+    rank = within(strata, size)  # 0 to 1 among tokens of about the same advantage
+    top, estimates = rank > 1 - TOP, []
+    for name, values, unit in (("entropy", entropy, " (nats)"), ("gradient length", gradient, "")):
+        pairs = of_problems(np.stack([values, top], 1), problem)
+
+        def gap(found: list[np.ndarray]) -> float:
+            values, top = np.concatenate(found).T
+            return mean(values[top > 0]) - mean(values[top == 0])
+
+        estimates.append(resampled(f"{name} of the largest changes less that of the rest{unit}", gap, pairs))
+    ranks = [rank_correlation(within(strata, values), rank) for values in (entropy, gradient)]
+    text = f"{stage.capitalize()}, {mask.sum()} tokens; rank correlation of the size of the change with entropy {ranks[0]:.2f}, with the "
+    text += f"gradient {ranks[1]:.2f}."
     rows = [{"stage": stage, "entropy": a, "change": b, "gradient": c} for a, b, c in zip(x, y, g)]
-    top = largest(size, TOP)
-    (h_top, h_rest), (g_top, g_rest) = ((values[top].mean(), values[~top].mean()) for values in (entropy, gradient))
-    rank_h, rank_g = rank_correlation(entropy, size), rank_correlation(gradient, size)
-    text = f"{stage.capitalize()}: the {percent(TOP)} of tokens that changed most have a mean entropy of {h_top:.2f} nats, the rest "
-    text += f"{h_rest:.3f} ({h_top / max(h_rest, 1e-9):.0f} times less), and a gradient of {g_top:.2f} against {g_rest:.3f}. Rank "
-    text += f"correlation of the size of the change with entropy {rank_h:.2f}, with the gradient {rank_g:.2f}."
-    agrees = bool(h_top > h_rest and g_top > g_rest and rank_h > 0 and rank_g > 0)
-    return Verdict(agrees if stage == "plateau" else None, text, rows, [Panel(draw, legend={"loc": "upper left"})])
+    panels = [Panel(draw, legend={"loc": "upper left"})]
+    return verdict(estimates, text, rows, panels, cannot=RISE_ALONE if stage != "plateau" else "")
 
 
-@section("S7", "Formal reasoning changes most", needs="changes", top=percent(TOP))
+@section("S7", "Formal reasoning changes most", needs="changes", top=percent(TOP), fewest=FEWEST)
 def changed_tokens_are_formal(run: Run) -> Verdict:
-    """Plateau steps made again (all steps if none is of the plateau). The share of each category among the {top} of tokens that changed
-    most, divided by its share of all tokens: above 1 it is over-represented. In the text, with 95 % intervals over problems, and the
-    mean change. Categories are ours, by the text of the token.
+    """Plateau steps made again. The share of each category among the {top} of tokens that changed most, beside its share of all tokens; and
+    the mean change of its tokens. Categories are ours, by the text of the token.
 
     The paper found: Tokens of formal reasoning (digits, operators, symbols) get the strongest updates.
+
+    A no would be: formal reasoning is rarer among the largest changes than among all tokens, or changes less than another category does
+    on average. Not asked of fewer than {fewest} tokens.
     """
     stage, mask = stages(run)[-1]
-    size, tokens = np.abs(run.changes["change"][mask]), run.changes["token"][mask]
+    size, tokens, problem = np.abs(run.changes["change"][mask]), run.changes["token"][mask], run.changes["problem"][mask]
     different, which = np.unique(tokens, return_inverse=True)
     kinds = np.array([category(run.token(int(token))) for token in different])[which]
     rows = []
     for kind in CATEGORIES:
-        chosen, low, high, base = share_of_largest(size, kinds == kind, run.changes["problem"][mask], TOP)
+        chosen, low, high, base = share_of_largest(size, kinds == kind, problem, TOP)
         rows.append({"stage": stage, "category": kind, "share_of_top": chosen, "low": low, "high": high, "base_rate": base,
                      "ratio": chosen / base if base else float("nan"), "mean_change": mean(size[kinds == kind])})  # fmt: skip
 
@@ -120,17 +179,23 @@ def changed_tokens_are_formal(run: Run) -> Verdict:
         bars(axis, [row["category"] for row in rows], [row["ratio"] for row in rows], xlabel, color=BLUE)
         axis.axvline(1, color=INK, linewidth=1, linestyle="--")
 
-    found = [row for row in rows if row["base_rate"] > 0]
-    words = []
-    for row in found:
-        share = interval(row["share_of_top"], row["low"], row["high"], percent)
-        rest = f"{percent(row['base_rate'])} of all tokens, mean change {row['mean_change']:.4f}"
-        words.append(f"{row['category']} {share} of the largest changes, {rest}")
-    formal = rows[0]
-    agrees = is_above(formal["low"], formal["high"], formal["base_rate"])
-    if agrees and formal["ratio"] != max(row["ratio"] for row in found):
-        agrees = None
-    return Verdict(agrees if stage == "plateau" else None, f"{stage.capitalize()}: {'; '.join(words)}.", rows, [Panel(draw)])
+    formal, others = rows[0], [row for row in rows[1:] if row["base_rate"] > 0]
+    words = [f"{row['category']} {percent(row['share_of_top'])} of the largest changes, {percent(row['base_rate'])} of all tokens, mean "
+             f"change {row['mean_change']:.4f}" for row in (formal, *others)]  # fmt: skip
+    cannot = too_few(run)
+    if not formal["base_rate"] or not others:
+        return Verdict(CANNOT, sentence(words) + " All tokens are formal reasoning, or none is.", rows, [Panel(draw)])
+    strongest = max(others, key=lambda row: row["mean_change"])["category"]
+    pairs = of_problems(np.stack([size, kinds == CATEGORIES[0], kinds == strongest], 1), problem)
+
+    def more(found: list[np.ndarray]) -> float:
+        size, formal, other = np.concatenate(found).T
+        return mean(size[formal > 0]) - mean(size[other > 0])
+
+    shares = (formal[name] - formal["base_rate"] for name in ("share_of_top", "low", "high"))
+    estimates = [Estimate("formal reasoning among the largest changes less among all tokens (points)", *shares, points),
+                 resampled(f"its mean change less that of {strongest}", more, pairs, form="+.4f")]  # fmt: skip
+    return verdict(estimates, f"{stage.capitalize()}: {'; '.join(words)}.", rows, [Panel(draw)], cannot=cannot)
 
 
 SECTIONS = (few_tokens_change, changed_tokens_are_uncertain, changed_tokens_are_formal)

@@ -6,8 +6,7 @@ import numpy as np
 
 from rlvr.analysis.exchange import overlaps, unsolved
 from rlvr.analysis.report.run import Run
-from rlvr.analysis.report.section import Panel, Verdict, bars, percent, section
-from rlvr.common.text import interval
+from rlvr.analysis.report.section import CANNOT, NO, OPEN, YES, Estimate, Panel, Verdict, bars, percent, points, section, verdict
 from rlvr.evaluate import bootstrap_interval, pass_at_k, powers_up_to
 from rlvr.run.figures import COLOURS, GREY
 
@@ -56,21 +55,24 @@ def _widened(runs: list[Run]) -> tuple[list[dict], list[Panel]]:
     return rows, [Panel(draw, "pass-at-k", "pass@k before and after training", dict(loc="lower right"))]
 
 
-@section("E1", "pass@k: does training widen what can be solved?", needs="exploration", together=_widened)
+@section("E1", "pass@k: does training widen what can be solved?", needs="exploration", together=_widened, flat=FLAT)
 def pass_at_k_curves(run: Run) -> Verdict:
     """Share of held-out problems with at least one right answer among k, unbiased, for the model before training and after; the bands are
     95 % intervals over problems.
 
     The paper found: Reinforcement learning raises pass@1 and leaves pass@k at large k flat or lower.
+
+    A no would be: pass@1 falls, or pass@k at the largest k rises by more than {flat}. Not asked where both models solve everything.
     """
     first, last = run.exploration["first"], run.exploration["last"]
     k = first["samples"]
-    at_1, at_k = _paired(first, last, 1), _paired(first, last, k)
-    text = f"pass@1 {interval(*at_1)}, pass@{k} {interval(*at_k)} against the start, on {len(first['correct'])} problems."
+    rise, low, high = _paired(first, last, k)
+    beyond = Estimate(f"{percent(FLAT)} less the rise of pass@{k} (points)", *(FLAT - x for x in (rise, high, low)), points)
+    estimates = [Estimate("rise of pass@1 (points)", *_paired(first, last, 1), points), beyond]
+    text = f"pass@{k} {rise:+.3f} against the start, on {len(first['correct'])} problems."
     if all(found["correct"].count(0) == 0 for found in (first, last)):  # nothing left to widen, nothing lost
-        return Verdict(None, f"{text} All problems are solvable for both: too easy to tell at large k.")
-    (_, low_1, _), (_, low_k, high_k) = at_1, at_k
-    return Verdict(True if low_1 > 0 and high_k < FLAT else False if low_k > 0 else None, text)
+        return Verdict(CANNOT, f"{text} All problems are solvable for both: too easy to tell at large k.")
+    return verdict(estimates, text)
 
 
 def _unsolvable(runs: list[Run]) -> tuple[list[dict], list[Panel]]:
@@ -97,6 +99,8 @@ def unsolvable_sets(run: Run) -> Verdict:
     for exactly the models named. The k of the paper is not known.
 
     The paper found: The sets are not nested: training makes some problems solvable and others unsolvable.
+
+    A no would be: problems change over beyond chance in one direction, and none in the other. Not asked where both solve everything.
     """
     before, after = run.exploration["first"], run.exploration["last"]
     first, last = unsolved(before["correct"]), unsolved(after["correct"])
@@ -104,7 +108,9 @@ def unsolvable_sets(run: Run) -> Verdict:
     text = f"With k = {before['samples']}: {len(first)} of {len(before['correct'])} problems unsolvable before, {len(last)} after, "
     text += f"{len(first & last)} for both; {len(first - last)} became solvable, {len(last - first)} unsolvable. "
     text += f"Beyond chance: {gained} and {lost}."
-    return Verdict(True if gained and lost else False if gained and not last - first or lost and not first - last else None, text)
+    if not first | last:
+        return Verdict(CANNOT, f"{text} All problems are solvable for both.")
+    return Verdict(YES if gained and lost else NO if gained and not last - first or lost and not first - last else OPEN, text)
 
 
 def _branching(runs: list[Run]) -> tuple[list[dict], list[Panel]]:
@@ -126,12 +132,14 @@ def branching(run: Run) -> Verdict:
     many different endings the completions of a problem have.
 
     The paper found: The branching factor does not rise with reinforcement learning, and answers become less diverse.
+
+    A no would be: a higher branching factor, or as many different answers, after training.
     """
     first, last = run.exploration["first"], run.exploration["last"]
     many, few = first["different_answers"], last["different_answers"]
     text = f"Branching factor {first['branching']:.2f} → {last['branching']:.2f}, entropy {first['entropy']:.3f} → {last['entropy']:.3f} "
     text += f"nats, different answers of {first['samples']} to a problem {many:.1f} → {few:.1f} ({percent(1 - few / many)} fewer)."
-    return Verdict(last["branching"] <= first["branching"] and few < many, text)
+    return Verdict(YES if last["branching"] <= first["branching"] and few < many else NO, text)
 
 
 SECTIONS = (pass_at_k_curves, unsolvable_sets, branching)

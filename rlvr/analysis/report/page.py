@@ -8,9 +8,9 @@ from jinja2 import Environment, FileSystemLoader  # torch depends on it
 from rlvr.analysis.report.arms import Experiment
 from rlvr.analysis.report.microscope import microscope_data
 from rlvr.analysis.report.run import Run
-from rlvr.analysis.report.section import Section
+from rlvr.analysis.report.section import CANNOT, NO, OPEN, YES, Section
 
-MARKS = {True: ("yes", "✓ agrees"), False: ("no", "✗ differs"), None: ("open", "– open")}
+MARKS = {YES: "✓ agrees", NO: "✗ differs", OPEN: "– open", CANNOT: "∅ cannot be asked here"}
 
 
 def scores(run: Run) -> dict[str, str]:

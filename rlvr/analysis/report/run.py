@@ -43,6 +43,13 @@ class Run:
         self.last = int(self.steps[-1]["step"])
         self.rising_end = self.plateau or self.last  # the last step of the rising stage; of the run, if it never left it
 
+    @property
+    def slowed(self) -> str:
+        """A sentence, if the learning rate fell during the run by more than a tenth: then all that changes slowly late may be due to it."""
+        rates = [row["lr"] for row in self.steps]
+        fell = f"The learning rate fell from {max(rates):.2g} to {rates[-1]:.2g}, which alone slows every change"
+        return f"{fell}: ask a run with --lr-schedule constant." if rates[-1] < 0.9 * max(rates) else ""
+
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of a column of metrics.csv, where it has any."""
         return series(self.metrics, name)
@@ -63,7 +70,8 @@ class Run:
     def changes(self) -> dict[str, np.ndarray]:
         """Every token of the replayed steps before and after them, as flat arrays (named in `replay.change_of_step`); {} without a probe.
 
-        Added: `change`, the change of its probability; `plateau`, whether its step is one; `problem`, which group it is in.
+        Added: `change`, the change of its probability; `plateau`, whether its step is one; `problem`, which group it is in, and
+        `row_problem`, the same of each completion.
         """
         from safetensors.numpy import load_file
 
@@ -72,7 +80,8 @@ class Run:
         if found:
             found["change"] = np.exp(found["logp_after"]) - np.exp(found["logp"])
             found["plateau"] = found["step"] >= (self.plateau or 10**9)
-            found["problem"] = (found["row_step"].astype(np.int64) * 10**6 + found["row_group"])[found["row"]]
+            found["row_problem"] = found["row_step"].astype(np.int64) * 10**6 + found["row_group"]
+            found["problem"] = found["row_problem"][found["row"]]
         return found
 
     def _probe_lines(self, name: str) -> list[dict]:
@@ -94,16 +103,14 @@ def mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def bootstrap(statistic: Callable[..., float], *samples: Sequence, draws: int = 300, paired: bool = False) -> tuple[float, float]:
+def bootstrap(statistic: Callable[..., float], *samples: Sequence, draws: int = 300) -> tuple[float, float]:
     """95 % percentile interval of a statistic of one or more samples of independent items, by resampling the items of each.
 
-    paired: item i of every sample is drawn together. NaN, NaN if a sample is empty, or the statistic NaN in every draw.
+    NaN, NaN if a sample is empty, or the statistic NaN in every draw.
     """
     rng, values = np.random.default_rng(42), []
     for _ in range(draws if all(len(items) for items in samples) else 0):
         picks = [rng.integers(len(items), size=len(items)) for items in samples]
-        if paired:
-            picks = picks[-1:] * len(samples)
         values.append(statistic(*([items[i] for i in pick] for items, pick in zip(samples, picks))))
     values = [v for v in values if v == v]
     return tuple(float(x) for x in np.quantile(values, [0.025, 0.975])) if values else (float("nan"), float("nan"))

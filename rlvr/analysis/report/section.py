@@ -4,27 +4,38 @@ A finding is a function of one run; the decorator `section` asks it of every run
 
     @section("S1", "Two stages")
     def two_stages(run: Run) -> Verdict:
-        '''What the pictures show.
+        '''What is measured.
 
         The paper found: what it found.
-        '''
-        return Verdict(True, "What this run shows.", rows, [Panel(draw)])
 
-    two_stages([run, other])  # -> Section: the verdicts, rows and pictures of both, under the two sentences of the docstring
+        A no would be: what would contradict it.
+        '''
+        return verdict([Estimate("the bend", 0.3, 0.1, 0.5)], "What this run shows.", rows, [Panel(draw)])
+
+    two_stages([run, other])  # -> Section: the verdicts, rows and pictures of both, under the sentences of the docstring
     two_stages.__wrapped__(run)  # -> Verdict: one run alone
+
+A finding is put into numbers that are above 0 if it holds and below 0 if its contrary does. It is answered *yes* if all their intervals lie
+above 0, *no* if one lies below it, and left *open* otherwise; or it *cannot be asked here*, for a reason that is given.
 """
 
 import functools
 import io
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from rlvr.analysis.report.run import Run
-from rlvr.common.text import quoted
+import numpy as np
+
+from rlvr.analysis.intervals import mean_interval
+from rlvr.analysis.report.run import Run, bootstrap
+from rlvr.common.text import interval, quoted
 from rlvr.run.figures import INK, save_figure
 
+YES, NO, OPEN, CANNOT = "yes", "no", "open", "cannot be asked here"
 NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.analysis.probe {folder}"
 STYLE = Path(__file__).with_name("pictures.mplstyle")
 
@@ -40,15 +51,74 @@ class Panel:
     svg: str = ""  # once it is drawn
 
 
+class Estimate(NamedTuple):
+    """A number that is above 0 if a finding holds and below 0 if its contrary does, with its 95 % interval."""
+
+    says: str  # what it is of, as in "fall of wrong answers over that of right ones"
+    value: float
+    low: float
+    high: float
+    form: str | Callable[[float], str] = "+.3f"  # how it is written
+
+
+def resampled(says: str, statistic: Callable[..., float], *samples: Sequence, form: str | Callable[[float], str] = "+.3f") -> Estimate:
+    """An estimate whose interval comes from drawing the items of its samples again."""
+    return Estimate(says, statistic(*samples), *bootstrap(statistic, *samples), form)
+
+
 @dataclass
 class Verdict:
-    """What one run shows. agrees: with the paper; None: it cannot be said. `rows` are the numbers that text and pictures are made of."""
+    """What one run shows. agrees: YES, NO, OPEN or CANNOT. `rows` are the numbers that text and pictures are made of."""
 
-    agrees: bool | None
+    agrees: str
     text: str
     rows: list[dict] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
     run: str = ""  # the name of the run, or what else was asked; `section` fills it in
+    estimates: Sequence[Estimate] = ()
+
+
+def judge(estimates: Sequence[Estimate]) -> str:
+    """no if one is below 0 with its whole interval, yes if all are above it, else open.
+
+    >>> judge([Estimate("a", 2, 1, 3), Estimate("b", 1, -1, 3)]), judge([Estimate("a", 2, 1, 3), Estimate("b", -2, -3, -1)])
+    ('open', 'no')
+    """
+    if any(e.high < 0 for e in estimates):
+        return NO
+    return YES if estimates and all(e.low > 0 for e in estimates) else OPEN
+
+
+def verdict(estimates: Sequence[Estimate], text: str, rows=(), panels=(), over: str = "problems of this run", cannot: str = "") -> Verdict:
+    """The verdict that follows from estimates, which are added to the text. over: what their intervals resample. cannot: why a yes would
+    prove nothing; a no stands even so."""
+    agrees = judge(estimates)
+    if cannot and agrees != NO:
+        agrees = CANNOT
+    text = " ".join(part for part in (text, _in_words(estimates, f"95 % intervals over {over}"), cannot) if part)
+    return Verdict(agrees, text, list(rows), list(panels), estimates=estimates)
+
+
+def _in_words(estimates: Sequence[Estimate], intervals: str) -> str:
+    words = [f"{e.says} {interval(*e[1:4], e.form)}" for e in estimates]
+    return f"{sentence(words)[:-1]} ({intervals})." if words else ""
+
+
+def over_runs(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Of runs that differ in nothing but their seed: the estimates that all have, each as the mean over runs with Student's interval."""
+    alike: dict[str, list[Verdict]] = defaultdict(list)
+    for run, found in zip(runs, verdicts):
+        settings = {name: value for name, value in vars(run.config).items() if name not in ("seed", "name", "out", "resume")}
+        if found.estimates and found.agrees != CANNOT:
+            alike[repr(settings)].append(found)
+    out = []
+    for group in (group for group in alike.values() if len(group) > 1):
+        tables = [{e.says: e for e in found.estimates} for found in group]
+        shared = [e for e in group[0].estimates if all(e.says in table for table in tables)]
+        means = [Estimate(e.says, *mean_interval([table[e.says].value for table in tables]), e.form) for e in shared]
+        text = _in_words(means, f"mean of {len(group)} runs, with Student's 95 % interval over runs")
+        out.append(Verdict(judge(means), text, run=f"all of {', '.join(found.run for found in group)}"))
+    return out
 
 
 @dataclass
@@ -59,14 +129,16 @@ class Section:
     title: str
     shows: str
     paper: str
+    no: str  # what would contradict it
     panels: list[Panel] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)
 
 
 def empty_section(label: str, title: str, finding: Callable, **numbers) -> Section:
-    """A section with the text of a finding: its docstring, up to "The paper found:" and from there on. numbers: what it has in braces."""
-    return Section(label, title, *(" ".join(part.split()).format(**numbers) for part in finding.__doc__.split("The paper found:")))
+    """A section with the text of a finding: the three parts of its docstring. numbers: what it has in braces."""
+    parts = re.split("The paper found:|A no would be:", finding.__doc__)
+    return Section(label, title, *(" ".join(part.split()).format(**numbers) for part in parts))
 
 
 def section(label: str, title: str, needs: str = "", together: Callable[..., tuple[list, list]] | None = None, **numbers) -> Callable:
@@ -84,13 +156,14 @@ def section(label: str, title: str, needs: str = "", together: Callable[..., tup
             if together and any(getattr(run, needs) for run in runs):
                 out.rows, out.panels = together(runs)
             for run in runs:
-                verdict = ask(run) if not needs or getattr(run, needs) else Verdict(None, NO_PROBE.format(folder=quoted(run.folder)))
-                out.verdicts.append(replace(verdict, run=run.name))
-                out.rows += [{"run": run.name} | row for row in verdict.rows]
-                for panel in verdict.panels:
+                found = ask(run) if not needs or getattr(run, needs) else Verdict(CANNOT, NO_PROBE.format(folder=quoted(run.folder)))
+                out.verdicts.append(replace(found, run=run.name))
+                out.rows += [{"run": run.name} | row for row in found.rows]
+                for panel in found.panels:
                     name = f"{run.name}-{panel.name}" if panel.name else run.name
                     caption = f"{run.name}: {panel.caption}" if panel.caption else ""
                     out.panels.append(replace(panel, name=name, caption=caption))
+            out.verdicts += over_runs(runs, out.verdicts)
             return out
 
         return ask_all
@@ -137,17 +210,22 @@ def bars(axis, names: Sequence[str], values: Sequence[float], xlabel: str, **sty
 # Words
 
 
-def is_above(low: float, high: float, border: float = 0.0) -> bool | None:
-    """Whether an interval is above a border; None if it holds it.
-
-    >>> is_above(0.1, 0.3), is_above(-0.3, -0.1), is_above(-0.1, 0.3)
-    (True, False, None)
-    """
-    return True if low > border else False if high < border else None
-
-
 def percent(x: float, digits: int = 0) -> str:
     return f"{100 * x:.{digits}f} %"
+
+
+def points(x: float) -> str:
+    """A difference of shares, in hundredths of 1."""
+    return f"{100 * x:+.1f}"
+
+
+def factor(x: float) -> str:
+    """A difference of logarithms, as the ratio that it is.
+
+    >>> factor(0.0)
+    'x1.00'
+    """
+    return f"x{np.exp(x):.2f}"
 
 
 def sentence(words: Sequence[str]) -> str:
