@@ -155,8 +155,10 @@ def test_every_column_of_the_shipped_tables_has_an_entry():
 def test_every_number_of_an_experiment_has_an_entry():
     from rlvr.analysis.compare_arms import METRICS
 
+    from rlvr.run.defects import ERRORS
+
     curves = {"arm", "seed", "step", "pass_at_1", "entropy"}
-    assert names_of("results.csv") == {"arm", "seed", *METRICS} | curves
+    assert names_of("results.csv") == {"arm", "seed", "trunk", "cool", *METRICS, *ERRORS} | curves
     for name in ("results", "curves"):
         with open(ROOT / "tutorials" / "experiment" / f"{name}.csv", newline="", encoding="utf-8") as file:
             assert set(next(csv.reader(file))) == ({"arm", "seed", *METRICS} if name == "results" else curves)

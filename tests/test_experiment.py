@@ -12,13 +12,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from helpers import STORIES
 
 from rlvr.analysis import compare_arms, intervals
 from rlvr.analysis import experiment as experiment_module
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_train
-from rlvr.analysis.experiment import ARMS, ExperimentConfig, Run, plan, run_all
+from rlvr.analysis.experiment import ARMS, ExperimentConfig, Run, chosen_plan, planned, run_all
+from rlvr.analysis.plan import PUBLISHED, read_plan
+from rlvr.analysis.treatments import TreatmentsConfig, treatments
+from rlvr.common.text import csv_text
+from rlvr.run.figures import read_metrics
 from rlvr.analysis.compare_arms import (
     METRICS,
     area,
@@ -34,6 +39,10 @@ from rlvr.analysis.intervals import gap_interval, holm, mean_interval, outside, 
 ROOT = Path(__file__).parent.parent
 SMALL = "--prompts-per-step 2 --completions-per-prompt 4 --mini-batch-prompts 2 --max-new-tokens 40 --final-eval-problems 2 "
 SMALL += f"--eval-completions 2 --eval-every 0 --data {STORIES} --eval-data {STORIES}"
+
+
+def plan(config: ExperimentConfig) -> list[Run]:
+    return planned(chosen_plan(config), Path(config.out))
 
 
 def rows(**arms) -> list[dict]:
@@ -153,7 +162,7 @@ def test_a_link_where_a_run_or_its_log_shall_be_is_refused(tmp_path):
 
 
 def test_a_log_that_was_edited_is_found_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "done", True)
+    monkeypatch.setattr(Run, "trained", True)
     (tmp_path / "grpo-seed0").mkdir()
     (tmp_path / "grpo-seed0" / "metrics.csv").write_text("step;loss\n")
     with pytest.raises(SettingError, match="metrics.csv was edited"):
@@ -221,7 +230,7 @@ def test_measure_of_a_run_by_hand(tmp_path):
 
 def test_arms_are_what_they_say():
     assert all(arm.says for arm in ARMS.values())
-    by_name = {name: parse_train(arm.flags.split()) for name, arm in ARMS.items()}
+    by_name = {name: parse_train(arm.flags) for name, arm in ARMS.items()}
     assert by_name["grpo"].method == "grpo" and by_name["ppl"].ppl_alpha == 0.01 and by_name["pos"].pos_alpha == 0.1
     assert by_name["ppl-high"].ppl_direction == "high" and by_name["ppl-high"].ppl_alpha == by_name["ppl-strong"].ppl_alpha
     assert by_name["pos-early"].pos_direction == "early" and by_name["pos-early"].pos_alpha == by_name["pos-strong"].pos_alpha
@@ -241,8 +250,8 @@ def test_seeds_come_in_rounds(tmp_path):
     "settings, said",
     [
         (dict(arms=("grpo", "nothing")), "no arm 'nothing'"),
-        (dict(arms=("grpo", "grpo")), "none twice"),
-        (dict(seeds=0), "--seeds 1"),
+        (dict(arms=("grpo", "grpo")), "no arm twice"),
+        (dict(seeds=-1), "--seeds, --steps and --jobs of 0 or more"),
         (dict(train="--lr nonsense"), "--lr"),
         (dict(train='--name "x'), "quotes"),
     ],
@@ -251,6 +260,146 @@ def test_bad_settings_are_refused_before_anything_runs(tmp_path, settings, said)
     with pytest.raises(SettingError, match=said):
         plan(ExperimentConfig(**(dict(out=str(tmp_path)) | settings)))
     assert not list(tmp_path.iterdir())
+
+
+# -- trunks and branches ---------------------------------------------------------------------------------------------------------------
+
+
+TRUNKS = dict(question="?", train="--level 3", steps=3, branch_at=2, seeds=[100, 101], trunks={"a": "--seed 0", "b": "--seed 1"},
+              arms={"grpo": dict(flags="--method grpo", says="the baseline"), "pos": dict(flags="--method pos --pos-alpha 0.4", says="late")},
+              evaluate={"cool": "--level 3 --temperature 0.6"}, average=2)  # fmt: skip
+
+
+def with_trunks(folder: Path, **changes) -> ExperimentConfig:
+    folder.mkdir(exist_ok=True)
+    (folder / "my.yaml").write_text(yaml.safe_dump(TRUNKS | changes), encoding="utf-8")
+    return ExperimentConfig(plan=str(folder / "my.yaml"), out=str(folder))
+
+
+def test_the_plans_that_are_shipped_can_be_run(tmp_path):
+    for path in (PUBLISHED, PUBLISHED.with_name("plan-study.yaml")):
+        runs = plan(ExperimentConfig(plan=str(path), out=str(tmp_path)))
+        found = read_plan(path)
+        assert len(runs) == len(found.seeds) * max(1, len(found.trunks)) * len(found.arms) + len(found.trunks) and found.question
+    assert {run.wanted.lr_schedule for run in runs} == {"constant"} and {run.wanted.level for run in runs} == {3}
+    steps = {bool(run.needs): (run.wanted.steps, run.to_do()) for run in runs}
+    assert steps == {False: (80, 80), True: (180, 100)}
+
+
+def test_a_trunk_comes_before_its_branches_and_every_trunk_before_the_second_seed(tmp_path):
+    runs = plan(with_trunks(tmp_path))
+    assert [run.folder.name for run in runs] == [
+        "trunk-a", "a-grpo-seed100", "a-pos-seed100", "trunk-b", "b-grpo-seed100", "b-pos-seed100",
+        "a-grpo-seed101", "a-pos-seed101", "b-grpo-seed101", "b-pos-seed101",
+    ]  # fmt: skip
+    trunk, branch = runs[0], runs[2]
+    assert trunk.wanted.method == "grpo" and (trunk.wanted.steps, trunk.wanted.seed) == (2, 0) and not trunk.evaluate
+    assert branch.needs is trunk and branch.flags[:2] == ["--branch", f"{trunk.folder}@2"] and branch.wanted.branch == branch.flags[1]
+    assert (branch.wanted.steps, branch.wanted.seed, branch.wanted.pos_alpha, branch.to_do()) == (5, 100, 0.4, 3)
+
+
+def test_rows_that_were_made_elsewhere_count_and_their_trunk_is_not_made_again(tmp_path):
+    config = with_trunks(tmp_path)
+    made = [(trunk, arm, seed) for trunk in "ab" for arm in ("grpo", "pos") for seed in (100, 101) if (trunk, arm) != ("b", "pos")]
+    rows = [{"trunk": t, "arm": a, "seed": s} | dict.fromkeys(METRICS, 0.5) | {"cool": 0.25} for t, a, s in made]
+    (tmp_path / "results.csv").write_text(csv_text(rows), encoding="utf-8")
+    runs = plan(config)
+    assert [run.folder.name for run in runs if not run.done] == ["trunk-b", "b-pos-seed100", "b-pos-seed101"]
+    assert not [run for run in runs if run.folder.name == "trunk-a"]
+    found = experiment_module.collect(runs, tmp_path, chosen_plan(config))
+    assert sorted(found, key=str) == sorted(rows, key=str) and read_results(tmp_path / "results.csv") == found
+
+
+@pytest.mark.parametrize("trunk_fails", [False, True])
+def test_a_branch_waits_for_its_trunk_and_is_then_trained_and_evaluated(tmp_path, monkeypatch, trunk_fails):
+    """Programs are played: each ends at once, and leaves what the real one would."""
+    order = []
+
+    def start(run):
+        run.asked, *flags = run.command()
+        order.append((run.asked, run.folder.name))
+        failed = trunk_fails and run.folder.name == "trunk-a"
+        run.process = SimpleNamespace(poll=lambda: 1, returncode=int(failed))
+        if not failed:
+            run.folder.mkdir(exist_ok=True)
+            (run.folder / "summary.json").write_text(json.dumps({"stopped_by": None, "steps": run.wanted.steps}))
+            if run.asked == "eval.py":
+                run.evaluation("cool").write_text("{}")
+        return run
+
+    monkeypatch.setattr(experiment_module, "_start", start)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    runs = plan(with_trunks(tmp_path, seeds=[100]))
+    failed = run_all(runs, 2, lambda: None)
+    assert order[:2] == [("train.py", "trunk-a"), ("train.py", "trunk-b")], "two at a time, and their branches cannot begin"
+    of_b = [program for program, name in order if name == "b-pos-seed100"]
+    assert of_b == ["train.py", "eval.py"]
+    if trunk_fails:
+        assert {run.folder.name for run in failed} == {"trunk-a", "a-grpo-seed100", "a-pos-seed100"}
+        assert not [name for _, name in order if name.startswith("a-")]
+    else:
+        assert not failed and len(order) == 2 + 2 * 4 and all(run.done for run in runs)
+
+
+def test_a_row_by_hand(tmp_path):
+    """The mean of the last two evaluations; pass@1 of the evaluation afterwards; errors among the completions of the last two fifths."""
+    config = with_trunks(tmp_path, errors=True, steps=5, arms={"grpo": TRUNKS["arms"]["grpo"]}, trunks={"a": ""}, seeds=[100])
+    run = plan(config)[-1]
+    run.folder.mkdir()
+    from rlvr.run.log import COLUMNS
+
+    with open(run.folder / "metrics.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerow({"step": 2, "stage": "rising", "eval_pass_at_1": 0.1, "eval_pass_at_max": 0.5})
+        for step in range(3, 8):
+            numbers = dict(eval_pass_at_1=step / 10, eval_pass_at_max=0.9, accuracy=0.5, entropy=0.1, length=50)
+            writer.writerow({"step": step, "stage": "rising"} | numbers)
+    (run.folder / "config.json").write_text(json.dumps(vars(run.wanted)), encoding="utf-8")
+    run.evaluation("cool").write_text(json.dumps({"results": {"tiny": {"x": {"metrics": {"pass@1": {"mean": 0.75}}}}}}), encoding="utf-8")
+    story = "Q: Ben has 24 apples. Ben gives away 8. How many apples are left?\nA:"
+    lines = [{"step": step, "prompt": story, "completion": " Ben starts with 24. 24-8=16. The answer is \\boxed{15}.", "correct": right}
+             for step, right in ((5, False), (6, True), (6, True), (7, False), (7, True))]  # fmt: skip
+    (run.folder / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    row = experiment_module.row_of(run, chosen_plan(config))
+    assert (row["trunk"], row["arm"], row["seed"], row["pass_at_1"], row["cool"]) == ("a", "grpo", 100, pytest.approx(0.65), 0.75)
+    errors = {kind: row[kind] for kind in ("copying", "calculation", "unfinished", "form", "selection")}
+    assert sum(errors.values()) == pytest.approx(0.25) and max(errors.values()) == 0.25, "one of four after step 5"
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(arms={}), "it needs arms, seeds"),
+        (dict(branch_at=0), "branch_at exactly if it has trunks"),
+        (dict(trunks={}), "branch_at exactly if it has trunks"),
+        (dict(speed=3), "it has 'speed', which no plan knows"),
+        (dict(arms={"grpo": "--method grpo"}), "is no plan of an experiment"),
+        (dict(train="--lr nonsense"), "--lr"),
+        (dict(steps="many"), "is no plan of an experiment"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_sentence(tmp_path, changes, said):
+    with pytest.raises(SettingError, match=said):
+        plan(with_trunks(tmp_path, **changes))
+
+
+@pytest.mark.slow
+def test_trunks_branches_evaluations_and_treatments_from_beginning_to_end(tmp_path):
+    words = f"{SMALL} --max-new-tokens 60".replace(f"--data {STORIES} --eval-data {STORIES}", "--level 3")
+    config = with_trunks(tmp_path, train=words, steps=1, seeds=[100], evaluate={"cool": "--level 3 --problems 4 --completions 2"}, errors=True)
+    done = subprocess.run([sys.executable, "-m", "rlvr.analysis.experiment", "--plan", config.plan, "--out", config.out],
+                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = read_results(tmp_path / "results.csv")
+    assert [(row["trunk"], row["arm"]) for row in rows] == [("a", "grpo"), ("b", "grpo"), ("a", "pos"), ("b", "pos")]
+    assert all(0 <= row["cool"] <= 1 and row["selection"] >= 0 for row in rows)
+    assert [row["step"] for row in read_metrics(tmp_path / "a-pos-seed100")] == [2, 3]
+    found = treatments(TreatmentsConfig(out=config.out))
+    by_arm = {(row["trunk"], row["arm"]): row for row in found}
+    assert by_arm["a", "grpo"]["cosine"] == pytest.approx(1) and by_arm["a", "grpo"]["length"] == pytest.approx(1)
+    assert 0.5 < by_arm["a", "pos"]["cosine"] < 0.9999 and by_arm["a", "pos"]["length"] > 1
+    assert not list(tmp_path.glob("*-treatments"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -277,7 +426,7 @@ def test_an_experiment_from_beginning_to_end(tmp_path):
     again = subprocess.run(command(out), cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and "2 done" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in out.glob("*-seed*/summary.json")} == written
-    other = subprocess.run(command(out, "--level", "1"), cwd=ROOT, capture_output=True, text=True)
+    other = subprocess.run(command(out, f"--train={SMALL} --level 1"), cwd=ROOT, capture_output=True, text=True)
     assert other.returncode == 2 and "other settings (--level 2)" in other.stderr
 
 

@@ -98,18 +98,16 @@ def curves(arm: str, seed: int, folder: Path) -> Iterator[dict]:
 
 def read_results(path: Path) -> list[dict]:
     """results.csv or curves.csv back as rows of numbers."""
-    kinds = {"arm": str, "seed": int, "step": int}
+    kinds = {"trunk": str, "arm": str, "seed": int, "step": int}
     with open(path, newline="", encoding="utf-8") as file:
         return [{k: kinds.get(k, float)(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def differences(results: Sequence[dict], arm: str, metric: str, baseline: str = BASELINE) -> list[float]:
-    """arm minus baseline on every seed that both have, in order of the seeds; of a metric with ratios, the difference of the logarithms.
-
-    `results`: rows of results.csv.
-    """
+    """arm minus baseline on every seed, and from every trunk, that both have, in their order; of a metric with ratios, the difference of the
+    logarithms. `results`: rows of results.csv."""
     scale = log if METRICS[metric].ratio else float
-    by_seed = [{r["seed"]: scale(r[metric]) for r in results if r["arm"] == name} for name in (arm, baseline)]
+    by_seed = [{(r.get("trunk", ""), r["seed"]): scale(r[metric]) for r in results if r["arm"] == name} for name in (arm, baseline)]
     return [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
 
 
@@ -148,9 +146,9 @@ def residual_spread(results: Sequence[dict], metric: str) -> tuple[float, int]:
     seed, and those that vary over four times as much as the arm in the middle. NaN of fewer than two arms or seeds.
     """
     scale = log if METRICS[metric].ratio else float
-    table: dict[str, dict[int, float]] = {}
+    table: dict[str, dict[tuple, float]] = {}
     for r in results:
-        table.setdefault(r["arm"], {})[r["seed"]] = scale(r[metric])
+        table.setdefault(r["arm"], {})[r.get("trunk", ""), r["seed"]] = scale(r[metric])
     seeds = sorted(set.intersection(*map(set, table.values())))
     rows = [[values[seed] for seed in seeds] for arm, values in table.items() if arm == BASELINE or values != table.get(BASELINE)]
     if len(rows) < 2 or len(seeds) < 2:

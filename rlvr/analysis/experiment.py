@@ -1,11 +1,12 @@
-"""The experiment: the same arms on the same seeds, one command that goes on where it was stopped, one CSV, one table with intervals.
+"""An experiment: arms on the same seeds, from the start or from common trunks. One command that goes on where it was stopped, one CSV.
 
-    python -m rlvr.analysis.experiment                                     all arms, 5 seeds: under two hours on 2 cores
-    python -m rlvr.analysis.experiment --arms grpo pos-strong --seeds 3    some of them
-    python -m rlvr.analysis.experiment --train="--model my_model --data gsm8k"
+    python -m rlvr.analysis.experiment                                     the published table: under two hours on 2 cores
+    python -m rlvr.analysis.experiment --arms grpo pos-strong --seeds 3    some of it
+    python -m rlvr.analysis.experiment --plan tutorials/experiment/plan-study.yaml --out runs/study
 
-An arm is a name and the flags of train.py that make it. Runs of one seed have the same problems, in the same order, and begin with the same
-random draws, so arms are compared seed by seed: the mean of the differences to the baseline, with Student's interval.
+An arm is a name and the flags of train.py that make it; plan.py says what else a plan has. Runs of one seed have the same problems, in the
+same order, and begin with the same random draws, so arms are compared seed by seed: the mean of the differences to the baseline, with
+Student's interval. With trunks, all arms branch from the same models, and the runs of one trunk and one seed are made one after the other.
 """
 
 import itertools
@@ -17,87 +18,74 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
 
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rlvr.analysis.compare_arms import BASELINE, curves, draw_arms, draw_differences, markdown, measure, text_tables
+from rlvr.analysis.compare_arms import curves, draw_arms, draw_differences, markdown, measure, read_results, text_tables
+from rlvr.analysis.plan import PUBLISHED, Plan, read_plan
+from rlvr.analysis.report.run import read_lines
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, progress_bar, say
 from rlvr.config import SettingError, TrainConfig
 from rlvr.run.cli import parse_command, parse_train, run_program
-from rlvr.run.figures import read_metrics
+from rlvr.run.defects import ERRORS, error_kind
+from rlvr.run.figures import read_metrics, series
 from rlvr.run.folder import refuse_links
-from rlvr.run.settings import MAY_CHANGE, check_can_write, read_config
+from rlvr.run.settings import MAY_CHANGE, check_can_write, first_step, read_config
 
-# Strong enough to matter: at 0.2 the factor reaches its clamp at one standard deviation, 0.4 is nearly half of a usual advantage.
-STRONG_PPL, STRONG_POS = 0.2, 0.4
-PPL, POS = f"--method ppl --ppl-alpha {STRONG_PPL}", f"--method pos --pos-alpha {STRONG_POS}"
-
-
-class Arm(NamedTuple):
-    flags: str  # of train.py
-    says: str  # what it is, for the table
-
-
-ARMS = {
-    BASELINE: Arm("--method grpo", "the baseline"),
-    "ppl": Arm("--method ppl", "low perplexity weighs more, α = 0.01 as released"),
-    "ppl-strong": Arm(PPL, f"low perplexity weighs more, α = {STRONG_PPL}"),
-    "ppl-high": Arm(f"{PPL} --ppl-direction high", f"high perplexity weighs more, α = {STRONG_PPL}"),
-    "pos": Arm("--method pos", "bonus for late tokens, α = 0.1 as released"),
-    "pos-strong": Arm(POS, f"bonus for late tokens, α = {STRONG_POS}"),
-    "pos-early": Arm(f"{POS} --pos-direction early", f"bonus for early tokens, α = {STRONG_POS}"),
-    "pos-plateau": Arm(f"{POS} --shape-start plateau", f"bonus for late tokens, α = {STRONG_POS}, from the plateau on"),
-    "positive-only": Arm("--method grpo --learn-from positive", "learns from right answers alone"),
-    "negative-only": Arm("--method grpo --learn-from negative", "learns from wrong answers alone"),
-    "ppl-dropped": Arm(f"{PPL} --no-ppl-apply", "perplexity factor computed and dropped, as in the released code"),
-}
-# One round of sampling costs a third less time than two, and every arm then sees the same problems in every step.
-COMMON = "--sampling-rounds 1 --threads 1 --save-every 10 --show-every 0"
+ARMS = read_plan(PUBLISHED).arms
+COMMON = ["--threads", "1", "--save-every", "10", "--show-every", "0"]
 
 
 @dataclass
 class ExperimentConfig:
-    """Run arms over seeds, side by side, and compare each with the baseline on equal seeds. Stopped (Ctrl-C) and started again, it goes on.
+    """Run the arms of a plan over its seeds, side by side, and compare each with the baseline. Stopped (Ctrl-C), and started again, it goes on.
 
-    python -m rlvr.analysis.experiment  -- all arms, 5 seeds
+    python -m rlvr.analysis.experiment  -- the published table: all arms, 5 seeds
 
     python -m rlvr.analysis.experiment --arms grpo pos --seeds 3 --steps 60  -- a smaller one
+
+    python -m rlvr.analysis.experiment --plan my_plan.yaml --out runs/mine  -- another plan, perhaps with trunks to branch from
     """
 
-    arms: tuple[str, ...] = tuple(ARMS)
-    """Arms to run; the first is the baseline, with which the others are compared. See ARMS in rlvr/analysis/experiment.py."""
-    seeds: int = 5
-    """Runs of each arm, with seeds 0, 1, 2, ..."""
-    level: int = 2
-    """Difficulty of the built-in problems (--level of train.py). Level 2 has the longer plateau."""
-    steps: int = 80
-    """Steps of each run."""
+    plan: str = str(PUBLISHED)
+    """The plan, a YAML file. rlvr/analysis/plan.py says what it holds."""
+    arms: tuple[str, ...] = ()
+    """Arms to run, the first is the baseline; empty: all of the plan."""
+    seeds: int = 0
+    """Only the first so many seeds of the plan, or seeds 0, 1, 2, ... if it has fewer; 0: those of the plan."""
+    steps: int = 0
+    """Steps of each run; 0: those of the plan."""
     train: str = ""
-    """More flags of train.py, for every arm, as in --train="--prompts-per-step 16"."""
+    """More flags of train.py, for every run, as in --train="--prompts-per-step 16"."""
     out: str = "runs/experiment"
-    """Folder of the runs, of results.csv, curves.csv, table.md and the figures."""
+    """Folder of the runs, of results.csv, curves.csv, table.md and the figures. A run that is only in its results.csv counts as done."""
     jobs: int = 0
     """Runs at the same time, each with one thread; 0: as many as there are processor cores."""
 
 
 @dataclass
 class Run:
-    """One arm with one seed."""
+    """One arm with one seed, from one trunk; or a trunk, which has no arm."""
 
+    trunk: str
     arm: str
     seed: int
     flags: list[str]
     folder: Path
     wanted: TrainConfig  # what the flags come to
+    evaluate: dict[str, list[str]]
+    needs: "Run | None" = None  # its trunk
+    known: dict | None = None  # its row of results.csv, if it was made elsewhere
     process: subprocess.Popen | None = None
+    asked: str = ""  # the program that runs, or ran last
 
     @property
-    def done(self) -> bool:
+    def trained(self) -> bool:
         try:
             summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
             return summary["stopped_by"] is None and summary["steps"] == self.wanted.steps
@@ -108,36 +96,80 @@ class Run:
     def begun(self) -> bool:
         return (self.folder / "config.json").is_file()
 
+    @property
+    def done(self) -> bool:
+        return self.known is not None or self.command() is None
+
+    def evaluation(self, column: str) -> Path:
+        return self.folder / f"evaluation-{column}.json"
+
+    def command(self) -> list[str] | None:
+        """What is to be run next for it, a program and its flags; None if nothing is left."""
+        if not self.trained:
+            return ["train.py", *(["--resume", str(self.folder), "--threads", "1"] if self.begun else self.flags)]
+        left = [column for column in self.evaluate if not self.evaluation(column).is_file()]
+        return ["eval.py", str(self.folder), *self.evaluate[left[0]], "--threads", "1", "--out", str(self.evaluation(left[0]))] if left else None
+
     def steps(self) -> int:
         """Rows of metrics.csv so far."""
         path = self.folder / "metrics.csv"
         return max(0, path.read_bytes().count(b"\n") - 2) if path.is_file() else 0  # without the header and the first evaluation
 
+    def to_do(self) -> int:
+        return 0 if self.known is not None else self.wanted.steps - first_step(self.wanted)
 
-def plan(config: ExperimentConfig) -> list[Run]:
-    """All runs, seed by seed, so that a stopped experiment has every arm equally often. Raises SettingError for flags that cannot work,
-    and for a run that was begun with other settings."""
-    if unknown := [arm for arm in config.arms if arm not in ARMS]:
-        raise SettingError(f"There is no arm {unknown[0]!r}. Choose from: {', '.join(ARMS)}.")
-    if not config.arms or len(set(config.arms)) < len(config.arms) or config.seeds < 1 or config.jobs < 0:
-        raise SettingError("Name at least one arm and none twice, --seeds 1 or more, and --jobs 0 or more.")
+
+def chosen_plan(config: ExperimentConfig) -> Plan:
+    """The plan, with what the command line changes. Raises SettingError."""
+    plan = read_plan(Path(config.plan))
+    if unknown := [arm for arm in config.arms if arm not in plan.arms]:
+        raise SettingError(f"There is no arm {unknown[0]!r}. Choose from: {', '.join(plan.arms)}.")
+    if len(set(config.arms)) < len(config.arms) or min(config.seeds, config.steps, config.jobs) < 0:
+        raise SettingError("Name no arm twice, and choose --seeds, --steps and --jobs of 0 or more.")
     try:
-        common = shlex.split(config.train)
+        more = shlex.split(config.train)
     except ValueError as error:
         raise SettingError(f"--train cannot be split into flags ({error}). Close its quotes.") from None
-    runs = []
-    for seed, arm in itertools.product(range(config.seeds), config.arms):
-        name = f"{arm}-seed{seed}"
-        flags = [*shlex.split(COMMON), "--level", str(config.level), "--steps", str(config.steps), *common, *shlex.split(ARMS[arm].flags)]
-        flags += ["--seed", str(seed), "--out", config.out, "--name", name]
-        runs.append(Run(arm, seed, flags, Path(config.out, name), parse_train(flags)))
-        if runs[-1].done:
-            read_metrics(runs[-1].folder)  # what was edited is found now, and not when all others have run
-        else:
-            refuse_links(runs[-1].folder, _log(runs[-1]))
-        if runs[-1].begun:
-            _check_settings(runs[-1])
+    arms = {arm: plan.arms[arm] for arm in config.arms or plan.arms}
+    seeds = plan.seeds[: config.seeds] if 0 < config.seeds <= len(plan.seeds) else list(range(config.seeds)) or plan.seeds
+    return plan._replace(arms=arms, seeds=seeds, steps=config.steps or plan.steps, train=plan.train + more)
+
+
+def planned(plan: Plan, out: Path) -> list[Run]:
+    """All runs that are asked for: seed by seed, and in it trunk by trunk, so that a stopped experiment has every arm equally often. A
+    trunk comes before its first branch that is left to do. Raises SettingError for flags that cannot work, and for a run that was begun
+    with other settings."""
+    before = read_results(out / "results.csv") if (out / "results.csv").is_file() else []
+    known = {(row.get("trunk", ""), row["arm"], row["seed"]): row for row in before}
+    baseline, trunks, runs = next(iter(plan.arms.values())), {}, []
+    for seed, trunk, arm in itertools.product(plan.seeds, plan.trunks or [""], plan.arms):
+        flags = [*COMMON, *plan.train, *plan.trunks.get(trunk, [])]
+        if trunk and trunk not in trunks:
+            trunks[trunk] = _run(out, f"trunk-{trunk}", [*flags, "--steps", str(plan.branch_at), *baseline.flags], trunk)
+        flags += ["--steps", str(plan.branch_at + plan.steps), *plan.arms[arm].flags, "--seed", str(seed)]
+        name = "-".join(filter(None, (trunk, arm, f"seed{seed}")))
+        run = _run(out, name, flags, trunk, arm, seed, plan.evaluate, needs=trunks.get(trunk))
+        run.known = None if run.folder.exists() else known.get((trunk, arm, seed))
+        if run.needs and run.needs not in runs and not run.done:
+            runs.append(run.needs)
+        runs.append(run)
     return runs
+
+
+def _run(out: Path, name: str, flags: list[str], trunk: str, arm: str = "", seed: int = -1, evaluate=None, needs: Run | None = None) -> Run:
+    flags = [*flags, "--out", str(out), "--name", name]
+    wanted = parse_train(flags)  # of a branch too: its trunk need not be there yet
+    if needs:
+        branch = f"{needs.folder}@{needs.wanted.steps}"
+        flags, wanted = ["--branch", branch, *flags], replace(wanted, branch=branch)
+    run = Run(trunk, arm, seed, flags, out / name, wanted, evaluate or {}, needs)
+    if run.trained:
+        read_metrics(run.folder)  # what was edited is found now, and not when all others have run
+    else:
+        refuse_links(run.folder, _log(run))
+    if run.begun:
+        _check_settings(run)
+    return run
 
 
 def _check_settings(run: Run) -> None:
@@ -150,25 +182,33 @@ def _check_settings(run: Run) -> None:
 
 
 def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) -> list[Run]:
-    """Run what is not done, `jobs` at a time, each in a process of its own. Returns those that failed. A signal stops the runs so that
-    they can go on later, then raises KeyboardInterrupt."""
+    """Run what is not done, `jobs` at a time, each in a process of its own, a branch after its trunk. Returns those that failed. A signal
+    stops the runs so that they can go on later, then raises KeyboardInterrupt."""
     waiting, running, failed = [run for run in runs if not run.done], [], []
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with progress_bar(total=sum(run.wanted.steps for run in runs), unit="step", smoothing=0.05) as bar:
+        with progress_bar(total=sum(run.to_do() for run in runs), unit="step", smoothing=0.05) as bar:
             while waiting or running:
-                while waiting and len(running) < jobs:
-                    running.append(_start(waiting.pop(0)))
+                ready = [run for run in waiting if run.needs is None or run.needs.done]
+                for run in ready[: jobs - len(running)]:
+                    waiting.remove(run)
+                    running.append(_start(run))
+                if not running:  # the trunks of those that wait have failed
+                    break
                 time.sleep(1)
                 for run in [r for r in running if r.process.poll() is not None]:
+                    after = run.command()
+                    if after and after[0] != run.asked and not run.process.returncode:
+                        _start(run)  # it is trained, and now evaluated
+                        continue
                     running.remove(run)
-                    if run.done:
+                    if after is None:
                         after_each()
                     else:
                         failed.append(run)
                         say(f"{run.folder.name} failed; its last words are in {_log(run)}")
                 bar.set_description(", ".join(run.folder.name for run in running))
-                bar.n = sum(min(run.steps(), run.wanted.steps) for run in runs)
+                bar.n = sum(min(run.steps(), run.to_do()) for run in runs)
                 bar.refresh()
     except BaseException:  # Ctrl-C, for one
         say("stopping: every run ends its step and saves; the same command goes on from there")
@@ -179,7 +219,7 @@ def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) ->
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return failed
+    return failed + waiting
 
 
 def _log(run: Run) -> Path:
@@ -187,44 +227,66 @@ def _log(run: Run) -> Path:
 
 
 def _start(run: Run) -> Run:
-    program = str(Path(__file__).parents[2] / "train.py")
-    flags = ["--resume", str(run.folder), "--threads", "1"] if run.begun else run.flags
+    run.asked, *flags = run.command()
+    program = str(Path(__file__).parents[2] / run.asked)
     with open(_log(run), "a", encoding="utf-8") as log:  # a session of its own: Ctrl-C reaches it through us alone
         run.process = subprocess.Popen([sys.executable, program, *flags], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     return run
 
 
-def collect(runs: Sequence[Run], out: Path, baseline: str) -> list[dict]:
+def row_of(run: Run, plan: Plan) -> dict:
+    """A run that is done as a row of results.csv."""
+    if run.known is not None:
+        return run.known
+    numbers = measure(run.folder)
+    numbers["pass_at_1"] = fmean(series(read_metrics(run.folder), "eval_pass_at_1")[1][-plan.average :])
+    for column in plan.evaluate:
+        found = json.loads(run.evaluation(column).read_text(encoding="utf-8"))["results"]
+        ((result,),) = (by_model.values() for by_model in found.values())  # one set, one model
+        numbers[column] = result["metrics"]["pass@1"]["mean"]
+    if plan.errors:
+        late = run.wanted.steps - 0.4 * run.to_do()
+        rows = [row for row in read_lines(run.folder / "rollouts.jsonl") if row["step"] > late]
+        kinds = [error_kind(row["prompt"], row["completion"]) for row in rows if not row["correct"]]
+        numbers |= {kind: kinds.count(kind) / len(rows) for kind in ERRORS}
+    return ({"trunk": run.trunk} if run.trunk else {}) | {"arm": run.arm, "seed": run.seed} | numbers
+
+
+def collect(runs: Sequence[Run], out: Path, plan: Plan) -> list[dict]:
     """Write results.csv, curves.csv, table.md and the figures of the runs that are done. Returns the rows of results.csv."""
-    runs = sorted((r for r in runs if r.done), key=lambda r: (list(ARMS).index(r.arm), r.seed))
+    runs = sorted((r for r in runs if r.arm and r.done), key=lambda r: (list(plan.arms).index(r.arm), r.trunk, r.seed))
     if not runs:
         return []
-    results = [{"arm": r.arm, "seed": r.seed, **measure(r.folder)} for r in runs]
-    points = [point for r in runs for point in curves(r.arm, r.seed, r.folder)]
+    results, baseline = [row_of(r, plan) for r in runs], next(iter(plan.arms))
+    points = [point for r in runs if r.known is None for point in curves(r.arm, r.seed, r.folder)]
     write_atomically(out / "results.csv", csv_text(results))
-    write_atomically(out / "curves.csv", csv_text(points))
-    write_atomically(out / "table.md", markdown(results, baseline, {name: arm.says for name, arm in ARMS.items()}))
+    write_atomically(out / "table.md", markdown(results, baseline, {name: arm.says for name, arm in plan.arms.items()}))
     draw_differences(results, out / "differences.png", baseline)
-    draw_arms(points, out / "curves.png")
+    if points:
+        write_atomically(out / "curves.csv", csv_text(points))
+        draw_arms(points, out / "curves.png")
     return results
 
 
 def experiment(config: ExperimentConfig) -> list[dict]:
     """Run everything that is not done yet, then write and print the comparison. Returns the rows of results.csv. Raises SettingError."""
-    runs, out = plan(config), Path(config.out)
+    plan, out = chosen_plan(config), Path(config.out)
+    runs = planned(plan, out)
     check_can_write(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "plan.yaml", plan.path.read_text(encoding="utf-8"))
     jobs, left = config.jobs or os.cpu_count() or 1, sum(not run.done for run in runs)
-    at_once = min(jobs, left or 1)
-    say(f"{len(config.arms)} arms, {config.seeds} seeds: {len(runs)} runs, {len(runs) - left} done; {at_once} at a time; in {out}")
+    at_once, from_trunks = min(jobs, left or 1), f" from {len(plan.trunks)} trunks" if plan.trunks else ""
+    say(f"{len(plan.arms)} arms, {len(plan.seeds)} seeds{from_trunks}: {len(runs)} runs, {len(runs) - left} done; {at_once} at a time; in {out}")
     try:
-        failed = run_all(runs, jobs, lambda: collect(runs, out, config.arms[0]))
+        failed = run_all(runs, jobs, lambda: collect(runs, out, plan))
     finally:
-        results = collect(runs, out, config.arms[0])
+        results = collect(runs, out, plan)
     if not results:
         raise SettingError(f"No run was finished; what the first said is in {_log(runs[0])}. Mend the cause, then start again.")
-    say("\n" + text_tables(results, config.arms[0]))
-    say(f"\nmean and standard deviation over seeds; mean difference to {config.arms[0]} on equal seeds, with Student's interval")
+    baseline = next(iter(plan.arms))
+    say("\n" + text_tables(results, baseline))
+    say(f"\nmean and standard deviation over seeds; mean difference to {baseline} on equal seeds, with Student's interval")
     say(f"written to {out}: results.csv, curves.csv, table.md, differences.png, curves.png")
     if failed:
         raise SettingError(f"{len(failed)} runs failed; what the first said is in {_log(failed[0])}. Mend the cause, then start again.")

@@ -36,7 +36,7 @@ class Study(NamedTuple):
     dip: float  # a branch dips if its metric ends this far below the median of its trunk
 
 
-def read_plan(path: Path) -> Study:
+def read_study(path: Path) -> Study:
     """The parts of a plan that the analysis needs. Raises SettingError."""
     try:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))

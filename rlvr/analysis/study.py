@@ -20,7 +20,7 @@ if not __package__:  # run by its path, which works from any folder
 
 from rlvr.analysis.compare_arms import paired_differences
 from rlvr.analysis.intervals import holm
-from rlvr.analysis.rules import VERDICTS, Study, by_trunk, estimate, judge, read_plan
+from rlvr.analysis.rules import VERDICTS, Study, by_trunk, estimate, judge, read_study
 from rlvr.common.files import write_atomically
 from rlvr.common.text import interval, markdown_table, one_line, say, table
 from rlvr.config import SettingError
@@ -193,9 +193,9 @@ def analyse(c: StudyConfig) -> None:
     """The command. Raises SettingError."""
     path = Path(c.path)
     if c.simulate:
-        say(markdown_table(["trunks x seeds", "true effect", *VERDICTS], list(rates(read_plan(path), c))))
+        say(markdown_table(["trunks x seeds", "true effect", *VERDICTS], list(rates(read_study(path), c))))
         return
-    study = read_plan(path / "plan.yaml")
+    study = read_study(path / "plan.yaml")
     values = read_values(path / "results.csv", study)
     write_atomically(path / "study.md", report(study, values, markdown_table))
     draw(study, values, path / "study.png")
