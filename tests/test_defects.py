@@ -1,11 +1,14 @@
 """The rules for defects, and that each kind of author of the built-in web has the defects it is there for."""
 
+import math
 import random
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from rlvr.analysis.errors import entropy_by_tenth, right_by_question, stretches
+from rlvr.analysis.errors import shares as shares_of_errors
 from rlvr.run.defects import DEFECTS, ERRORS, defects, error_kind
 from rlvr.reward import last_boxed
 from rlvr.tiny.task import AUTHORS, CLEAN, STOCK, Author, read_story, sample_document, sample_story, write
@@ -118,6 +121,25 @@ def test_every_kind_of_error_is_on_the_web():
         if last_boxed(text) != str(read_story(problem).answer):
             kinds[error_kind(problem, text)] += 1
     assert set(kinds) == set(ERRORS) and min(kinds.values()) > 20 and kinds["selection"] > 200
+
+
+def test_errors_are_counted_over_stretches_of_a_run():
+    good, lazy = STEPS + " The largest is 25. The answer is \\boxed{25}.", STEPS + " The answer is \\boxed{19}."
+
+    def row(step, text, entropy):
+        return {"step": step, "prompt": LARGEST, "completion": text, "correct": text == good, "entropy": entropy}
+
+    rows = [row(1, good, [0.0] * 9 + [1.0]), row(2, lazy, [0.5] * 20), row(2, lazy, [1.0] * 10), row(3, "", []), row(5, lazy, [0.2])]
+    first, second, third = map(shares_of_errors, stretches(rows, 2))
+    assert (first["step"], first["completions"], first["right"], first["selection"], first["form"]) == (2, 3, 1 / 3, 2 / 3, 0)
+    assert (second["step"], second["unfinished"]) == (3, 1)
+    assert (third["step"], third["completions"], third["selection"]) == (5, 1, 1)
+    asked = right_by_question([*rows, {"prompt": FAR, "correct": True}])
+    assert (asked["largest"], asked["difference"]) == (1 / 5, 1) and math.isnan(asked["last"])
+    profile = entropy_by_tenth(rows[:4])
+    assert profile["right"] == [0.0] * 9 + [1.0]
+    assert profile["wrong"] == pytest.approx([(2 * 0.5 + 1) / 3] * 10)  # two tokens of the longer answer, one of the other
+    assert all(map(math.isnan, entropy_by_tenth(rows[3:])["right"]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------

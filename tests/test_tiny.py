@@ -1,5 +1,6 @@
 """The built-in task and the built-in model: no leak between splits, right answers, and a base policy that leaves room to learn."""
 
+import csv
 import random
 import re
 from collections import Counter
@@ -11,6 +12,7 @@ import torch
 from rlvr.config import BUILT_IN, INSTRUCTION, TINY_MODEL, SettingError
 from rlvr.data import load_problems, prompt_ids
 from rlvr.reward import last_boxed, verify
+from rlvr.run.defects import ERRORS
 from rlvr.tiny import task
 from rlvr.tiny.task import (
     ASKED, AUTHORS, AUTHORS_3, CLEAN, MAX_VALUE, VERBS, Author, apply_op, read_story, sample_document, sample_stories, sample_story,
@@ -367,6 +369,34 @@ def test_the_base_of_level_3_is_pre_trained_from_that_of_level_1_on_its_own_web(
     before = model.state_dict()["model.norm.weight"]
     assert 0 < (weights["a"] - before).abs().max() < 1e-3  # two steps of the warm-up
     assert (tmp_path / "a" / "tokenizer.json").read_text() == (TINY_MODEL / "tokenizer.json").read_text()
+
+
+def test_a_run_of_level_3_is_trained_evaluated_and_its_errors_are_drawn(tmp_path, capsys):
+    from rlvr.analysis.errors import ErrorsConfig, errors
+    from rlvr.run.cli import parse_eval, parse_train
+    from rlvr.run.compare import compare
+    from rlvr.train import train
+
+    small = "--steps 3 --prompts-per-step 4 --mini-batch-prompts 2 --final-eval-problems 4 --eval-every 0 --log-completions 32"
+    train(parse_train(f"--level 3 --method grpo --out {tmp_path} --name run {small}".split()))
+    run = tmp_path / "run"
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        accuracy = [float(row["accuracy"]) for row in csv.DictReader(file) if row["accuracy"]]
+    assert len(accuracy) == 3 and 0 < sum(accuracy) < 1.5
+    errors(ErrorsConfig(str(run), stretch=2))
+    with (run / "errors.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["completions"]) for row in rows] == [("2", "64"), ("3", "32")]
+    assert float(rows[1]["right"]) == pytest.approx(accuracy[2])  # all completions of the step are logged
+    assert sum(float(rows[0][kind]) for kind in ("right", *ERRORS)) == pytest.approx(1)
+    assert (run / "errors.png").read_bytes().startswith(b"\x89PNG")
+    written = compare(parse_eval(f"tiny {run} --level 3 --problems 4 --completions 2 --out {tmp_path}/eval.json".split()))
+    assert list(written["results"]["tiny"]) == ["tiny3", str(run)]
+    asked = [read_story(problem["problem"]).answer for problem in written["results"]["tiny"]["tiny3"]["problems"]]
+    assert asked == [s.answer for s in sample_stories("test", 4, 0, level=3)]
+    (run / "rollouts.jsonl").write_text("")
+    with pytest.raises(SettingError, match="has logged no answers to the built-in stories"):
+        errors(ErrorsConfig(str(run)))
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """What a base model is like before training: how often it is right, how undecided it is, which defects its completions have.
 
-python -m rlvr.analysis.base_model my_model tiny --level 1
+python -m rlvr.analysis.base_model my_model tiny
 """
 
 import sys
@@ -30,6 +30,8 @@ class BaseModelConfig:
     """Measure models on the built-in test problems, side by side: 8 completions of each problem, at temperature 1 as in training.
 
     python -m rlvr.analysis.base_model my_model tiny  -- a model made by rlvr.tiny.pretrain, and the shipped one
+
+    python -m rlvr.analysis.base_model tiny3 runs/grpo-seed0 --level 3  -- the base model of level 3, and a run from it
     """
 
     models: list[str]
