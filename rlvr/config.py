@@ -99,7 +99,8 @@ class OptimiserSettings:
     lr: float = positive(1e-3)
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear"] = "linear"
-    """After the warm-up: constant (the paper), or linear decay to a tenth of --lr (the tiny model needs it)."""
+    """After the warm-up: constant (the paper), or linear decay to a tenth of --lr (the tiny model needs it at levels 1
+    and 2)."""
     warmup_steps: int = at_least(0, 5)
     """Steps over which the learning rate rises from 0 (paper: 10)."""
     weight_decay: float = at_least(0, 0.0)

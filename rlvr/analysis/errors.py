@@ -87,14 +87,15 @@ def draw_errors(run: Run, rows: list[dict], profiles: dict[str, dict], path: Pat
     left.set(xlabel="step", ylabel="share of right answers", ylim=(0, None))
     for kind, colour in zip(ERRORS, COLOURS):
         middle.plot([row["step"] for row in rows], [row[kind] for row in rows], "o-", color=colour, markersize=3, label=kind)
-    middle.set(xlabel="step", ylabel="share of answers, by first error", ylim=(0, None))
+    room = 1.4 * max(row[kind] for row in rows for kind in ERRORS)  # for the legend
+    middle.set(xlabel="step", ylabel="share of answers, by first error", ylim=(0, room or 1))
     for (when, profile), style in zip(profiles.items(), ("--", "-")):
         for name, colour in (("right", GREEN), ("wrong", ORANGE)):
             right.plot(range(1, BINS + 1), profile[name], style, color=colour, label=f"{name}, {when}")
     right.set(xlabel="tenth of the answer", ylabel="entropy (nats)", yscale="log")
     for axis in (left, middle, right):
         axis.grid(alpha=0.2)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, ncols=2 if axis is middle else 1)
     save_figure(figure, path, dpi=90)
 
 

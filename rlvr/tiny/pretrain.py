@@ -4,7 +4,8 @@
     python -m rlvr.tiny.pretrain --out my_model --seed 1   # another base model
     python -m rlvr.tiny.pretrain --out my_model --level 3  # the base model of level 3, from that of level 1: about 2 minutes
 
-`python -m rlvr.analysis.base_model my_model tiny` measures the new model beside the shipped one.
+`python -m rlvr.analysis.base_model my_model tiny` measures the new model beside the shipped one; at level 3, with `--level 3`.
+`python train.py --level 3 --model my_model` trains it.
 """
 
 import argparse
