@@ -62,7 +62,7 @@ def pass_at_k_curves(run: Run) -> Verdict:
 
     The paper found: Reinforcement learning raises pass@1 and leaves pass@k at large k flat or lower.
 
-    A no would be: pass@1 falls, or pass@k at the largest k rises by more than {flat}. Not asked where both models solve everything.
+    A no would be: pass@1 falls, or pass@k at the largest k rises by more than {flat}. Where the first model solves everything it cannot.
     """
     first, last = run.exploration["first"], run.exploration["last"]
     k = first["samples"]
@@ -70,9 +70,7 @@ def pass_at_k_curves(run: Run) -> Verdict:
     beyond = Estimate(f"{percent(FLAT)} less the rise of pass@{k} (points)", *(FLAT - x for x in (rise, high, low)), points)
     estimates = [Estimate("rise of pass@1 (points)", *_paired(first, last, 1), points), beyond]
     text = f"pass@{k} {rise:+.3f} against the start, on {len(first['correct'])} problems."
-    if all(found["correct"].count(0) == 0 for found in (first, last)):  # nothing left to widen, nothing lost
-        return Verdict(CANNOT, f"{text} All problems are solvable for both: too easy to tell at large k.")
-    return verdict(estimates, text)
+    return verdict(estimates, text, cannot="" if 0 in first["correct"] else "The first model solves every problem: nothing is left to widen.")
 
 
 def _unsolvable(runs: list[Run]) -> tuple[list[dict], list[Panel]]:
@@ -100,7 +98,7 @@ def unsolvable_sets(run: Run) -> Verdict:
 
     The paper found: The sets are not nested: training makes some problems solvable and others unsolvable.
 
-    A no would be: problems change over beyond chance in one direction, and none in the other. Not asked where both solve everything.
+    A no would be: problems change over beyond chance in one direction, and none in the other. Not asked where the first model solves all.
     """
     before, after = run.exploration["first"], run.exploration["last"]
     first, last = unsolved(before["correct"]), unsolved(after["correct"])
@@ -108,8 +106,8 @@ def unsolvable_sets(run: Run) -> Verdict:
     text = f"With k = {before['samples']}: {len(first)} of {len(before['correct'])} problems unsolvable before, {len(last)} after, "
     text += f"{len(first & last)} for both; {len(first - last)} became solvable, {len(last - first)} unsolvable. "
     text += f"Beyond chance: {gained} and {lost}."
-    if not first | last:
-        return Verdict(CANNOT, f"{text} All problems are solvable for both.")
+    if not first:
+        return Verdict(CANNOT, f"{text} The first model solves every problem: none could become solvable.")
     return Verdict(YES if gained and lost else NO if gained and not last - first or lost and not first - last else OPEN, text)
 
 

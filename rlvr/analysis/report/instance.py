@@ -13,7 +13,7 @@ from rlvr.common.text import interval
 from rlvr.run.figures import BLUE, GREEN, GREY, INK, ORANGE
 
 FORKS = 10  # places that matter which a group must have to be compared; ours
-CHANCE = 0.05  # the share of places that pass for ones that matter where none does (probe.FORK)
+FEW = 0.1  # if no more places than this share matter, half of those that do may be there by chance (probe.FORK)
 DETECT = 0.1  # the difference in lost accuracy that should be found in four of five attempts; ours
 
 
@@ -105,8 +105,8 @@ def compare_drops(groups: dict[str, list[dict]], smaller: str, larger: str, xlab
         means = {key: _mean(entries, key) for key in ("kept", "replaced", "entropy")}
         row = {"group": name, "places": len(groups[name]), "n": len(entries), **means}
         rows.append(row | {"drop": drop(entries), "low": low, "high": high})
-    if min(map(len, forks.values())) < FORKS or found <= CHANCE * places:
-        return Verdict(CANNOT, f"{text} Too few to compare (about {percent(CHANCE)} pass by chance): what is undecided is wording.", rows)
+    if min(map(len, forks.values())) < FORKS or found <= FEW * places:
+        return Verdict(CANNOT, f"{text} Too few to compare (one in twenty passes by chance): what is undecided is wording.", rows)
     by_problem: dict[int, list] = {}
     for name in (smaller, larger):
         for entry in forks[name]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from rlvr.analysis.exchange import ends_and_middle, position_profile, relative_positions
 from rlvr.analysis.report.arms import Experiment, arms_section
-from rlvr.analysis.report.instance import CHANCE, compare_drops, matters
+from rlvr.analysis.report.instance import FEW, compare_drops, matters
 from rlvr.analysis.report.run import Run
 from rlvr.analysis.report.section import CANNOT, Panel, Section, Verdict, percent, resampled, section, sentence, verdict
 from rlvr.run.figures import GREEN, ORANGE
@@ -70,8 +70,9 @@ def entropy_by_position(run: Run) -> Verdict:
     estimate = resampled(f"the lower end less the middle ({last_stage}, all answers; nats)", _least_end_above_middle, everything)
     cannot = "" if last_stage == "plateau" else "This is not the plateau."
     share = np.mean([matters(entry) for entry in run.replacements]) if run.replacements else 1.0
-    if share <= CHANCE:
-        cannot = f"Of the undecided tokens that were replaced {percent(share)} matter to the answer, as many as by chance: this is wording."
+    if share <= FEW:
+        cannot = f"Of the undecided tokens that were replaced {percent(share)} matter to the answer, half of them perhaps by chance: this is "
+        cannot += "a choice of words."
     found = verdict([estimate], sentence(words), rows, [Panel(draw)], over="completions of this run", cannot=cannot)
     return replace(found, agrees=CANNOT) if cannot else found
 
