@@ -139,7 +139,7 @@ def test_the_residual_spread_by_hand():
     assert compare_arms.residual_spread(rows(grpo={0: 1.0, 1: 4.0}, pos={0: 2.0, 1: 7.0}), "pass_at_1") == (pytest.approx(1.0), 1)
     spread = compare_arms.residual_spread(SHIPPED, "pass_at_1")
     assert spread == (pytest.approx(0.01793, abs=1e-5), 32)  # nine arms: ppl-dropped is grpo, negative-only is worlds apart
-    assert compare_arms.seeds_needed(spread[0], 0.015) == 25 and compare_arms.seeds_needed(spread[0], 0.02) == 15
+    assert compare_arms.seeds_for(spread[0], 0.015) == 25 and compare_arms.seeds_for(spread[0], 0.02) == 15
     assert math.isnan(compare_arms.residual_spread(rows(grpo={0: 1.0, 1: 2.0}), "pass_at_1")[0]) and compare_arms.power(rows(grpo={0: 1.0})) == ""
 
 

@@ -161,11 +161,11 @@ def residual_spread(results: Sequence[dict], metric: str) -> tuple[float, int]:
     return (squares / df) ** 0.5, df
 
 
-def seeds_needed(sd: float, gap: float) -> int:
+def seeds_for(sd: float, gap: float) -> int:
     """Seeds for each of two arms, so that a true difference `gap` between them is found in four of five attempts, at the 5 % level. sd: of
     one run, as in `residual_spread`; a difference varies by the square root of two times it.
 
-    >>> seeds_needed(0.018, 0.015)
+    >>> seeds_for(0.018, 0.015)
     25
     """
     return ceil((2.8 * 2**0.5 * sd / gap) ** 2 + 2)
@@ -215,7 +215,7 @@ def power(results: Sequence[dict]) -> str:
     if not df:
         return ""
     text = f"A run's final pass@1 varies by {sd:.3f} beside its arm and its seed ({df} degrees of freedom): to see a difference of {GAP}"
-    return f"{text} between two arms in four of five attempts takes {seeds_needed(sd, GAP)} seeds of each."
+    return f"{text} between two arms in four of five attempts takes {seeds_for(sd, GAP)} seeds of each."
 
 
 def text_tables(results: Sequence[dict], baseline: str = BASELINE) -> str:
