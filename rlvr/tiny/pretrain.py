@@ -125,8 +125,8 @@ def pretrain(out: Path, seed: int = 0, steps: int = 0, tokens_per_batch: int = 2
     recipe = RECIPES[level]
     steps = steps or recipe.steps
     if recipe.start:
-        tokenizer = AutoTokenizer.from_pretrained(recipe.start)
-        model = AutoModelForCausalLM.from_pretrained(recipe.start, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(recipe.start, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(recipe.start, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
     else:
         tokenizer = train_tokenizer(seed)
         model = new_model(tokenizer, **model_shape)
