@@ -1,4 +1,4 @@
-"""Further ways to weight tokens, from other papers, so that the two methods of Deng et al. 2025 can be compared with their field. And shams.
+"""Further ways to weight tokens, from other papers, so that the two methods of Deng et al. 2025 can be compared with their field; shams.
 
 Each is one function with one declaration, as in advantage.py, and can be joined with others, as in ppl+forks. Rules that their papers
 apply in the loss, at each update, are applied here once, to the policy that sampled. Tokens that get no advantage still count in the
@@ -42,7 +42,7 @@ def entropy_adv(shaped, advantages, old_logp, mask, group, *, entropy, entropy_a
 
 
 @method("clip-cov", reads="old_logp step",
-    clip_cov_share=Strength(2e-4, "Share of all tokens that get no advantage, of those of high covariance (Cui et al. 2025: 0.0002; 0: none)."),
+    clip_cov_share=Strength(2e-4, "Share of all tokens that get no advantage, those of high covariance (Cui et al. 2025: 0.0002; 0: none)."),
     clip_cov_low=Strength(1.0, "Least covariance of such a token (Cui et al. 2025: 1)."),
     clip_cov_high=Strength(5.0, "Largest covariance of such a token (Cui et al. 2025: 5)."))
 def clip_cov(shaped, advantages, old_logp, mask, group, *, step, clip_cov_share, clip_cov_low, clip_cov_high):

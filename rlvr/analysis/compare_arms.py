@@ -104,8 +104,8 @@ def read_results(path: Path) -> list[dict]:
 
 
 def differences(results: Sequence[dict], arm: str, metric: str, baseline: str = BASELINE) -> list[float]:
-    """arm minus baseline on every seed, and from every trunk, that both have, in their order; of a metric with ratios, the difference of the
-    logarithms. `results`: rows of results.csv."""
+    """arm minus baseline on every seed, and from every trunk, that both have, in their order; of a metric with ratios, the difference of
+    the logarithms. `results`: rows of results.csv."""
     scale = log if METRICS[metric].ratio else float
     by_seed = [{(r.get("trunk", ""), r["seed"]): scale(r[metric]) for r in results if r["arm"] == name} for name in (arm, baseline)]
     return [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]

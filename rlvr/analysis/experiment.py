@@ -43,7 +43,7 @@ COMMON = ["--threads", "1", "--save-every", "10", "--show-every", "0"]
 
 @dataclass
 class ExperimentConfig:
-    """Run the arms of a plan over its seeds, side by side, and compare each with the baseline. Stopped (Ctrl-C), and started again, it goes on.
+    """Run the arms of a plan over its seeds, side by side, and compare each with the baseline. Stopped (Ctrl-C) and started again, it goes on.
 
     python -m rlvr.analysis.experiment  -- the published table: all arms, 5 seeds
 
@@ -107,8 +107,9 @@ class Run:
         """What is to be run next for it, a program and its flags; None if nothing is left."""
         if not self.trained:
             return ["train.py", *(["--resume", str(self.folder), "--threads", "1"] if self.begun else self.flags)]
-        left = [column for column in self.evaluate if not self.evaluation(column).is_file()]
-        return ["eval.py", str(self.folder), *self.evaluate[left[0]], "--threads", "1", "--out", str(self.evaluation(left[0]))] if left else None
+        for column, flags in self.evaluate.items():
+            if not (path := self.evaluation(column)).is_file():
+                return ["eval.py", str(self.folder), *flags, "--threads", "1", "--out", str(path)]
 
     def steps(self) -> int:
         """Rows of metrics.csv so far."""
@@ -276,8 +277,8 @@ def experiment(config: ExperimentConfig) -> list[dict]:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "plan.yaml", plan.path.read_text(encoding="utf-8"))
     jobs, left = config.jobs or os.cpu_count() or 1, sum(not run.done for run in runs)
-    at_once, from_trunks = min(jobs, left or 1), f" from {len(plan.trunks)} trunks" if plan.trunks else ""
-    say(f"{len(plan.arms)} arms, {len(plan.seeds)} seeds{from_trunks}: {len(runs)} runs, {len(runs) - left} done; {at_once} at a time; in {out}")
+    what = f"{len(plan.arms)} arms, {len(plan.seeds)} seeds" + (f" from {len(plan.trunks)} trunks" if plan.trunks else "")
+    say(f"{what}: {len(runs)} runs, {len(runs) - left} done; {min(jobs, left or 1)} at a time; in {out}")
     try:
         failed = run_all(runs, jobs, lambda: collect(runs, out, plan))
     finally:

@@ -65,4 +65,4 @@ def read_plan(path: Path) -> Plan:
         return plan
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
-        raise SettingError(f"{path} is no plan of an experiment: {why}. Compare it with {PUBLISHED.relative_to(PUBLISHED.parents[2])}.") from None
+        raise SettingError(f"{path} is no plan of an experiment: {why}. Compare it with tutorials/experiment/{PUBLISHED.name}.") from None

@@ -2,8 +2,8 @@
 
     python -m rlvr.analysis.treatments runs/study
 
-From each trunk that is there one batch is sampled, as a branch would begin. An arm whose gradient has nearly the direction and the length of
-the baseline's would change next to nothing.
+From each trunk that is there one batch is sampled, as a branch would begin. An arm whose gradient has nearly the direction and the length
+of the baseline's would change next to nothing.
 """
 
 import sys
@@ -48,7 +48,7 @@ class TreatmentsConfig:
 
 def gradients(branch: Run, arms: dict[str, Run]) -> Iterator[tuple[str, torch.Tensor]]:
     """The gradient of each arm on the batch with which a branch begins."""
-    trainer, _ = set_up(replace(branch.wanted, final_eval_problems=0, name=f"{branch.folder.name}-treatments"))  # a folder that is never made
+    trainer, _ = set_up(replace(branch.wanted, final_eval_problems=0, name=f"{branch.folder.name}-treatments"))  # never made
     start_branch(trainer, model_fingerprint(trainer.policy.model))
     step, c = trainer.begin(), trainer.config
     rows = torch.isin(step.rollouts.group, torch.tensor(sum(step.mini_batches, []))).nonzero()[:, 0]
@@ -67,7 +67,8 @@ def treatments(config: TreatmentsConfig) -> list[dict]:
     plan = chosen_plan(ExperimentConfig(plan=config.plan or str(out / "plan.yaml")))
     runs = [run for run in planned(plan, out) if run.needs and run.seed == plan.seeds[0]]
     of_trunk = {run.trunk: {r.arm: r for r in runs if r.trunk == run.trunk} for run in runs if run.needs.done}
-    refuse(not of_trunk, f"{out} has no trunk of {plan.path} that is done. First: python -m rlvr.analysis.experiment --plan {plan.path} --out {out}")
+    first = f"python -m rlvr.analysis.experiment --plan {plan.path} --out {out}"
+    refuse(not of_trunk, f"{out} has no trunk of {plan.path} that is done. First: {first}")
     baseline, rows = next(iter(plan.arms)), []
     for trunk, arms in progress_bar(of_trunk.items(), "trunks", unit="trunk"):
         found = dict(gradients(arms[baseline], arms))

@@ -1,6 +1,6 @@
 """A branch: a new run that begins where another one was after some step, so that several ways to go on from there can be compared.
 
-It has the weights, the optimiser, the step number and the entropies of the run that it comes from. All that is drawn follows its own --seed.
+It has the weights, the optimiser, the step number and the entropies of the run that it comes from. What is drawn follows its own --seed.
 """
 
 from pathlib import Path
@@ -18,11 +18,13 @@ def branch_point(c: TrainConfig) -> Path:
     folder, step = branch_parts(c.branch)
     if c.resume and not folder.exists():  # from another folder, or both were moved
         folder = Path(c.resume).parent / folder.name
-    parent, found = read_config(folder), {checkpoint.step_of(p): p for p in checkpoint.checkpoints(folder / "checkpoints") if "+" not in p.name}
+    parent, paths = read_config(folder), checkpoint.checkpoints(folder / "checkpoints")
+    found = {checkpoint.step_of(path): path for path in paths if "+" not in path.name}
     there = ", ".join(map(str, sorted(found))) or "none"
     refuse(step not in found, f"{folder} has no checkpoint of step {step}; it has: {there}. Choose one of them; --keep-every keeps more.")
     refuse(c.steps <= step, f"--steps {c.steps} counts from the first step of {folder}, which has made {step}. Choose more.")
-    fixed = [f"--{name.replace('_', '-')}" for name in ("lora_rank", "lora_alpha", "optimizer") if getattr(c, name) != getattr(parent, name)]
+    fixed = [name for name in ("lora_rank", "lora_alpha", "optimizer") if getattr(c, name) != getattr(parent, name)]
+    fixed = [f"--{name.replace('_', '-')}" for name in fixed]
     refuse(fixed, f"{' and '.join(fixed)} cannot differ in a branch, which goes on with the optimiser of {folder}. Leave it out.")
     refuse(parent.reward and not c.reward,  # no code is run because the file of a run folder says so
            f"{folder} was trained with a reward function of yours. Name it again: add --reward {quoted(parent.reward)}")  # fmt: skip
@@ -39,8 +41,8 @@ def start_branch(trainer, model: str) -> None:
     path = branch_point(trainer.config)
     tensors, state = checkpoint.load(path)
     with edits_as_sentence(path):
-        refuse(state["model"] != model,
-               f"The model {trainer.config.model} is not what {quoted(path.parents[1])} began with, in weights or precision. Name that one.")  # fmt: skip
+        began = f"what {quoted(path.parents[1])} began with, in weights or precision"
+        refuse(state["model"] != model, f"The model {trainer.config.model} is not {began}. Name that one.")
         own = {name: value for name, value in counters(trainer).items() if name in ("queue", "shuffle", "generator")}
         restore_trainer(trainer, tensors, state | own | {"random": random_states(), "unfinished": None}, type(None))
         if trainer.step_number != checkpoint.step_of(path):

@@ -310,7 +310,8 @@ class Session:
 
     def save_what_was_done(self) -> None:
         """After an error: the steps that were done, and the batch of the one that was not."""
-        if self.trainer.optimizer.between_updates and self.trainer.step_number > self.first and self.log_files and self.steps_done == self.last_step:
+        begun = self.trainer.step_number > self.first and self.log_files
+        if self.trainer.optimizer.between_updates and begun and self.steps_done == self.last_step:
             self.save(at_end=bool(self.summary))
 
     def finish(self) -> None:
