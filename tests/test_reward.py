@@ -96,6 +96,7 @@ def test_verdict_table(children):
     assert len(children) < 4  # few answers should be bad enough to cost a process
 
 
+@pytest.mark.slow
 def test_verdict_table_of_answers_that_are_too_heavy_to_check(children, impatient):
     start = time.monotonic()
     wrong = mismatches(row for row in TABLE if row["category"] == "heavy")
@@ -416,6 +417,7 @@ def test_memory_of_the_child_is_limited(children, impatient, monkeypatch):
     assert limit[0] == child.MEMORY_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [

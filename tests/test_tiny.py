@@ -303,6 +303,7 @@ def check_base_policy(problems: int, slack: float) -> None:
     assert base["mean length"] < 100
 
 
+@pytest.mark.slow
 def test_the_base_policy_leaves_room_to_learn():
     """Right sometimes, able to be right nearly always, and undecided where it is wrong. The slack is two standard errors or so."""
     check_base_policy(problems=100, slack=0.05)
@@ -342,6 +343,7 @@ def check_base_of_level_3(problems: int, slack: float) -> None:
     assert min(errors[f"error: {kind}"] for kind in ("copying", "calculation", "selection")) > 0.01
 
 
+@pytest.mark.slow
 def test_the_base_of_level_3_is_right_in_one_answer_of_three():
     """The slack is three standard errors: other processors draw other answers."""
     check_base_of_level_3(problems=64, slack=0.15)
@@ -371,6 +373,7 @@ def test_the_base_of_level_3_is_pre_trained_from_that_of_level_1_on_its_own_web(
     assert (tmp_path / "a" / "tokenizer.json").read_text() == (TINY_MODEL / "tokenizer.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_of_level_3_is_trained_evaluated_and_its_errors_are_drawn(tmp_path, capsys):
     from rlvr.analysis.errors import ErrorsConfig, errors
     from rlvr.run.cli import parse_eval, parse_train

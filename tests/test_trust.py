@@ -499,6 +499,7 @@ def hostile_answers(mark: Path) -> list[str]:
     return [setting % code.format(mark) for code in CODE for setting in SETTINGS]
 
 
+@pytest.mark.slow
 def test_python_in_an_answer_is_not_run(mark):
     """Through the real child process. Each answer is given to math-verify too, which most of them do not reach otherwise."""
     asked, golds = verifier.stats["slow"], [r"\sqrt{2}", r"\{x, \text{blue}\}"]
