@@ -387,7 +387,7 @@ def test_a_plan_that_cannot_be_is_one_sentence(tmp_path, changes, said):
 
 @pytest.mark.slow
 def test_trunks_branches_evaluations_and_treatments_from_beginning_to_end(tmp_path):
-    words = f"{SMALL} --max-new-tokens 60".replace(f"--data {STORIES} --eval-data {STORIES}", "--level 3")
+    words = f"{SMALL} --max-new-tokens 60 --prompts-per-step 16".replace(f"--data {STORIES} --eval-data {STORIES}", "--level 3")
     config = with_trunks(tmp_path, train=words, steps=1, seeds=[100], evaluate={"cool": "--level 3 --problems 4 --completions 2"}, errors=True)
     done = subprocess.run([sys.executable, "-m", "rlvr.analysis.experiment", "--plan", config.plan, "--out", config.out],
                           cwd=ROOT, capture_output=True, text=True)  # fmt: skip

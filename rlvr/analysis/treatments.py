@@ -52,6 +52,7 @@ def gradients(branch: Run, arms: dict[str, Run]) -> Iterator[tuple[str, torch.Te
     start_branch(trainer, model_fingerprint(trainer.policy.model))
     step, c = trainer.begin(), trainer.config
     rows = torch.isin(step.rollouts.group, torch.tensor(sum(step.mini_batches, []))).nonzero()[:, 0]
+    refuse(not len(rows), f"A batch of {branch.trunk} has no group with right and wrong answers. Choose more --prompts-per-step.")
     batch = step.rollouts.select(rows)
     rewards = step.rewards[rows] + overlong_penalty(batch.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
     advantages = grpo_advantages(rewards, batch.group)
