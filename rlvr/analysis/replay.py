@@ -78,6 +78,11 @@ def update_gradient(policy: Policy, batch: Rollouts, advantages: Tensor, method:
     return gradient
 
 
+def rows_that_teach(step: Step) -> Tensor:
+    """The rows of a batch that its updates learn from: indices."""
+    return torch.isin(step.rollouts.group, torch.tensor(sum(step.mini_batches, []))).nonzero()[:, 0]
+
+
 def replay(trainer: Trainer) -> tuple[Rollouts, Tensor, Tensor, dict, dict] | None:
     """The next training step of a trainer, with every token scored before and after.
 
@@ -85,7 +90,7 @@ def replay(trainer: Trainer) -> tuple[Rollouts, Tensor, Tensor, dict, dict] | No
     after (of the same alternatives). None if this step had nothing to learn from.
     """
     step, policy, c = trainer.begin(), trainer.policy, trainer.config
-    rows = torch.isin(step.rollouts.group, torch.tensor(sum(step.mini_batches, []))).nonzero()[:, 0]
+    rows = rows_that_teach(step)
     if not len(rows):
         return None
     batch, correct = step.rollouts.select(rows), step.rewards[rows] > 0

@@ -19,7 +19,7 @@ if not __package__:  # run by its path, which works from any folder
 
 from rlvr.advantage import grpo_advantages
 from rlvr.analysis.experiment import ExperimentConfig, Run, chosen_plan, planned
-from rlvr.analysis.replay import update_gradient
+from rlvr.analysis.replay import rows_that_teach, update_gradient
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, progress_bar, say, table
 from rlvr.config import STRENGTHS
@@ -51,7 +51,7 @@ def gradients(branch: Run, arms: dict[str, Run]) -> Iterator[tuple[str, torch.Te
     trainer, _ = set_up(replace(branch.wanted, final_eval_problems=0, name=f"{branch.folder.name}-treatments"))  # never made
     start_branch(trainer, model_fingerprint(trainer.policy.model))
     step, c = trainer.begin(), trainer.config
-    rows = torch.isin(step.rollouts.group, torch.tensor(sum(step.mini_batches, []))).nonzero()[:, 0]
+    rows = rows_that_teach(step)
     refuse(not len(rows), f"A batch of {branch.trunk} has no group with right and wrong answers. Choose more --prompts-per-step.")
     batch = step.rollouts.select(rows)
     rewards = step.rewards[rows] + overlong_penalty(batch.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
@@ -59,7 +59,8 @@ def gradients(branch: Run, arms: dict[str, Run]) -> Iterator[tuple[str, torch.Te
     more = dict(entropy=batch.entropy, rewards=rewards, step=trainer.step_number)
     for name, run in arms.items():
         strengths = {key: getattr(run.wanted, key) for key in STRENGTHS}
-        yield name, update_gradient(trainer.policy, batch, advantages, run.wanted.method, c.micro_batch_tokens, **more, **strengths)
+        gradient = update_gradient(trainer.policy, batch, advantages, run.wanted.method, c.micro_batch_tokens, **more, **strengths)
+        yield name, gradient.double()  # sums over all weights in float32 would be wrong in the fourth digit
 
 
 def treatments(config: TreatmentsConfig) -> list[dict]:
