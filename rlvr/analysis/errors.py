@@ -8,12 +8,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rlvr.analysis.exchange import position_profile, relative_positions
+from rlvr.analysis.exchange import position_profile, with_positions
 from rlvr.analysis.report.run import Run
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, say, table
@@ -68,8 +66,7 @@ def entropy_by_tenth(completions: list[dict]) -> dict[str, list[float]]:
     profiles = {}
     for name in ("right", "wrong"):
         chosen = [row["entropy"] for row in completions if row["correct"] == (name == "right")] or [[]]
-        r = np.concatenate([relative_positions(len(entropy)) for entropy in chosen])
-        profiles[name] = position_profile(r, np.concatenate(chosen), BINS).tolist()
+        profiles[name] = position_profile(*with_positions(chosen), BINS).tolist()
     return profiles
 
 

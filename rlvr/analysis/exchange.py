@@ -262,6 +262,11 @@ def relative_positions(length: int) -> np.ndarray:
     return np.arange(length) / max(length, 1)
 
 
+def with_positions(values: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Values of the tokens of completions, a list for each, end to end: (relative positions, values)."""
+    return np.concatenate([relative_positions(len(row)) for row in values]), np.concatenate([np.asarray(row) for row in values])
+
+
 def position_profile(r: np.ndarray, values: np.ndarray, bins: int = 20) -> np.ndarray:
     """Mean value in each of `bins` equal stretches of the relative position; NaN where there is no token. T1.
 

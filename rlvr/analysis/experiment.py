@@ -26,13 +26,14 @@ if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.analysis.compare_arms import curves, draw_arms, draw_differences, markdown, measure, read_results, text_tables
+from rlvr.analysis.errors import shares
 from rlvr.analysis.plan import PUBLISHED, Plan, read_plan
 from rlvr.analysis.report.run import read_lines
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, progress_bar, say
 from rlvr.config import SettingError, TrainConfig
 from rlvr.run.cli import parse_command, parse_train, run_program
-from rlvr.run.defects import ERRORS, error_kind
+from rlvr.run.defects import ERRORS
 from rlvr.run.figures import read_metrics, series
 from rlvr.run.folder import refuse_links
 from rlvr.run.settings import MAY_CHANGE, check_can_write, first_step, read_config
@@ -43,7 +44,7 @@ COMMON = ["--threads", "1", "--save-every", "10", "--show-every", "0"]
 
 @dataclass
 class ExperimentConfig:
-    """Run the arms of a plan over its seeds, side by side, and compare each with the baseline. Stopped (Ctrl-C) and started again, it goes on.
+    """Run the arms of a plan over its seeds, side by side, and compare each with the baseline. Stopped and started again, it goes on.
 
     python -m rlvr.analysis.experiment  -- the published table: all arms, 5 seeds
 
@@ -68,7 +69,7 @@ class ExperimentConfig:
     """Runs at the same time, each with one thread; 0: as many as there are processor cores."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One arm with one seed, from one trunk; or a trunk, which has no arm."""
 
@@ -81,6 +82,7 @@ class Run:
     evaluate: dict[str, list[str]]
     needs: "Run | None" = None  # its trunk
     known: dict | None = None  # its row of results.csv, if it was made elsewhere
+    row: dict | None = None  # the same of one that is done here, once it was measured
     process: subprocess.Popen | None = None
     asked: str = ""  # the program that runs, or ran last
 
@@ -190,8 +192,8 @@ def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) ->
     try:
         with progress_bar(total=sum(run.to_do() for run in runs), unit="step", smoothing=0.05) as bar:
             while waiting or running:
-                ready = [run for run in waiting if run.needs is None or run.needs.done]
-                for run in ready[: jobs - len(running)]:
+                ready = (run for run in waiting if run.needs is None or run.needs.done)
+                for run in list(itertools.islice(ready, jobs - len(running))):
                     waiting.remove(run)
                     running.append(_start(run))
                 if not running:  # the trunks of those that wait have failed
@@ -236,9 +238,7 @@ def _start(run: Run) -> Run:
 
 
 def row_of(run: Run, plan: Plan) -> dict:
-    """A run that is done as a row of results.csv."""
-    if run.known is not None:
-        return run.known
+    """A run that is done here as a row of results.csv."""
     numbers = measure(run.folder)
     numbers["pass_at_1"] = fmean(series(read_metrics(run.folder), "eval_pass_at_1")[1][-plan.average :])
     for column in plan.evaluate:
@@ -248,9 +248,9 @@ def row_of(run: Run, plan: Plan) -> dict:
     if plan.errors:
         late = run.wanted.steps - 0.4 * run.to_do()
         rows = [row for row in read_lines(run.folder / "rollouts.jsonl") if row["step"] > late]
-        kinds = [error_kind(row["prompt"], row["completion"]) for row in rows if not row["correct"]]
-        numbers |= {kind: kinds.count(kind) / len(rows) for kind in ERRORS}
-    return ({"trunk": run.trunk} if run.trunk else {}) | {"arm": run.arm, "seed": run.seed} | numbers
+        numbers |= {kind: share for kind, share in shares(rows).items() if kind in ERRORS}
+    run.row = ({"trunk": run.trunk} if run.trunk else {}) | {"arm": run.arm, "seed": run.seed} | numbers
+    return run.row
 
 
 def collect(runs: Sequence[Run], out: Path, plan: Plan) -> list[dict]:
@@ -258,7 +258,7 @@ def collect(runs: Sequence[Run], out: Path, plan: Plan) -> list[dict]:
     runs = sorted((r for r in runs if r.arm and r.done), key=lambda r: (list(plan.arms).index(r.arm), r.trunk, r.seed))
     if not runs:
         return []
-    results, baseline = [row_of(r, plan) for r in runs], next(iter(plan.arms))
+    results, baseline = [r.known or r.row or row_of(r, plan) for r in runs], next(iter(plan.arms))
     points = [point for r in runs if r.known is None for point in curves(r.arm, r.seed, r.folder)]
     write_atomically(out / "results.csv", csv_text(results))
     write_atomically(out / "table.md", markdown(results, baseline, {name: arm.says for name, arm in plan.arms.items()}))

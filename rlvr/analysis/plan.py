@@ -17,6 +17,7 @@ All from `trunks` on may be left out. A key `study` belongs to rules.py.
 """
 
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,22 +48,31 @@ class Plan(NamedTuple):
     errors: bool
 
 
-def read_plan(path: Path) -> Plan:
-    """A plan, checked as far as it can be without its runs. Raises SettingError."""
+@contextmanager
+def loaded(path: Path, of: str, like: str):
+    """What a plan holds, and its seeds as a list. Raises SettingError for whatever goes wrong inside because of what it holds.
+
+    of: what it is the plan of. like: one that is good, in tutorials/experiment.
+    """
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        seeds = given["seeds"]
+        yield given | {"seeds": list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]}
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise SettingError(f"{path} is no plan of {of}: {why}. Compare it with tutorials/experiment/{like}.") from None
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan, checked as far as it can be without its runs. Raises SettingError."""
+    with loaded(path, "an experiment", PUBLISHED.name) as given:
         known = {"trunks": {}, "branch_at": 0, "evaluate": {}, "average": 1, "errors": False} | given
         known.pop("study", None)
         if unknown := known.keys() - set(Plan._fields):
             raise ValueError(f"it has {min(unknown)!r}, which no plan knows")
-        seeds, arms = known.pop("seeds"), known.pop("arms")
-        seeds = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-        arms = {str(name): Arm(shlex.split(arm["flags"]), str(arm["says"])) for name, arm in arms.items()}
+        arms = {str(name): Arm(shlex.split(arm["flags"]), str(arm["says"])) for name, arm in known.pop("arms").items()}
         flags = {part: {str(name): shlex.split(text) for name, text in known.pop(part).items()} for part in ("trunks", "evaluate")}
-        plan = Plan(path=path, seeds=seeds, arms=arms, train=shlex.split(known.pop("train")), **flags, **known)
-        if not (arms and seeds and plan.steps > 0 and plan.average > 0 and (plan.branch_at > 0) == bool(plan.trunks)):
+        plan = Plan(path=path, arms=arms, train=shlex.split(known.pop("train")), **flags, **known)
+        if not (arms and plan.seeds and plan.steps > 0 and plan.average > 0 and (plan.branch_at > 0) == bool(plan.trunks)):
             raise ValueError("it needs arms, seeds, steps above 0, and branch_at exactly if it has trunks")
         return plan
-    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
-        raise SettingError(f"{path} is no plan of an experiment: {why}. Compare it with tutorials/experiment/{PUBLISHED.name}.") from None

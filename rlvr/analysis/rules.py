@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml  # transformers depends on it
 
 from rlvr.analysis.intervals import holm, outside, p_value, t_quantile
-from rlvr.common.text import one_line
-from rlvr.config import SettingError
+from rlvr.analysis.plan import loaded
 
 VERDICTS = ("works", "re-weighting works, the criterion does not", "hurts", "no effect worth having", "undecided")
 LEVEL = 0.05
@@ -38,19 +36,15 @@ class Study(NamedTuple):
 
 def read_study(path: Path) -> Study:
     """The parts of a plan that the analysis needs. Raises SettingError."""
-    try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-        s, seeds, arms = plan["study"], plan["seeds"], list(plan["arms"])
+    with loaded(path, "a study", "plan-study.yaml") as plan:
+        s, arms = plan["study"], list(plan["arms"])
         weights = {name: contrast(spec, arms) for name, spec in s["contrasts"].items()}
         asked = [*s["primary"], *s["primary"].values(), *(name for family in s["secondary"].values() for name in family["contrasts"])]
         if unknown := [name for name in asked if name not in weights]:
             raise ValueError(f"it asks for the contrast {unknown[0]!r} and does not say what that is")
-        seeds, metrics = list(range(seeds) if isinstance(seeds, int) else seeds), (s["metrics"]["primary"], s["metrics"]["co_primary"])
+        metrics = s["metrics"]["primary"], s["metrics"]["co_primary"]
         rules = s["primary"], s["secondary"], s["ratios"], float(s["margin"]), float(s["dip"])
-        return Study(arms, list(plan["trunks"]), seeds, *metrics, weights, *rules)
-    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
-        why = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
-        raise SettingError(f"{path} is no plan of a study: {why}. Compare it with tutorials/experiment/plan-study.yaml.") from None
+        return Study(arms, list(plan["trunks"]), plan["seeds"], *metrics, weights, *rules)
 
 
 def contrast(spec: dict, arms: list[str]) -> np.ndarray:

@@ -15,8 +15,6 @@ from rlvr.run.figures import BLUE, GREEN, GREY, INK, ORANGE
 FORKS = 10  # places that matter which a group must have to be compared; ours
 FEW = 0.1  # if no more places than this share matter, half of those that do may be there by chance (probe.FORK)
 DETECT = 0.1  # the difference in lost accuracy that should be found in four of five attempts; ours
-
-
 HALVES = ("low perplexity", "high perplexity")
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rlvr.analysis.exchange import ends_and_middle, position_profile, relative_positions
+from rlvr.analysis.exchange import ends_and_middle, position_profile, with_positions
 from rlvr.analysis.report.arms import Experiment, arms_section
 from rlvr.analysis.report.instance import FEW, compare_drops, matters
 from rlvr.analysis.report.run import Run
@@ -15,8 +15,7 @@ BINS = 20
 
 
 def _flat(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    r = [relative_positions(len(row["entropy"])) for row in rows]
-    return np.concatenate(r), np.concatenate([np.asarray(row["entropy"]) for row in rows])
+    return with_positions([row["entropy"] for row in rows])
 
 
 def _least_end_above_middle(rows: list[dict]) -> float:
