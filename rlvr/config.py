@@ -300,6 +300,11 @@ class TrainConfig(
     def __post_init__(self):
         self.model = base_of(self.level, self.model)
 
+    def method_at(self, step: int, plateau: int | None) -> str:
+        """The method of a step: grpo outside the window from shape_start to shape_stop. plateau: the step at which it began, if it has."""
+        start = (plateau or float("inf")) if self.shape_start == "plateau" else self.shape_start
+        return self.method if start <= step <= (self.shape_stop or float("inf")) else "grpo"
+
 
 def train_config() -> type[TrainConfig]:
     """TrainConfig with a field for every strength declared so far. After a declaration in a notebook: TrainConfig = train_config()

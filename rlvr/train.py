@@ -79,7 +79,7 @@ class Trainer:
 
         penalty = overlong_penalty(rollouts.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
         advantages = grpo_advantages(rewards + penalty, rollouts.group)  # [N]
-        method = c.method if self.shaping_is_on() else "grpo"
+        method = c.method_at(self.step_number, self.plateau)
         more = {name: getattr(c, name) for name in STRENGTHS} | dict(rewards=rewards + penalty, step=self.step_number)
         shaped = shape(method, advantages, rollouts.old_logp, rollouts.mask, rollouts.group, entropy=rollouts.entropy, **more)  # [N, T]
         return Step(rollouts, problem_ids, rewards, keep_sign(shaped, c.learn_from), mini_batches)
@@ -107,11 +107,6 @@ class Trainer:
         """The groups to learn from. Right or wrong decides: a group that differs only in the overlong penalty is dropped too (Deng et al.
         2025, released code)."""
         return mixed_groups(rewards, group) if self.config.filter_groups else group.unique().tolist()
-
-    def shaping_is_on(self) -> bool:
-        """Whether this step lies in the window from --shape-start to --shape-stop."""
-        start, stop = self.config.shape_start, self.config.shape_stop or float("inf")
-        return ((self.plateau or float("inf")) if start == "plateau" else start) <= self.step_number <= stop
 
     def update(self, step: Step) -> None:
         """One optimiser step on the next mini-batch. A loss or gradient that is not finite changes nothing, and is counted."""

@@ -28,7 +28,7 @@ CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "sp
 sys.dont_write_bytecode = True  # the bytecode of the last mutant must not run
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
-ALL_SLOW = ("test_lora", "test_trackers")  # their packages are among the extra ones, so their tests are among the longer ones
+ALL_SLOW = ("test_lora", "test_trackers", "test_trl")  # their packages are among the extra ones, so their tests are among the longer ones
 
 LOOP = "train -k not it_learns"  # the slowest test would add half a minute to each
 
@@ -558,7 +558,7 @@ MUTANTS = [
      "self.trainer.step_number == 0:\n            self._ev"),
     ("branch: any first row will do", "branch -k metrics", "run/figures", "(first, first + 1)", "range(10**6)"),
     # -- the loop
-    ("train: method named and never applied", LOOP, "train", 'method = c.method if self.shaping_is_on() else "grpo"', 'method = "grpo"'),
+    ("train: method named and never applied", LOOP, "train", "method = c.method_at(self.step_number, self.plateau)", 'method = "grpo"'),
     ("train: gradient depends on the micro-batches", LOOP, "train",
      "denominator=denominator, entropy=entropy", "denominator=None, entropy=entropy"),
     ("train: skipped rows change the denominator", LOOP, "train",
@@ -581,7 +581,7 @@ MUTANTS = [
      "return c.lr * number / (c.warmup_steps + 1)", "return c.lr"),
     ("train: linear schedule stays constant", "train -k learning_rate", "engine/optimizer",
      'return c.lr if c.lr_schedule == "constant" else', "return c.lr if True else"),
-    ("train: shaping does not stop", "train -k window", "train", "<= self.step_number <= stop", "<= self.step_number"),
+    ("train: shaping does not stop", "train -k window", "config", "<= step <= (self.shape_stop or float(\"inf\"))", "<= step"),
     ("train: overlong penalty left out", LOOP, "train",
      "grpo_advantages(rewards + penalty, rollouts.group)", "grpo_advantages(rewards, rollouts.group)"),
     ("train: a batch shuffles problems without going through all", "train -k all_problems", "data",
@@ -773,6 +773,33 @@ MUTANTS = [
     ("runlog: the summary's end is the start", "runlog", "run/session",
      "in self.measured.items():\n                out[", 'in zip(self.measured, [self.measured["start"]] * 2):\n                out['),
     ("runlog: entropies written as advantages", "runlog", "run/log", '"advantage": shaped}', '"advantage": batch.entropy}'),
+    # -- inside other engines
+    ("adapters: rows that were masked count in their group", "adapters -k without_a_token", "adapters/shaping",
+     "rewards.float().where(mask.any(1), torch.nan)", "rewards.float()"),
+    ("adapters: strengths stay at their defaults", "adapters -k rlvr_advantage", "adapters/shaping", "{name: getattr(config, name) for name in STRENGTHS}", "{}"),
+    ("adapters: the sign is not looked at", "adapters -k window", "adapters/shaping", "config.learn_from)", '"all")'),
+    ("adapters: a strength of another name is passed over", "adapters -k said", "adapters/shaping", "if unknown :=", "if False and unknown :="),
+    ("verl: rows of a group lie together", "adapters -k rlvr_advantage", "adapters/verl", "numbers[name] for name in index]", "i // 8 for i in range(len(index))]"),
+    ("verl: the window is passed over", "adapters -k window", "adapters/verl", "config.method_at(step or 1, None)", "method"),
+    ("verl: without log-probs, zeros", "adapters -k said", "adapters/verl", 'if old_log_probs is None and "old_logp" in reads(method):', "if False:"),
+    ("verl: no entropy for those that read it", "adapters -k rlvr_advantage", "adapters/verl", "rewards=rewards, entropy=entropy, step=step", "rewards=rewards, entropy=None, step=step"),
+    ("parquet: the answer is not that of the row", "adapters -k verl_reads", "adapters/parquet", '"ground_truth": problem.answer', '"ground_truth": problem.problem'),
+    ("trl: each process shapes its own rows", "trl -k two_processes", "adapters/trl",
+     "        advantages = self.accelerator.gather(out[\"advantages\"])\n",
+     "        advantages = out[\"advantages\"]; mask, logp, entropy = padded.unbind(1); self._rewards = self._rewards[ours]; ours = slice(None)\n"),
+    ("trl: processes of unequal width", "trl -k two_processes", "adapters/trl", "self.accelerator.pad_across_processes(torch.stack([mask.float(), logp, entropy], 1), dim=2)", "torch.stack([mask.float(), logp, entropy], 1)"),
+    ("trl: the first rows for every process", "trl -k two_processes", "adapters/trl", "self.accelerator.process_index * len(mask)", "0"),
+    ("trl: [B, T] where nothing is shaped", "trl -k whole_sequences", "adapters/trl", "if not shaped.equal(advantages[:, None] * mask):", "if True:"),
+    ("trl: an evaluation is shaped", "trl -k evaluation", "adapters/trl", "        if not self.model.training:\n            return out\n        mask", "        mask"),
+    ("trl: tokens of tools are shaped", "trl -k tools", "adapters/trl", 'batch["completion_mask"] * batch.get("tool_mask", 1)', 'batch["completion_mask"]'),
+    ("trl: always a pass more", "trl -k pass_more", "adapters/trl", 'if "entropy" in wanted or ("old_logp" in wanted and logp is None):', "if True:"),
+    ("trl: a pass more though TRL has made one", "trl -k pass_more", "adapters/trl", '("old_logp" in wanted and logp is None)', '"old_logp" in wanted'),
+    ("trl: groups of another size", "trl -k every_method", "adapters/trl", "// self.num_generations", "// (2 * self.num_generations)"),
+    ("trl: the window begins a step late", "trl -k entropies_of_right", "adapters/trl", "self.shaping.method_at(self.state.global_step + 1,", "self.shaping.method_at(self.state.global_step,"),
+    ("trl: means of the micro-batches' means", "trl -k entropies_of_right", "adapters/trl", "total[right].sum(), mask[right].sum(),", "total[right].sum() / mask[right].sum(), mask[right].any().long(),"),
+    ("trl: right and wrong swapped", "trl -k entropies_of_right", "adapters/trl", "self._rewards[ours] > 0", "self._rewards[ours] <= 0"),
+    ("trl: a resumed run forgets the entropies", "trl -k remembers", "adapters/trl", 'state.stateful_callbacks.get("Stage", self.state())', "self.state()"),
+    ("trl: methods of TRL are not looked at", "trl -k another_trl", "adapters/trl", "if not set(_parameters.split()) <=", "if set() >"),
     # -- real models
     ("lora: the reference keeps the adapter", "lora", "policy",
      "self.reference = partial(without_lora, self.model)", "self.reference = partial(nullcontext, self.model)"),

@@ -337,17 +337,11 @@ def test_gradient_checkpointing_is_switched_on_and_changes_no_weight():
 
 
 def test_shaping_is_on_inside_its_window_alone():
-    trainer = make_trainer(shape_start=3, shape_stop=5)
-    on = []
-    for trainer.step_number in range(1, 8):
-        on.append(trainer.shaping_is_on())
-    assert on == [False, False, True, True, True, False, False]
+    config = TrainConfig(method="pos", shape_start=3, shape_stop=5)
+    assert [config.method_at(step, None) for step in range(1, 8)] == ["grpo", "grpo", "pos", "pos", "pos", "grpo", "grpo"]
+    config = TrainConfig(method="pos", shape_start="plateau")
+    assert [config.method_at(9, plateau) for plateau in (None, 9, 10)] == ["grpo", "pos", "grpo"]
 
-    trainer = make_trainer(shape_start="plateau")
-    trainer.step_number = 9
-    assert not trainer.shaping_is_on()
-    trainer.plateau = 9
-    assert trainer.shaping_is_on()
 
 
 def test_the_plateau_that_is_found_switches_shaping_on(monkeypatch):

@@ -68,7 +68,7 @@ class Watch:
         """The numbers of a step, by the names of COLUMNS; None where it has no such number."""
         trainer, c = self.trainer, self.trainer.config
         penalty = overlong_penalty(step.rollouts.lengths, c.max_new_tokens, c.overlong_buffer, c.overlong_factor)
-        shaped = c.method != "grpo" and trainer.shaping_is_on()
+        shaped = c.method_at(trainer.step_number, trainer.plateau) != "grpo"
         row = {"step": trainer.step_number, "stage": "plateau" if trainer.plateau else "rising", "shaped": int(shaped)}
         steps = [trainer.problems[i].solution_steps for i in step.problem_ids]
         row |= batch_metrics(step.rollouts, step.rewards > 0, step.rewards + penalty, steps)

@@ -1,0 +1,152 @@
+"""The methods inside TRL's GRPOTrainer, which brings Accelerate, DeepSpeed, FSDP and vLLM.
+
+One method of TRL is overridden to replace the advantages of the rows by those of the tokens: TRL's maintainers name this as the supported way
+(huggingface/trl#4525). The rows of a group may lie on several processes, so everything is gathered before it is shaped.
+"""
+
+import inspect
+from functools import wraps
+
+from rlvr.adapters import need
+
+need("trl", ">=1.16,<2")
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from trl import GRPOTrainer
+
+from rlvr.adapters.shaping import reads, settings, shaped_by
+from rlvr.entropy import log_perplexity, plateau_step
+from rlvr.reward import rewards_from
+
+_USED = {  # the private methods of TRL that are overridden or called, and the parameters that this needs
+    "_generate_and_score_completions": "inputs",
+    "_calculate_rewards": "inputs prompts completions completion_ids_list",
+    "_get_per_token_logps_and_entropies": "model input_ids attention_mask logits_to_keep batch_size compute_entropy",
+    "_compute_loss": "model inputs",
+}
+for _name, _parameters in _USED.items():
+    if not set(_parameters.split()) <= set(inspect.signature(getattr(GRPOTrainer, _name, lambda: None)).parameters):
+        raise SystemExit(f"This TRL has another {_name} than the adapter knows. Install one that fits: pip install trl==1.16.0")
+
+
+def right_or_wrong(completions: list, answer: list[str], **_) -> list[float | None]:
+    """A reward function for TRL: 1 for a right answer, -1 for a wrong one, None where it could not be checked.
+
+    answer: the column of that name in the dataset. A completion is a text, or a list of messages of which the last is read.
+    """
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [None if reward != reward else reward for reward in rewards_from(None, texts, answer)]
+
+
+class Stage(TrainerCallback, ExportableState):
+    """The mean entropy of each step, for the stage detector. A checkpoint keeps it, and a resumed run goes on with it."""
+
+    def __init__(self, entropies: list[float] = ()):
+        self.entropies = list(entropies)
+
+    @property
+    def plateau(self) -> int | None:
+        """The step at which the plateau began."""
+        return plateau_step(self.entropies)
+
+    def state(self) -> dict:
+        return {"args": {"entropies": self.entropies}, "attributes": {}}
+
+    def on_train_begin(self, args, state, control, **_):
+        self.entropies = list(state.stateful_callbacks.get("Stage", self.state())["args"]["entropies"])
+
+
+class ShapedGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer, with the advantages of the tokens made by a method of `rlvr.advantage`.
+
+    method, learn_from, shape_start and shape_stop mean what they mean in `python train.py --help`; strengths are those of the method, as in
+    strengths={"ppl_alpha": 0.2}; everything else is TRL's. A step is one optimiser step of TRL (its global_step). 'plateau' takes effect one
+    step later than in train.py: TRL knows the entropy of a step only after its update.
+
+    Where nothing is shaped (method grpo, strength 0, outside the window) TRL's advantages stay as they are, so the run is TRL's own, bit for
+    bit. They differ from ours by TRL's 1e-4 beside the standard deviation. Raises SettingError.
+    """
+
+    def __init__(self, *args, method="ppl+pos", learn_from="all", shape_start=1, shape_stop=0, strengths=None, **kwargs):
+        self.shaping = settings(method=method, learn_from=learn_from, shape_start=shape_start, shape_stop=shape_stop, **strengths or {})
+        super().__init__(*args, **kwargs)
+        self.stage = Stage()
+        self.add_callback(self.stage)
+        self._sums = 0.0  # over the micro-batches of a step, see _compute_loss
+
+    def method_now(self) -> str:
+        """That of the step to come."""
+        return self.shaping.method_at(self.state.global_step + 1, self.stage.plateau)
+
+    def _calculate_rewards(self, *args, **kwargs):
+        per_function = super()._calculate_rewards(*args, **kwargs)  # [N of all processes, functions]; NaN: a function did not score
+        rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(1)
+        self._rewards = rewards.where(~per_function.isnan().all(1), torch.nan)
+        return per_function
+
+    def _generate_and_score_completions(self, inputs):
+        out = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return out
+        mask = _loss_mask(out)
+        first = self.accelerator.process_index * len(mask)
+        ours = slice(first, first + len(mask))  # rows lie in the order of the processes
+        out["right"] = self._rewards[ours] > 0  # TRL shuffles and splits it with the rest
+        logp, entropy = self._scores(out, mask)
+        # Each process pads to its own longest completion.
+        padded = self.accelerator.pad_across_processes(torch.stack([mask.float(), logp, entropy], 1), dim=2)  # [B, 3, T]
+        mask, logp, entropy = self.accelerator.gather(padded.contiguous()).unbind(1)
+        advantages = self.accelerator.gather(out["advantages"])
+        group = torch.arange(len(advantages), device=advantages.device) // self.num_generations
+        more = dict(rewards=self._rewards, entropy=entropy, step=self.state.global_step + 1)
+        shaped = shaped_by(self.shaping, self.method_now(), advantages, logp, mask.bool(), group, **more)
+        if not shaped.equal(advantages[:, None] * mask):
+            out["advantages"] = shaped[ours, : out["completion_mask"].shape[1]]
+        return out
+
+    def _scores(self, out: dict, mask):
+        """Log-probs and entropies [B, T] of the policy that sampled, or zeros for what the method does not read."""
+        wanted = reads(self.method_now())
+        logp, entropy = out.get("old_per_token_logps"), torch.zeros(mask.shape, device=mask.device)
+        if "entropy" in wanted or ("old_logp" in wanted and logp is None):
+            ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
+            attention = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
+            score = self._get_per_token_logps_and_entropies
+            images = {name: value for name, value in out.items() if name in inspect.signature(score).parameters}
+            chunk = dict(batch_size=self.args.per_device_train_batch_size, compute_entropy=True)
+            with torch.no_grad():
+                logp, entropy, _ = score(self.model, ids, attention, mask.shape[1], **chunk, **images)
+        return (torch.zeros_like(entropy) if logp is None else logp), entropy
+
+    @wraps(GRPOTrainer._get_per_token_logps_and_entropies)
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        self._seen = super()._get_per_token_logps_and_entropies(*args, **kwargs)  # of a micro-batch: log-probs, entropies
+        return self._seen
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        if self.model.training:
+            logp, entropy, _ = self._seen
+            self._note(logp.detach(), entropy.detach(), _loss_mask(inputs).bool(), inputs["right"])
+        return loss
+
+    def _note(self, logp, entropy, mask, right):
+        """Add up a micro-batch; at the end of a step, log the means over all processes."""
+        rows = mask.any(1)
+        total = entropy.masked_fill(~mask, 0).sum(1)
+        sums = [total[right].sum(), mask[right].sum(), total[~right].sum(), mask[~right].sum(), log_perplexity(logp, mask).sum(), rows.sum()]
+        self._sums = self._sums + torch.stack([x.float() for x in sums])
+        if self.accelerator.sync_gradients:
+            sums, self._sums = self.accelerator.reduce(self._sums, "sum"), 0.0
+            logged = {"entropy_right": sums[0] / sums[1], "entropy_wrong": sums[2] / sums[3], "log_ppl": sums[4] / sums[5]}
+            logged |= {"shaped": float(self.method_now() != "grpo"), "plateau": float(self.stage.plateau is not None)}
+            for name, value in logged.items():
+                self._metrics["train"][f"rlvr/{name}"].append(float(value))  # NaN: no such tokens; TRL leaves it out
+            self.stage.entropies.append(float((sums[0] + sums[2]) / (sums[1] + sums[3])))
+
+
+def _loss_mask(batch: dict):
+    """The tokens that TRL learns from: not those of tools, nor of completions that were cut, with mask_truncated_completions."""
+    return batch["completion_mask"] * batch.get("tool_mask", 1)

@@ -1,0 +1,120 @@
+"""The methods inside verl, the framework of the paper: Ray, FSDP or Megatron, vLLM or SGLang.
+
+    VERL_USE_EXTERNAL_MODULES=rlvr.adapters.verl python -m verl.trainer.main_ppo algorithm.adv_estimator=rlvr_ppl_pos \\
+        +algorithm.rlvr.ppl_alpha=0.2 ...
+
+registers an advantage estimator for each method, rlvr_ppl, rlvr_pos, rlvr_ppl_pos and so on, and `rlvr`, whose method is that of
++algorithm.rlvr.method. tutorials/with_verl.sh is a whole recipe. rlvr/adapters/parquet.py writes problems as verl reads them, and
+`compute_score` is our verifier as its reward. `shape_rows` imports no engine, and serves others that are built like verl.
+"""
+
+import sys
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+from rlvr.adapters import need
+from rlvr.adapters.shaping import reads, settings, shaped_by
+from rlvr.advantage import METHODS, grpo_advantages
+from rlvr.reward import verify
+
+_SEEN: ContextVar[dict] = ContextVar("rlvr", default={})  # what verl knows of a batch and does not hand to an estimator, while it calls one
+
+
+def shape_rows(
+    token_level_rewards: Tensor, response_mask: Tensor, index, old_log_probs: Tensor | None = None, method: str = "ppl+pos", *,
+    entropy: Tensor | None = None, step: int | None = None, **given,
+) -> Tensor:  # fmt: skip
+    """Rewards of the tokens -> their advantages, [N, T] each: GRPO's, changed by a method of `rlvr.advantage`.
+
+    index: N names; rows of one name are a group, in any order. entropy [N, T] and step are needed by some methods alone. given: strengths,
+    learn_from, shape_start and shape_stop, as in `python train.py --help`. Raises ValueError.
+    """
+    config = settings(method=method, **given)
+    if config.shape_start == "plateau" or (step is None and (config.shape_start, config.shape_stop) != (1, 0)):
+        raise ValueError("verl keeps no entropy of earlier steps, and this call no step. Give --shape-start a number, and a step.")
+    if old_log_probs is None and "old_logp" in reads(method):
+        raise ValueError(f"The method {method} needs the old log-probs, and none reached it. Choose another method, or verl's v1 trainer.")
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(index))}
+    group = torch.tensor([numbers[name] for name in index], device=response_mask.device)
+    rewards = token_level_rewards.sum(-1)
+    old_logp = torch.zeros_like(token_level_rewards) if old_log_probs is None else old_log_probs
+    rows = (grpo_advantages(rewards, group), old_logp, response_mask.bool(), group)
+    return shaped_by(config, config.method_at(step or 1, None), *rows, rewards=rewards, entropy=entropy, step=step)
+
+
+def compute_score(data_source, solution_str: str, ground_truth: str, extra_info=None, **_) -> dict:
+    """A reward function for verl: 1 for a right answer, -1 for a wrong one (the paper), and which it was, for the filter of groups."""
+    right = verify(solution_str, ground_truth)
+    return {"score": 1.0 if right else -1.0, "acc": right}
+
+
+def method_of(algorithm) -> str | None:
+    """The method that verl's settings name, or None if their estimator is none of ours."""
+    estimator = str(algorithm.adv_estimator)
+    return (algorithm.get("rlvr") or {}).get("method", "ppl+pos") if estimator == "rlvr" else _estimators().get(estimator)
+
+
+def _estimators() -> dict[str, str]:
+    return {"rlvr_" + method.replace("+", "_").replace("-", "_"): method for method in (*METHODS, "ppl+pos")}
+
+
+def _estimate(token_level_rewards, response_mask, config, index=None, batch=None, **_):
+    """What verl calls: settings and rows -> (advantages, returns). batch: what newer versions of verl may hand over."""
+    seen = {**_SEEN.get(), **(batch or {})}
+    given = {key: value for key, value in (config.get("rlvr") or {}).items() if key != "method"}
+    more = dict(entropy=seen.get("entropy"), step=seen.get("step"))
+    shaped = shape_rows(token_level_rewards, response_mask, index, seen.get("old_log_probs"), method_of(config), **more, **given)
+    return shaped, shaped
+
+
+@contextmanager
+def _seeing(**more):
+    token = _SEEN.set({**_SEEN.get(), **more})
+    try:
+        yield
+    finally:
+        _SEEN.reset(token)
+
+
+def register() -> None:
+    """Make the estimators known to verl, and let them see log-probs, entropies and the number of the step."""
+    need("verl", ">=0.9,<0.10")
+    from verl import DataProto
+    from verl.trainer.ppo import core_algos, ray_trainer
+    from verl.trainer.ppo.v1 import trainer_base
+    from verl.trainer.ppo.v1 import utils as v1
+
+    for name in ("rlvr", *_estimators()):
+        core_algos.register_adv_est(name)(_estimate)
+
+    def with_log_probs(compute_advantage):
+        @wraps(compute_advantage)
+        def seeing(data, *args, **kwargs):
+            with _seeing(**{name: data.batch[name] for name in ("old_log_probs",) if name in data.batch.keys()}):
+                return compute_advantage(data, *args, **kwargs)
+
+        return seeing
+
+    def with_step(compute_advantage):
+        @wraps(compute_advantage)
+        def seeing(trainer, batch, metrics):
+            more = {"step": trainer.global_steps}
+            if "entropy" in reads(method_of(trainer.config.algorithm) or "grpo"):
+                fields = dict(partition_id=batch.partition_id, select_fields=["entropy", "response_mask"])
+                stored = trainer_base.tq.kv_batch_get(keys=batch.keys, **fields)
+                more["entropy"] = DataProto(batch=stored.to_padded_tensor()).batch["entropy"]
+            with _seeing(**more):
+                return compute_advantage(trainer, batch, metrics)
+
+        return seeing
+
+    v1.compute_advantage = ray_trainer.compute_advantage = with_log_probs(ray_trainer.compute_advantage)
+    trainer_base.PPOTrainer._compute_advantage = with_step(trainer_base.PPOTrainer._compute_advantage)
+
+
+if "verl" in sys.modules:  # verl itself imports this file, by VERL_USE_EXTERNAL_MODULES
+    register()
