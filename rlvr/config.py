@@ -1,11 +1,14 @@
 """Every setting once: its default, its range and its help text. And the presets. No torch here, so that `--help` answers at once."""
 
+import importlib.util
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Literal
 
 from rlvr.advantage import Strength
-from rlvr.common.text import printable
+from rlvr.common.text import one_line, printable
 from rlvr.methods import STRENGTHS
 
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
@@ -29,6 +32,40 @@ class SettingError(ValueError):
     def __init__(self, message: str):
         line = printable(message).replace("\n", " ")
         super().__init__(line if len(line) <= 340 else f"{line[:165]} ... {line[-165:]}")
+
+
+def refuse(wrong, message: str) -> None:
+    """Raises SettingError with the message if something is wrong."""
+    if wrong:
+        raise SettingError(message)
+
+
+@contextmanager
+def as_sentence(cause: str, remedy: str, *kinds: type[Exception], reason: Callable = one_line, unless: Callable = lambda error: False):
+    """Inside, an error of these kinds (none named: of any) becomes the SettingError "CAUSE (reason). REMEDY".
+
+    What is a SettingError already stays as it is, and so does an error for which `unless` says yes.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except kinds or Exception as error:
+        if unless(error):
+            raise
+        said = reason(error)
+        raise SettingError(f"{cause} ({said}). {remedy}" if said else f"{cause}. {remedy}") from None
+
+
+def need(package: str, what: str) -> None:
+    """Raises SettingError unless the package that something needs is installed."""
+    missing = importlib.util.find_spec(package.replace("-", "_")) is None
+    refuse(missing, f"{what} needs the package {package}. Install it with: pip install {package}")
+
+
+def flag(name: str) -> str:
+    """A setting as the command line has it; eval.py's models are given without a flag."""
+    return "The model" if name == "models" else f"--{name.replace('_', '-')}"
 
 
 def base_of(level: int, model: str) -> str:

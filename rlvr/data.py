@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from rlvr.config import SettingError
+from rlvr.config import refuse
 from rlvr.loaders.chat import chat_texts
 from rlvr.loaders.gym import is_gym, read_gym, reasoning_gym
 from rlvr.loaders.rows import has_columns, usable_rows
@@ -96,8 +96,7 @@ def all_prompt_ids(
     """
     contents = [f"{problem}\n{instruction}" if instruction else problem for problem in problems]
     asked = "--template chat" if template == "chat" else "--template-args" if template_args else ""
-    if asked and not tokenizer.chat_template:
-        raise SettingError(f"{asked} asks for a chat template, but the model has none. Leave it out.")
+    refuse(asked and not tokenizer.chat_template, f"{asked} asks for a chat template, but the model has none. Leave it out.")
     chat = tokenizer.chat_template and template in ("auto", "chat")
     if chat:
         texts = chat_texts(tokenizer, problems, contents, system, template_args)
@@ -107,9 +106,9 @@ def all_prompt_ids(
         known = {"{system}": system, "{instruction}": instruction}
         texts = [re.sub("{(problem|system|instruction)}", lambda match: known.get(match[0], problem), template) for problem in problems]
     for problem, text in zip(problems, texts):
-        if any(texts) and "".join(problem.split()) not in "".join(text.split()):  # white space may be trimmed
-            cause = f"The model's chat template cuts its problem: of {problem[:60]!r} it makes {text[-60:]!r}"
-            raise SettingError(f"{cause}. Choose --template plain, or repair chat_template.")
+        cut = any(texts) and "".join(problem.split()) not in "".join(text.split())  # white space may be trimmed
+        cause = f"The model's chat template cuts its problem: of {problem[:60]!r} it makes {text[-60:]!r}"
+        refuse(cut, f"{cause}. Choose --template plain, or repair chat_template.")
     return [_begun_once(tokenizer, text, bool(chat)) for text in texts]
 
 
@@ -130,12 +129,10 @@ def encode_prompts(
     No prompt is ever cut. Raises SettingError if none fits.
     """
     prompts = all_prompt_ids(tokenizer, [p.problem for p in problems], instruction, system, template, template_args)
-    if not any(prompts):
-        raise SettingError("The model's tokenizer or chat template makes nothing of the problems. Repair its tokenizer files.")
+    refuse(not any(prompts), "The model's tokenizer or chat template makes nothing of the problems. Repair its tokenizer files.")
     fits = [i for i, ids in enumerate(prompts) if 0 < len(ids) <= max_prompt_tokens]
-    if not fits:
-        cause = f"All {len(problems)} prompts are longer than {max_prompt_tokens} tokens (the shortest has {min(map(len, prompts))})"
-        raise SettingError(f"{cause}. Raise --max-prompt-tokens.")
+    cause = f"All {len(problems)} prompts are longer than {max_prompt_tokens} tokens (the shortest has {min(map(len, prompts))})"
+    refuse(not fits, f"{cause}. Raise --max-prompt-tokens.")
     return [problems[i] for i in fits], [prompts[i] for i in fits], len(problems) - len(fits)
 
 

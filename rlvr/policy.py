@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlvr.advantage import METHODS, method_parts
-from rlvr.config import SettingError, TrainConfig
+from rlvr.config import TrainConfig, refuse
 from rlvr.engine import decoder, scorer
 from rlvr.engine.choice import check_causal, plain_complete, rehearse, use_fast
 from rlvr.engine.memory import Budget, InHalves
@@ -140,8 +140,7 @@ def load_policy(name: str, device: str = "cpu", dtype: str = "auto", engine: str
     Raises SettingError when the folder, the model or its tokenizer is missing or damaged, the device is missing, or the engine cannot
     follow the model. No code that comes with a model is run.
     """
-    if engine not in ("fast", "plain"):
-        raise SettingError(f"There is no engine {engine!r}. Choose fast or plain.")
+    refuse(engine not in ("fast", "plain"), f"There is no engine {engine!r}. Choose fast or plain.")
     device = choose_device(device, cuda_graphs)
     model, tokenizer, stop_ids = load_model(name, device, choose_dtype(dtype, device))
     check_causal(model, name)

@@ -294,7 +294,7 @@ def test_a_log_that_is_edited_during_the_run_is_mended_at_its_end(tmp_path, monk
 def test_a_disk_that_is_still_full_when_a_run_is_resumed_is_one_sentence(copy, monkeypatch):
     before = listing(copy)
     monkeypatch.setattr(session_module, "write_atomically", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(SettingError, match=r"cannot be written .*No space left on device.; the newest checkpoint is .*step-000004. Make room"):
+    with pytest.raises(SettingError, match=r"cannot be written .*No space left on device\). The newest checkpoint is .*step-000004. Make room"):
         resume(copy)
     assert listing(copy) == before
 
@@ -313,7 +313,7 @@ def test_settings_that_were_edited_are_refused_and_a_mark_of_the_encoding_is_not
 def test_without_a_checkpoint_the_run_begins_anew(tmp_path, monkeypatch, reference, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(SettingError, match="there is no checkpoint yet"):
+        with pytest.raises(SettingError, match="There is no checkpoint yet"):
             run(tmp_path / "run")
     assert not checkpoints(tmp_path / "run" / "checkpoints")
     resume(tmp_path / "run")

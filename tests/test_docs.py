@@ -113,12 +113,12 @@ def test_every_number_of_an_evaluation_has_an_entry(tmp_path, monkeypatch):
     from rlvr import evaluate
     from rlvr.run import compare
 
-    policy = SimpleNamespace(model=SimpleNamespace(device="cpu"), tokenizer=None, stop_ids={2}, complete=None)
+    policy = SimpleNamespace(model=SimpleNamespace(device="cpu", config=None), tokenizer=None, stop_ids={2}, complete=None)
     monkeypatch.setattr(compare, "check_model_name", lambda name: name)
     monkeypatch.setattr(compare, "load_policy", lambda *args: policy)
     monkeypatch.setattr(compare, "encode_prompts", lambda *args: ([Problem("p", "1")], [[3]], 0))
     monkeypatch.setattr(compare, "check_length", lambda *args: None)
-    monkeypatch.setattr(compare, "positions", lambda policy: 512)
+    monkeypatch.setattr(compare, "most_positions", lambda config: 512)
     monkeypatch.setattr(evaluate, "sample", lambda *args, **kwargs: make_rollouts([1, 1], [3, 4]))
     written = compare.compare(EvalConfig(models=["tiny"], completions=2, problems=1, out=str(tmp_path / "eval.json")))
     result = written["results"]["tiny"]["tiny"]  # of the built-in problems, the built-in model

@@ -378,7 +378,7 @@ def test_a_model_that_does_not_fit_leaves_the_checkpoint(error, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(session, "save_model", fails)
-        with pytest.raises(SettingError, match=r"could not be written .*the newest checkpoint is .*step-000004. Make room, then"):
+        with pytest.raises(SettingError, match=r"could not be written .*The newest checkpoint is .*step-000004. Make room, then"):
             run(tmp_path / "run")
     resume(tmp_path / "run")
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
@@ -809,7 +809,7 @@ def test_the_third_signal_stops_at_once_and_what_was_saved_stays(whole, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "gradient", gradient)
-        with pytest.raises(SettingError, match=r"Stopped at once; the newest checkpoint is .*step-000002. To go on: .* --resume"):
+        with pytest.raises(SettingError, match=r"Stopped at once. The newest checkpoint is .*step-000002. To go on: .* --resume"):
             run(tmp_path / "run")
     resume(tmp_path / "run")
     check_equal(tmp_path / "run", whole)
@@ -842,13 +842,18 @@ def test_half_a_line_is_cut_from_a_log_though_its_step_is_kept(tmp_path):
     assert files.cut_back(log, lambda line: True) == 3 and log.read_bytes() == b"step,loss\n1,0.5\n2,0.4\n"
 
 
+def fill_folder(path: Path) -> None:
+    with files.replaced_folder(path) as beside:
+        (beside / "file").write_text("new")
+
+
 @pytest.mark.parametrize("name", ["x", "x.part", "x.old"])
 def test_whatever_is_written_whole_replaces_a_link_and_leaves_what_it_leads_to(name, tmp_path):
     from matplotlib.figure import Figure
 
     writers = [
         lambda path: files.write_atomically(path, "new"),
-        lambda path: files.replace_folder(path, lambda beside: (beside / "file").write_text("new")),
+        fill_folder,
         lambda path: figures.save_figure(Figure(), path),
     ]
     for number, write in enumerate(writers):

@@ -61,7 +61,7 @@ def test_what_is_given_away_holds_no_path_of_this_machine(tmp_path):
 
 def test_an_adapter_whose_base_nobody_else_has_is_not_uploaded(tmp_path, api, monkeypatch):
     """Said before the first step; and of a run that was made without an upload in mind."""
-    monkeypatch.setattr("rlvr.run.set_up.check_peft", lambda: None)
+    monkeypatch.setattr("rlvr.run.set_up.need", lambda package, what: None)
     lora = RUN | dict(out=str(tmp_path), name="run", lora_rank=4, push_to_hub="me/model")
     for model in (SMALL_MODEL, "tiny"):
         with pytest.raises(SettingError, match="a folder that nobody else has. Upload a whole model: add --lora-merge"):
@@ -71,7 +71,7 @@ def test_an_adapter_whose_base_nobody_else_has_is_not_uploaded(tmp_path, api, mo
     (folder / "config.json").write_text(json.dumps(asdict(TrainConfig(lora_rank=4))))
     (folder / "model" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "tiny"}))
     (folder / "model" / "adapter_model.safetensors").touch()
-    monkeypatch.setattr("rlvr.loaders.models.check_peft", lambda: None)
+    monkeypatch.setattr("rlvr.loaders.models.need", lambda package, what: None)
     with pytest.raises(SettingError, match="The adapter belongs to model, a folder that nobody else has. .* --merge my_model"):
         publish.publish(publish.PublishConfig(run=str(folder), push="me/model"))
     assert not api.calls
@@ -137,7 +137,7 @@ def test_a_run_that_was_uploaded_is_probed_without_the_hub(tmp_path, api):
 
 def test_who_is_not_logged_in_hears_of_it_before_the_first_step(tmp_path, api):
     api.fails = "whoami"
-    with pytest.raises(SettingError, match=r"Nothing can be uploaded to me/model: no network. Log in with: hf auth login"):
+    with pytest.raises(SettingError, match=r"Nothing can be uploaded to me/model \(no network\). Log in with: hf auth login"):
         train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", push_to_hub="me/model"))))
     assert not (tmp_path / "run").exists()
 

@@ -1,6 +1,7 @@
 """Trackers: each gets every number of metrics.csv, at its step; none of them can end a run."""
 
 import csv
+import importlib.util
 import json
 import os
 import sqlite3
@@ -95,8 +96,7 @@ def test_wandb_and_trackio_are_called_as_they_ask_to_be(kind, monkeypatch, tmp_p
             return Run()
 
     monkeypatch.setitem(sys.modules, kind, Package)
-    monkeypatch.setattr(trackers, "check_tracker", lambda name: None)
-    monkeypatch.setattr("rlvr.run.set_up.check_tracker", lambda name: None)
+    monkeypatch.setattr("rlvr.run.set_up.need", lambda package, what: None)
     train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", report_to=kind, steps=2))))
     opened, *rows, last = calls
     assert (opened["project"], opened["resume"], opened["config"]["steps"]) == ("rlvr", "allow", 2)
@@ -121,8 +121,8 @@ def test_a_tracker_that_fails_is_left_and_the_run_goes_on(monkeypatch, tmp_path,
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb", "trackio"])
 def test_a_tracker_that_is_not_there_is_named_before_anything_is_loaded(kind, monkeypatch, tmp_path):
-    real = trackers.importlib.util.find_spec
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None if name == kind else real(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == kind else real(name))
     with pytest.raises(SettingError, match=f"pip install {kind}"):
         train(TrainConfig(**(RUN | dict(out=str(tmp_path), name="run", report_to=kind))))
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.common.text import say, table
-from rlvr.config import SettingError, base_of
+from rlvr.config import base_of, refuse
 from rlvr.data import encode_prompts, load_problems
 from rlvr.entropy import entropy_by_correctness
 from rlvr.evaluate import evaluate
@@ -64,8 +64,7 @@ def describe(model: str, problems: int = 400, level: int = 1, temperature: float
 
 def compare(models: list[str], problems: int = 400, level: int = 1, **options) -> None:
     """Print a table with a column for each model. Raises SettingError, for a model that cannot be found before the first is measured."""
-    if not models:
-        raise SettingError("No model was named. Name one or more, as in: python -m rlvr.analysis.base_model my_model tiny")
+    refuse(not models, "No model was named. Name one or more, as in: python -m rlvr.analysis.base_model my_model tiny")
     models = [base_of(level, model) for model in models]
     for model in models:
         check_model_name(model)

@@ -4,22 +4,21 @@ python -m rlvr.analysis.errors runs/grpo-seed0
 """
 
 import sys
-from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rlvr.analysis.exchange import position_profile, with_positions
-from rlvr.analysis.report.run import Run
+from rlvr.analysis.report.run import Run, mean
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, say, table
-from rlvr.config import SettingError
+from rlvr.config import SettingError, refuse
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.defects import ERRORS, error_kind
 from rlvr.run.figures import BLUE, COLOURS, GREEN, GREY, ORANGE, save_figure, series, smoothed
-from rlvr.run.settings import refuse
 from rlvr.tiny.task import ASKED, read_story
 
 BINS = 10
@@ -40,10 +39,10 @@ class ErrorsConfig:
 
 def stretches(completions: list[dict], steps: int) -> list[list[dict]]:
     """Logged completions, those of every so many steps together."""
-    found = defaultdict(list)
-    for row in completions:
-        found[(row["step"] - 1) // steps].append(row)
-    return [found[number] for number in sorted(found)]
+    def number(row: dict) -> int:
+        return (row["step"] - 1) // steps
+
+    return [list(rows) for _, rows in groupby(sorted(completions, key=number), number)]
 
 
 def shares(completions: list[dict]) -> dict[str, float]:
@@ -55,10 +54,8 @@ def shares(completions: list[dict]) -> dict[str, float]:
 
 def right_by_question(completions: list[dict]) -> dict[str, float]:
     """The share of right completions for each question that was asked, by its name in ASKED; NaN where it was not asked."""
-    asked = defaultdict(list)
-    for row in completions:
-        asked[read_story(row["prompt"]).asks].append(row["correct"])
-    return {asks: sum(asked[asks]) / len(asked[asks]) if asked[asks] else float("nan") for asks in ASKED}
+    asked = [(read_story(row["prompt"]).asks, row["correct"]) for row in completions]
+    return {asks: mean([right for question, right in asked if question == asks]) for asks in ASKED}
 
 
 def entropy_by_tenth(completions: list[dict]) -> dict[str, list[float]]:

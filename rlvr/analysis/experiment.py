@@ -31,7 +31,7 @@ from rlvr.analysis.plan import PUBLISHED, Plan, read_plan
 from rlvr.analysis.report.run import read_lines
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, progress_bar, say
-from rlvr.config import SettingError, TrainConfig
+from rlvr.config import SettingError, TrainConfig, as_sentence, flag, refuse
 from rlvr.run.cli import parse_command, parse_train, run_program
 from rlvr.run.defects import ERRORS
 from rlvr.run.figures import read_metrics, series
@@ -125,14 +125,12 @@ class Run:
 def chosen_plan(config: ExperimentConfig) -> Plan:
     """The plan, with what the command line changes. Raises SettingError."""
     plan = read_plan(Path(config.plan))
-    if unknown := [arm for arm in config.arms if arm not in plan.arms]:
-        raise SettingError(f"There is no arm {unknown[0]!r}. Choose from: {', '.join(plan.arms)}.")
-    if len(set(config.arms)) < len(config.arms) or min(config.seeds, config.steps, config.jobs) < 0:
-        raise SettingError("Name no arm twice, and choose --seeds, --steps and --jobs of 0 or more.")
-    try:
+    for arm in config.arms:
+        refuse(arm not in plan.arms, f"There is no arm {arm!r}. Choose from: {', '.join(plan.arms)}.")
+    wrong = len(set(config.arms)) < len(config.arms) or min(config.seeds, config.steps, config.jobs) < 0
+    refuse(wrong, "Name no arm twice, and choose --seeds, --steps and --jobs of 0 or more.")
+    with as_sentence("--train cannot be split into flags", "Close its quotes.", ValueError):
         more = shlex.split(config.train)
-    except ValueError as error:
-        raise SettingError(f"--train cannot be split into flags ({error}). Close its quotes.") from None
     arms = {arm: plan.arms[arm] for arm in config.arms or plan.arms}
     seeds = plan.seeds[: config.seeds] if 0 < config.seeds <= len(plan.seeds) else list(range(config.seeds)) or plan.seeds
     return plan._replace(arms=arms, seeds=seeds, steps=config.steps or plan.steps, train=plan.train + more)
@@ -179,9 +177,9 @@ def _check_settings(run: Run) -> None:
     """Raise SettingError unless the run in the folder was made with its settings, as far as they decide its numbers."""
     free = MAY_CHANGE - {"steps"} | {"name", "out", "resume"}
     for name, value in vars(read_config(run.folder)).items():
-        if name not in free and value != getattr(run.wanted, name):
-            other = f"--{name.replace('_', '-')} {value}"
-            raise SettingError(f"{run.folder} is there with other settings ({other}). Choose another --out, or give the same flags.")
+        other = name not in free and value != getattr(run.wanted, name)
+        said = f"{run.folder} is there with other settings ({flag(name)} {value})"
+        refuse(other, f"{said}. Choose another --out, or give the same flags.")
 
 
 def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) -> list[Run]:
@@ -283,8 +281,7 @@ def experiment(config: ExperimentConfig) -> list[dict]:
         failed = run_all(runs, jobs, lambda: collect(runs, out, plan))
     finally:
         results = collect(runs, out, plan)
-    if not results:
-        raise SettingError(f"No run was finished; what the first said is in {_log(runs[0])}. Mend the cause, then start again.")
+    refuse(not results, f"No run was finished; what the first said is in {_log(runs[0])}. Mend the cause, then start again.")
     baseline = next(iter(plan.arms))
     say("\n" + text_tables(results, baseline))
     say(f"\nmean and standard deviation over seeds; mean difference to {baseline} on equal seeds, with Student's interval")

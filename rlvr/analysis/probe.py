@@ -31,9 +31,9 @@ if not __package__:  # run by its path, which works from any folder
 
 from rlvr.analysis.exchange import dependence, relative_positions
 from rlvr.analysis.replay import SHOWN, change_of_step, replayable, token_stats
-from rlvr.common.files import replace_folder
+from rlvr.common.files import replaced_folder
 from rlvr.common.text import progress_bar, say
-from rlvr.config import SettingError, TrainConfig
+from rlvr.config import TrainConfig, as_sentence, refuse
 from rlvr.data import Problem
 from rlvr.entropy import log_perplexity
 from rlvr.evaluate import answer_key, right
@@ -45,7 +45,7 @@ from rlvr.run.cli import parse_command, resume_command, run_program
 from rlvr.run.figures import read_metrics
 from rlvr.run.held_out import HeldOut
 from rlvr.run.log import completion
-from rlvr.run.settings import check_can_write, read_config, refuse
+from rlvr.run.settings import check_can_write, read_config
 from rlvr.run.sound import edits_as_sentence
 from rlvr.run.state import model_fingerprint, reward_name, restore_trainer
 from rlvr.train import Step, Trainer, set_up
@@ -221,29 +221,23 @@ class Probe:
 
     def write(self) -> Path:
         """The folder `probe` of the run. Raises SettingError."""
-
-        def fill(beside: Path) -> None:
+        path, remedy = self.folder / "probe", "Make room, then give the command again."
+        with as_sentence(f"Nothing can be written to {path}", remedy, OSError, SafetensorError), replaced_folder(path) as beside:
             names = self.changes[0] if self.changes else ()
             save_file({name: torch.cat([part[name] for part in self.changes]) for name in names}, beside / "changes.safetensors")
             for name, rows in (("completions", self.completions), ("fixed", self.fixed), ("replacements", self.replacements)):
                 (beside / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             (beside / "exploration.json").write_text(json.dumps(self.explored) + "\n", encoding="utf-8")
-
-        path = self.folder / "probe"
-        try:
-            replace_folder(path, fill)
-        except (OSError, SafetensorError) as error:
-            raise SettingError(f"Nothing can be written to {path} ({error}). Make room, then give the command again.") from None
         return path
 
 
 def probe(folder: Path, p: ProbeConfig) -> Path:
     """Probe one run and write its folder `probe`. Raises SettingError."""
     config = read_config(folder)
-    if config.reward:  # nor is its code run because a file names it
-        raise SettingError(f"{folder} was trained with a reward function of yours, {config.reward}. Choose a run without one.")
-    if not (folder / "metrics.csv").is_file() or not (folder / "model").is_dir():
-        raise SettingError(f"The run {folder} is not finished. Continue it first: {resume_command(folder)}")
+    own = config.reward  # nor is its code run because a file names it
+    refuse(own, f"{folder} was trained with a reward function of yours, {own}. Choose a run without one.")
+    finished = (folder / "metrics.csv").is_file() and (folder / "model").is_dir()
+    refuse(not finished, f"The run {folder} is not finished. Continue it first: {resume_command(folder)}")
     if p.threads:
         torch.set_num_threads(p.threads)
     trainer, held_out = set_up(dataclasses.replace(config, resume=str(folder), push_to_hub="", report_to="none"))
@@ -272,9 +266,8 @@ def _restored(folder: Path, trainer: Trainer, starts: Sequence[Path | None]) -> 
                 continue
             tensors, state = checkpoint.load(start)
             with edits_as_sentence(start):
-                if state["reward"] != reward_name(trainer):
-                    cause = f"{folder} was trained with the reward function {state['reward']}, which only its program has"
-                    raise SettingError(f"{cause}. Its steps cannot be replayed; choose another run.")
+                cause = f"{folder} was trained with the reward function {state['reward']}, which only its program has"
+                refuse(state["reward"] != reward_name(trainer), f"{cause}. Its steps cannot be replayed; choose another run.")
                 restore_trainer(trainer, tensors, state, Step)
         yield start
 
@@ -282,8 +275,7 @@ def _restored(folder: Path, trainer: Trainer, starts: Sequence[Path | None]) -> 
 def main() -> None:
     config = parse_command(ProbeConfig, "python -m rlvr.analysis.probe")
     for name in ("steps", "fixed", "completions", "continuations", "problems", "samples"):
-        if getattr(config, name) < 1:
-            raise SettingError(f"--{name} is {getattr(config, name)}. Choose 1 or more.")
+        refuse(getattr(config, name) < 1, f"--{name} is {getattr(config, name)}. Choose 1 or more.")
     folders = [Path(name) for name in config.runs]
     refuse(not folders, "No run was named. Name one or more, as in: python -m rlvr.analysis.probe runs/pos-seed0")
     for folder in folders:  # a mistake in the last one must not cost the work for the first

@@ -22,8 +22,8 @@ from rlvr.analysis.compare_arms import paired_differences
 from rlvr.analysis.intervals import holm
 from rlvr.analysis.rules import VERDICTS, Study, by_trunk, estimate, judge, read_study
 from rlvr.common.files import write_atomically
-from rlvr.common.text import interval, markdown_table, one_line, say, table
-from rlvr.config import SettingError
+from rlvr.common.text import interval, markdown_table, say, table
+from rlvr.config import SettingError, as_sentence, refuse
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.figures import COLOURS, save_figure
 
@@ -67,23 +67,19 @@ class StudyConfig:
 
 def read_values(path: Path, study: Study) -> dict[str, np.ndarray]:
     """metric -> values [trunks, seeds, arms], NaN for what is missing. Raises SettingError."""
-    try:
+    with as_sentence(f"{path} cannot be read", "Run the plan first.", OSError, ValueError, csv.Error):
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, ValueError, csv.Error) as error:
-        raise SettingError(f"{path} cannot be read: {one_line(error)}. Run the plan first.") from None
-    if missing := [name for name in ("trunk", "arm", "seed", study.metric, study.co_metric) if name not in (rows or [()])[0]]:
-        raise SettingError(f"{path} has no column {missing[0]!r}, or no row. Let the experiment write it again.")
+    for name in ("trunk", "arm", "seed", study.metric, study.co_metric):
+        refuse(name not in (rows or [()])[0], f"{path} has no column {name!r}, or no row. Let the experiment write it again.")
     metrics = {study.metric, study.co_metric, *(m for family in study.secondary.values() for m in family["metrics"])} - {"dip"}
     values = {metric: np.full((len(study.trunks), len(study.seeds), len(study.arms)), np.nan) for metric in metrics}
     places = set()
     for line, row in enumerate(rows, start=2):
-        try:
+        with as_sentence(f"Line {line} of {path} does not fit the plan", "Let the experiment write it.", TypeError, ValueError):
             place = study.trunks.index(row["trunk"]), study.seeds.index(int(row["seed"])), study.arms.index(row["arm"])
             numbers = {metric: float(row.get(metric) or "nan") for metric in metrics}
             if place in places or np.isinf(list(numbers.values())).any():
                 raise ValueError("a branch that was there before, or an infinite number")
-        except (TypeError, ValueError) as error:
-            raise SettingError(f"Line {line} of {path} does not fit the plan ({one_line(error)}). Let the experiment write it.") from None
         places.add(place)
         for metric, number in numbers.items():
             values[metric][place] = number

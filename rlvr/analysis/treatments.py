@@ -22,11 +22,10 @@ from rlvr.analysis.experiment import ExperimentConfig, Run, chosen_plan, planned
 from rlvr.analysis.replay import rows_that_teach, update_gradient
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, progress_bar, say, table
-from rlvr.config import STRENGTHS
+from rlvr.config import STRENGTHS, refuse
 from rlvr.reward import overlong_penalty
 from rlvr.run.branch import start_branch
 from rlvr.run.cli import parse_command, run_program
-from rlvr.run.settings import refuse
 from rlvr.run.state import model_fingerprint
 from rlvr.train import set_up
 

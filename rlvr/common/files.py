@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -31,13 +32,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
-def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """The same for a folder: `write` fills one beside, which is renamed into place. What stood there before stays until then."""
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: one beside, to be filled, is renamed into place afterwards. What stood there before stays until then."""
     beside, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
     remove_folder(beside)
     try:
         beside.mkdir(parents=True)
-        write(beside)
+        yield beside
         for file in beside.iterdir():
             sync(file)
         sync(beside)
@@ -66,7 +68,7 @@ def clear_leftovers(folder: Path, pattern: str) -> None:
     for path in folder.glob(pattern + ".old"):
         if path.with_suffix("").exists():
             remove_folder(path)
-        elif path.is_dir():  # replace_folder had come half way
+        elif path.is_dir():  # replaced_folder had come half way
             path.rename(path.with_suffix(""))
 
 

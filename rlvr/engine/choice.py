@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from rlvr.common.text import one_line
-from rlvr.config import SettingError
+from rlvr.config import SettingError, as_sentence, refuse
 from rlvr.engine import decoder, scorer
 from rlvr.engine.attention import ATTENTION, attention
 from rlvr.engine.memory import joined, out_of_memory
@@ -23,15 +22,11 @@ from rlvr.rollout import complete
 def check_causal(model, name: str) -> None:
     """Raises SettingError for a model in which a token sees later ones."""
     ids = torch.tensor([[3, 5, 7], [3, 5, 9]], device=model.device) % model.get_input_embeddings().weight.shape[0]
-    try:
+    remedy = "Choose another model, or another --dtype."  # an architecture may need more than a text, or another precision
+    with as_sentence(f"The model {name!r} cannot read a text", remedy, unless=out_of_memory):
         logits = model(input_ids=ids).logits.float()
-    except Exception as error:  # an architecture that needs more than a text, or another precision
-        if out_of_memory(error):
-            raise
-        remedy = "Choose another model, or another --dtype"
-        raise SettingError(f"The model {name!r} cannot read a text ({one_line(error)}). {remedy}.") from None
-    if not torch.allclose(logits[0, :2], logits[1, :2], rtol=1e-3, atol=1e-3):
-        raise SettingError(f"The model {name!r} lets a token see later ones. Choose a causal model, such as Qwen2.5, Llama 3 or SmolLM2.")
+    causal = torch.allclose(logits[0, :2], logits[1, :2], rtol=1e-3, atol=1e-3)
+    refuse(not causal, f"The model {name!r} lets a token see later ones. Choose a causal model, such as Qwen2.5, Llama 3 or SmolLM2.")
 
 
 def rehearse(model, name: str, score: Callable) -> None:
@@ -41,19 +36,16 @@ def rehearse(model, name: str, score: Callable) -> None:
     """
     text = (torch.tensor([[3, 5, 7, 11, 13, 17, 19, 23]] * 4) % model.get_input_embeddings().weight.shape[0]).split([3, 5], 1)
     rows = text[0].tolist(), text[1], torch.ones_like(text[1], dtype=torch.bool)
+    remedy = "Choose another model, another --dtype, or all weights instead of --lora-rank."
     try:
-        first, _ = score(model, *rows)
-        first.sum().backward()
-        second, _ = score(model, *rows)
-    except Exception as error:  # as above
-        if out_of_memory(error):
-            raise
-        remedy = "Choose another model, another --dtype, or all weights instead of --lora-rank"
-        raise SettingError(f"The model {name!r} cannot be trained ({one_line(error)}). {remedy}.") from None
+        with as_sentence(f"The model {name!r} cannot be trained", remedy, unless=out_of_memory):
+            first, _ = score(model, *rows)
+            first.sum().backward()
+            second, _ = score(model, *rows)
     finally:
         model.zero_grad()
-    if not torch.allclose(first, second, equal_nan=True, **_near(model)):  # NaN has a diagnosis of its own, later
-        raise SettingError(f"The model {name!r} gives other log-probs to the same text each time. Switch off its dropout in config.json.")
+    same = torch.allclose(first, second, equal_nan=True, **_near(model))  # NaN has a diagnosis of its own, later
+    refuse(not same, f"The model {name!r} gives other log-probs to the same text each time. Switch off its dropout in config.json.")
 
 
 def _completions(model, complete: Callable) -> tuple[tuple, Tensor]:
@@ -93,24 +85,22 @@ def use_fast(model, name: str, score: Callable) -> None:
         return attention(*args, sliding_window=sliding_window, **kw)
 
     AttentionInterface.register(ATTENTION, watched)
-    try:
-        model.set_attn_implementation(ATTENTION)
-        rows, sampled = _completions(model, decoder.complete)
-        packed, _ = scorer.logp_and_entropy(model, *rows)
-        model.set_attn_implementation(own)
-        _check_same(model, rows, score, sampled, packed)
-        if getattr(config, "attn_logit_softcapping", None):  # a few tokens may not reach it, and older versions of transformers drop it
-            raise ValueError("a cap on the scores")
-        if not kinds <= {"full_attention", "sliding_attention"} or windowed and windows <= {None}:
-            raise ValueError("layers that see less than all, and do not say so")
-        model.set_attn_implementation(ATTENTION)
-    except Exception as error:  # whatever an architecture makes of a cache, a mask or an argument that it does not expect
-        if out_of_memory(error):
-            raise
-        cause = f"The attention of the model {name!r} is one that the fast engine cannot follow"
-        raise SettingError(f"{cause}. Choose --engine plain, which is slower.") from None
-    finally:
-        AttentionInterface.register(ATTENTION, attention)
+    cause = f"The attention of the model {name!r} is one that the fast engine cannot follow"
+    # An architecture may make anything of a cache, a mask or an argument that it does not expect.
+    with as_sentence(cause, "Choose --engine plain, which is slower.", unless=out_of_memory):
+        try:
+            model.set_attn_implementation(ATTENTION)
+            rows, sampled = _completions(model, decoder.complete)
+            packed, _ = scorer.logp_and_entropy(model, *rows)
+            model.set_attn_implementation(own)
+            _check_same(model, rows, score, sampled, packed)
+            if getattr(config, "attn_logit_softcapping", None):  # a few tokens may not reach it, and older versions of transformers drop it
+                raise ValueError("a cap on the scores")
+            if not kinds <= {"full_attention", "sliding_attention"} or windowed and windows <= {None}:
+                raise ValueError("layers that see less than all, and do not say so")
+            model.set_attn_implementation(ATTENTION)
+        finally:
+            AttentionInterface.register(ATTENTION, attention)
 
 
 @torch.no_grad()

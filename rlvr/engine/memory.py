@@ -1,16 +1,13 @@
 """Out of memory? Put less through the model at once and try again."""
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from rlvr.common.text import say
-from rlvr.config import SettingError
-
-NO_ROOM = "Out of memory for the weights, their gradients and the optimiser. Choose a smaller model."
+from rlvr.config import SettingError, as_sentence
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -20,15 +17,10 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and in_words)
 
 
-@contextmanager
 def memory_error_as_sentence():
     """Turns running out of memory where nothing can be halved into one sentence."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            raise SettingError(NO_ROOM) from None
-        raise
+    cause = "Out of memory for the weights, their gradients and the optimiser"
+    return as_sentence(cause, "Choose a smaller model.", RuntimeError, MemoryError, unless=lambda error: not out_of_memory(error))
 
 
 def _check_halving_helps(error: Exception, flag: str, size: int) -> None:

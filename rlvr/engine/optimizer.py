@@ -4,8 +4,7 @@ import math
 
 import torch
 
-from rlvr.common.text import one_line
-from rlvr.config import SettingError, TrainConfig
+from rlvr.config import TrainConfig, as_sentence
 
 
 def make_adamw(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -14,11 +13,9 @@ def make_adamw(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> tor
     if config.optimizer == "adamw":
         fused = parameters[0].device.type == "cuda"  # one kernel, where the usual way makes copies as large as the weights
         return torch.optim.AdamW(parameters, **settings, fused=fused or None)
-    try:
+    # It may not be installed, or its library may not fit this machine.
+    with as_sentence("--optimizer adamw8bit needs the package bitsandbytes", "Install it: pip install bitsandbytes"):
         from bitsandbytes.optim import AdamW8bit
-    except Exception as error:  # not installed, or its library does not fit this machine
-        reason = "is not installed" if isinstance(error, ImportError) else f"fails here ({one_line(error, 80)})"
-        raise SettingError(f"The package bitsandbytes, for --optimizer adamw8bit, {reason}. Install it: pip install bitsandbytes") from None
     return AdamW8bit(parameters, **settings)
 
 

@@ -4,18 +4,16 @@ The adapter goes into the model in place. For the sampler, the scorer and the op
 weights are trained.
 """
 
-import importlib.util
 import json
 import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from rlvr.common.text import one_line
-from rlvr.config import BUILT_IN, SettingError
+from rlvr.config import BUILT_IN, as_sentence, need, refuse
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -25,32 +23,24 @@ def is_adapter(folder: str | Path) -> bool:
     return os.path.isfile(os.path.join(folder, CONFIG_FILE))
 
 
-def check_peft() -> None:
-    """Raises SettingError if the package peft is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        raise SettingError("LoRA needs the package peft. Install it with: pip install peft")
-
-
 def add_lora(model, rank: int, alpha: float, seed: int, base: str) -> None:
     """Put an adapter on every linear layer but the output layer, and freeze all other weights: y = Wx + (alpha / rank) B A x.
 
     B begins at 0, so the model's log-probs do not change; A is drawn from `seed`. base: the model that the adapter's file will name as
     the one it belongs to. Raises SettingError without peft.
     """
-    check_peft()
+    need("peft", "LoRA")
     from peft import LoraConfig, inject_adapter_in_model
 
     base = os.path.abspath(base) if os.path.isdir(base) and base not in BUILT_IN else base
     # "all-linear" leaves out the output layer, which is also the embedding in a model with tied weights.
     usual = dict(lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
     settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", base_model_name_or_path=base, **usual)
-    with torch.random.fork_rng(devices=[]):
+    # peft has no layers for some architectures.
+    said = as_sentence("No adapter can be put into this model", "Leave out --lora-rank, or choose another model.")
+    with said, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            inject_adapter_in_model(settings, model)  # it freezes the other weights
-        except Exception as error:  # an architecture that peft has no layers for
-            remedy = "Leave out --lora-rank, or choose another model"
-            raise SettingError(f"No adapter can be put into this model ({one_line(error, 100)}). {remedy}.") from None
+        inject_adapter_in_model(settings, model)  # it freezes the other weights
     model.rlvr_lora = settings
     for p in model.parameters():
         if p.requires_grad:
@@ -86,28 +76,26 @@ def json_object(file: Path, whole: str = "model folder") -> dict | None:
     """The JSON object in a file of a model or adapter; None if no such file exists. Raises SettingError if it is damaged."""
     if not file.is_file():
         return None
-    try:
+    content = None
+    with suppress(OSError, ValueError, RecursionError):
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise SettingError(f"The file {file} cannot be read as a JSON object. Copy the {whole} again, or name another.")
+    refuse(not isinstance(content, dict), f"The file {file} cannot be read as a JSON object. Copy the {whole} again, or name another.")
     return content
 
 
 def check_adapter(folder: Path) -> dict:
     """The settings in an adapter folder, which may come from somebody else. Raises SettingError for anything but plain LoRA."""
     settings = json_object(folder / CONFIG_FILE, "adapter") or {}
-    if settings.get("peft_type") != "LORA" or settings.get("megatron_config"):  # peft may import the module it names
-        raise SettingError(f"The adapter {folder} is not plain LoRA. Merge it into its base where it was made, and name the whole model.")
-    if not (folder / "adapter_model.safetensors").is_file():  # peft would open a pickle instead
-        raise SettingError(f"The adapter {folder} has no weights in adapter_model.safetensors. Save them so: model.save_pretrained(...).")
+    other = settings.get("peft_type") != "LORA" or settings.get("megatron_config")  # peft may import the module it names
+    refuse(other, f"The adapter {folder} is not plain LoRA. Merge it into its base where it was made, and name the whole model.")
+    weights = "adapter_model.safetensors"  # without it peft would open a pickle
+    refuse(not (folder / weights).is_file(), f"The adapter {folder} has no weights in {weights}. Save them so: model.save_pretrained(...).")
     return settings
 
 
 def merged(model, folder: str | Path):
     """A base model with the adapter of `folder` added to its weights: a plain model again."""
-    check_peft()
+    need("peft", "LoRA")
     from peft import PeftModel
 
     warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)  # peft asks transformers for it

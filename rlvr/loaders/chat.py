@@ -6,8 +6,7 @@ import shlex
 from datetime import datetime
 
 from rlvr.common.limits import limited
-from rlvr.common.text import one_line
-from rlvr.config import SettingError
+from rlvr.config import SettingError, as_sentence
 
 SECONDS, SECONDS_EACH, ROOM = 10.0, 0.002, 2**30  # for all prompts, for each, and bytes of memory
 LONGEST = 2**20  # characters that a template may add to a problem
@@ -52,9 +51,7 @@ def chat_texts(tokenizer, problems: list[str], contents: list[str], system: str,
             raise ValueError(f"it makes {len(text)} characters of {len(content)}")
         return text
 
-    try:
+    remedy = "Leave out --system, or choose --template plain." if system else "Choose --template plain, or repair chat_template."
+    with as_sentence("The model's chat template fails", remedy):
         # What a template may do in Python is limited, but not for how long.
         return limited(lambda: [*map(fill, problems, contents)], SECONDS + SECONDS_EACH * len(problems), ROOM)
-    except Exception as error:
-        remedy = "Leave out --system, or choose --template plain" if system else "Choose --template plain, or repair chat_template"
-        raise SettingError(f"The model's chat template fails ({one_line(error)}). {remedy}.") from None

@@ -6,7 +6,6 @@ The library works in a child process (gym_child.py), because some of its scoring
 import ast
 import atexit
 import difflib
-import importlib.util
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from rlvr.common.child import Child
 from rlvr.common.text import one_line
-from rlvr.config import GYM, SettingError
+from rlvr.config import GYM, SettingError, need, refuse
 from rlvr.loaders import gym_child
 from rlvr.reward import last_boxed
 from rlvr.verifier import MAX_CHARS
@@ -39,8 +38,7 @@ def read_gym(data: str, split: str, settings: tuple[str, ...] = (), seed: int = 
     split: "test" are always the same HELD_OUT ones; "train" come from other seeds, without those. others_too: settings that this family
     does not have are passed over. Raises SettingError.
     """
-    if importlib.util.find_spec("reasoning_gym") is None:
-        raise SettingError(f"--data {data} needs the package reasoning-gym. Install it with: pip install reasoning-gym")
+    need("reasoning-gym", f"--data {data}")
     family, wanted = data.removeprefix(GYM), parse_settings(settings)
     known = child.ask("families")
     if family not in known:
@@ -48,12 +46,12 @@ def read_gym(data: str, split: str, settings: tuple[str, ...] = (), seed: int = 
         remedy = f"Did you mean {near}?" if near else f"Choose one of its {len(known)}, such as {GYM}leg_counting."
         raise SettingError(f"reasoning-gym has no family {family!r}. {remedy} See tutorials/reasoning_gym.md.")
     size, has = wanted.pop("size", TRAINING), child.ask("settings_of", family=family)
-    if not isinstance(size, int) or not 1 <= size <= 10**6:
-        raise SettingError(f"--data-config size={size} is no number of problems. Choose a whole number from 1 to 1000000.")
+    possible = isinstance(size, int) and 1 <= size <= 10**6
+    refuse(not possible, f"--data-config size={size} is no number of problems. Choose a whole number from 1 to 1000000.")
     if others_too:
         wanted = {name: value for name, value in wanted.items() if name in has}
-    if wrong := [name for name in wanted if name not in has]:
-        raise SettingError(f"{data} has no setting {wrong[0]!r}. Choose among: size, {', '.join(has)}.")
+    for name in wanted:
+        refuse(name not in has, f"{data} has no setting {name!r}. Choose among: size, {', '.join(has)}.")
     # A problem depends on the sum of seed and index, so the seeds of two runs, and of the two splits, are far apart.
     place = dict(family=family, settings=json.dumps(wanted), seed=2**31, size=HELD_OUT)
     rows = _problems(data, place)
@@ -61,8 +59,7 @@ def read_gym(data: str, split: str, settings: tuple[str, ...] = (), seed: int = 
         return list(rows.values())
     found = _problems(data, place | dict(seed=seed % 2000 * 10**6, size=size))
     new = [row for question, row in found.items() if question not in rows]
-    if not new:
-        raise SettingError(f"{data} has too few different problems: none is left to train on. Choose other settings with --data-config.")
+    refuse(not new, f"{data} has too few different problems: none is left to train on. Choose other settings with --data-config.")
     return new
 
 
@@ -75,7 +72,7 @@ def parse_settings(settings: tuple[str, ...]) -> dict:
             remedy = "Leave it out: --seed seeds the problems" if name == "seed" else "Write each key=value once, as in max_terms=3"
             raise SettingError(f"--data-config {setting[:40]!r} is no setting of a family. {remedy}.")
         try:
-            found[name] = {"true": True, "false": False}.get(text.lower()) if text.lower() in ("true", "false") else ast.literal_eval(text)
+            found[name] = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             found[name] = text
     return found

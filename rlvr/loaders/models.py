@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from rlvr.common.text import one_line, quoted
-from rlvr.config import BUILT_IN, SettingError
-from rlvr.loaders.adapters import CONFIG_FILE, check_adapter, check_peft, is_adapter, json_object, merged
+from rlvr.config import BUILT_IN, SettingError, as_sentence, need, refuse
+from rlvr.loaders.adapters import CONFIG_FILE, check_adapter, is_adapter, json_object, merged
 
 MOST_ADAPTERS = 8  # in a chain, each trained on the one before
 
@@ -27,24 +27,21 @@ def check_model_name(name: str) -> str:
     folder = Path(path)
     if not os.path.isdir(path):
         is_path = path.count("/") > 1 or path.startswith((".", "/", "~")) or ("/" in path and os.path.isdir(folder.parent))
-        if os.path.exists(path):
-            raise SettingError(f"The model {path} is a file. Name the folder that holds it, with its config.json and its tokenizer.")
-        if is_path:
-            raise SettingError(f"There is no model folder {path}. Name a Hugging Face model folder, a run folder or a Hub id.")
+        refuse(os.path.exists(path), f"The model {path} is a file. Name the folder that holds it, with its config.json and its tokenizer.")
+        refuse(is_path, f"There is no model folder {path}. Name a Hugging Face model folder, a run folder or a Hub id.")
         return path
     if is_adapter(folder):
-        check_peft()
+        need("peft", "LoRA")
         check_adapter(folder)
         return path
     config = json_object(folder / "config.json")
-    if config is None:
-        raise SettingError(f"The folder {path} holds no model (no config.json). Name a model folder, a run folder or a Hub id.")
-    if "preset" in config:  # that of a run
-        raise SettingError(f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {quoted(path)}")
+    refuse(config is None, f"The folder {path} holds no model (no config.json). Name a model folder, a run folder or a Hub id.")
+    of_a_run = "preset" in config
+    refuse(of_a_run, f"The run folder {path} has no model yet. Continue the run first: python train.py --resume {quoted(path)}")
     for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
         json_object(folder / file)
-    if not has_tokenizer(folder):
-        raise SettingError(f"The model folder {path} has no tokenizer. Save the tokenizer there too: tokenizer.save_pretrained({path!r}).")
+    how = f"tokenizer.save_pretrained({path!r})"
+    refuse(not has_tokenizer(folder), f"The model folder {path} has no tokenizer. Save the tokenizer there too: {how}.")
     if not any(folder.glob("*.safetensors")):
         pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]
         weights = f"only a pickle of weights ({pickles[0]}), which could run any code when opened" if pickles else "no weights"
@@ -82,10 +79,8 @@ def choose_device(device: str, cuda_graphs: bool = False) -> str:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, is_there in present.items() if is_there)
-    if not present[device]:
-        raise SettingError(f"There is no {device} device here. Choose --device cpu, or auto.")
-    if cuda_graphs and device != "cuda":
-        raise SettingError(f"--cuda-graphs needs a CUDA GPU, but the device is {device}. Leave it out.")
+    refuse(not present[device], f"There is no {device} device here. Choose --device cpu, or auto.")
+    refuse(cuda_graphs and device != "cuda", f"--cuda-graphs needs a CUDA GPU, but the device is {device}. Leave it out.")
     return device
 
 
@@ -101,7 +96,7 @@ def load_model(name: str, device: str, dtype: str):
     """
     _silence()
     path = check_model_name(name)
-    try:
+    with _loading(name):
         *adapters, base = chain(path)
         with_tokenizer = next((folder for folder in adapters if has_tokenizer(Path(folder))), base)
         tokenizer = _load_tokenizer(with_tokenizer)
@@ -113,15 +108,10 @@ def load_model(name: str, device: str, dtype: str):
         model.to(device)
         for p in model.parameters():
             p.requires_grad_(p.is_floating_point())  # a merged adapter has left the weights below it frozen
-    except SettingError:
-        raise
-    except Exception as error:  # a damaged folder makes transformers raise nearly every kind of error
-        raise _cannot_be_loaded(name, error) from None
     eos = model.generation_config.eos_token_id
     ends = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
     stop_ids = {i for i in ends if isinstance(i, int) and 0 <= i < model.get_input_embeddings().weight.shape[0]}
-    if not stop_ids:
-        raise SettingError(f"The model {name!r} names no token that ends a text. Set eos_token in its tokenizer or generation_config.json.")
+    refuse(not stop_ids, f"The model {name!r} names no token that ends a text. Set eos_token in its tokenizer or generation_config.json.")
     return model, tokenizer, stop_ids
 
 
@@ -147,24 +137,17 @@ def check_reachable(name: str) -> None:
     *_, base = chain(resolve_model(name))
     if not os.path.isdir(base):
         _silence()
-        try:
+        with _loading(name):
             load_config(base)
-        except SettingError:
-            raise
-        except Exception as error:
-            raise _cannot_be_loaded(name, error) from None
 
 
 def _load_tokenizer(folder: str):
     from transformers import AutoTokenizer
 
-    try:
+    alone = os.path.isfile(os.path.join(folder, "tokenizer.model")) and not os.path.isfile(os.path.join(folder, "tokenizer.json"))
+    remedy = "Put the model's tokenizer.json beside it, or: pip install sentencepiece tiktoken protobuf"
+    with as_sentence(f"The tokenizer of {folder} is there as tokenizer.model alone", remedy, unless=lambda error: not alone):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        if not os.path.isfile(os.path.join(folder, "tokenizer.model")) or os.path.isfile(os.path.join(folder, "tokenizer.json")):
-            raise
-        remedy = "Put the model's tokenizer.json beside it, or: pip install sentencepiece tiktoken protobuf"
-        raise SettingError(f"The tokenizer of {folder} is there as tokenizer.model alone ({one_line(error, 90)}). {remedy}") from None
     if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
         raise ValueError("its tokenizer has no vocabulary")
     return tokenizer
@@ -196,19 +179,18 @@ def _is_an_adapter(hub_id: str) -> SettingError:
     return SettingError(f"The model {hub_id!r} is an adapter on the Hub. Fetch it first: hf download {hub_id} --local-dir my_adapter")
 
 
-def _cannot_be_loaded(name: str, error: Exception) -> SettingError:
-    reason = one_line(error if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}")
+def _loading(name: str):
+    """Inside, whatever goes wrong becomes a SettingError: a damaged folder makes transformers raise nearly every kind of error."""
+    remedy = "Check its name and its files." if os.path.isdir(resolve_model(name)) else "Check its name and the network, or name a folder."
+    return as_sentence(f"The model {name!r} cannot be loaded", remedy, reason=_reason)
+
+
+def _reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        reason = "it needs Python code that comes with it, and such code is not run here"
+        return "it needs Python code that comes with it, and such code is not run here"
     if "ignore_mismatched_sizes" in str(error):
-        reason = "its weights have other shapes than its config.json says"
-    remedy = "Check its name and its files" if os.path.isdir(resolve_model(name)) else "Check its name and the network, or name a folder"
-    return SettingError(f"The model {name!r} cannot be loaded ({reason}). {remedy}.")
-
-
-def positions(model) -> float:
-    """How many tokens, prompt and completion together, the model was made for."""
-    return most_positions(model.config)
+        return "its weights have other shapes than its config.json says"
+    return one_line(error if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}")
 
 
 def most_positions(config) -> float:
@@ -228,10 +210,8 @@ def most_positions(config) -> float:
 def check_length(model, prompts: list[list[int]], max_new_tokens: int) -> None:
     """Refuse prompts and completions that do not fit the model: its vocabulary, or the positions it was made for. Raises SettingError."""
     highest, vocabulary = max(map(max, prompts)), model.get_input_embeddings().weight.shape[0]
-    if highest >= vocabulary:
-        cause = f"The tokenizer makes token {highest} of a prompt, but the model knows only {vocabulary} tokens"
-        raise SettingError(f"{cause}. Save the tokenizer that belongs to the model beside it.")
-    longest = max(map(len, prompts)) + max_new_tokens
-    if longest > (most := positions(model)):
-        cause = f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {most}"
-        raise SettingError(f"{cause}. Lower --max-new-tokens or --max-prompt-tokens.")
+    cause = f"The tokenizer makes token {highest} of a prompt, but the model knows only {vocabulary} tokens"
+    refuse(highest >= vocabulary, f"{cause}. Save the tokenizer that belongs to the model beside it.")
+    longest, most = max(map(len, prompts)) + max_new_tokens, most_positions(model.config)
+    cause = f"The longest prompt and --max-new-tokens make {longest} tokens, but the model has positions for {most}"
+    refuse(longest > most, f"{cause}. Lower --max-new-tokens or --max-prompt-tokens.")

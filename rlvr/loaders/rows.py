@@ -5,7 +5,7 @@ import re
 from collections import Counter
 
 from rlvr.common.text import say
-from rlvr.config import SettingError
+from rlvr.config import SettingError, refuse
 from rlvr.reward import last_boxed, verify, verify_all
 from rlvr.verifier import MAX_CHARS
 
@@ -38,17 +38,14 @@ NO_ANSWER = re.compile(
 )
 
 
-def usable_rows(
-    rows: list[dict], where: str, problem: str = "", answer: str = "", strict: bool = False
-) -> list[tuple[str, str, dict]]:
+def usable_rows(rows: list[dict], where: str, problem="", answer="", strict: bool = False) -> list[tuple[str, str, dict]]:
     """(problem, answer, row) of every row, each problem once.
 
     where: the name of the file or set, for messages. problem, answer: columns (empty: the usual names).
     Rows that cannot be used are counted and left out, as long as one usable row remains; with `strict` the first is an error that names
     it. Raises SettingError.
     """
-    if not rows:
-        raise SettingError(f"The data {where} holds no problem. Name a file or a set with at least one row.")
+    refuse(not rows, f"The data {where} holds no problem. Name a file or a set with at least one row.")
     questions, answer_column = _columns(rows[0], where, problem, answer)
     if not problem:
         _say_other_columns(rows, where, questions)
@@ -84,8 +81,7 @@ def check_answers(answers: list[str], where: str) -> None:
     bad = [answer for answer, text, equal in zip(answers, plain, verdicts) if equal is False or NO_ANSWER.match(text)]
     if bad:
         cause = f"{len(bad)} of {len(answers)} gold answers of {where} can be matched by no box; the first: {bad[0][:60]!r}"
-        if 2 * len(bad) > len(answers):
-            raise SettingError(f"{cause}. Choose another --answer-column, or write each answer alone, as in 9.")
+        refuse(2 * len(bad) > len(answers), f"{cause}. Choose another --answer-column, or write each answer alone, as in 9.")
         say(f"note: {cause}")
 
 
@@ -131,9 +127,8 @@ def _named(row: dict, name: str) -> str | None:
 
 def _columns(row: dict, where: str, problem: str, answer: str) -> tuple[tuple[str, ...], str]:
     """The columns of the problem and the column of the answer. Where one is not named, the usual names are tried. Raises SettingError."""
-    parts = tuple(problem.split("+"))
     for questions, usual in COLUMNS:
-        questions, usual = parts if problem else questions, answer or usual
+        questions, usual = tuple(problem.split("+")) if problem else questions, answer or usual
         if has_columns(row, *questions, usual):
             return questions, usual
     found, named = str(list(row))[1:-1][:100], " and ".join(f"'{c}'" for c in (problem, answer) if c)
@@ -204,6 +199,5 @@ def _cell_text(value, cell: str) -> str:
         kind = value if isinstance(value, (bool, float)) else f"a {type(value).__name__}"
         raise SettingError(f"{cell} is {kind}. Write it as text or as a number.")
     text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-    if NO_TEXT.search(text):
-        raise SettingError(f"{cell} has a character that is no text (NUL, or half a surrogate pair). Write it again as UTF-8.")
+    refuse(NO_TEXT.search(text), f"{cell} has a character that is no text (NUL, or half a surrogate pair). Write it again as UTF-8.")
     return text

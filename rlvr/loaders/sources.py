@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlvr.common.text import one_line
-from rlvr.config import SettingError
+from rlvr.config import SettingError, as_sentence, refuse
 
 
 TABLES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -59,15 +59,13 @@ def read_hub(known: HubSet, name: str, split: str) -> list[dict]:
 
     logging.set_verbosity_error()  # without a network: our one sentence, not a page of retries before it
     chosen = known.train if split == "train" else known.test
-    if chosen is None and split == "train":
-        raise SettingError(f"{name} is an evaluation set and is not trained on. Choose other --data, and name this one with --eval-data.")
-    if chosen is None:
-        raise SettingError(f"{name} is a training set without held-out problems. Choose another set, such as math500 or gsm8k.")
-    try:
+    refuse(chosen is None and split == "train",
+           f"{name} is an evaluation set and is not trained on. Choose other --data, and name this one with --eval-data.")  # fmt: skip
+    refuse(chosen is None, f"{name} is a training set without held-out problems. Choose another set, such as math500 or gsm8k.")
+    remedy = "Check the name and the network, or name a file."
+    # The Hub client raises many kinds: no network, no such set, no such split, gated.
+    with as_sentence(f"The data set {known.hub_id!r} ({chosen} split) cannot be loaded", remedy):
         return datasets.load_dataset(known.hub_id, known.configuration, split=chosen).to_list()
-    except Exception as error:  # the Hub client raises many kinds: no network, no such set, no such split, gated
-        cause = f"The data set {known.hub_id!r} ({chosen} split) cannot be loaded ({one_line(error)})"
-        raise SettingError(f"{cause}. Check the name and the network, or name a file.") from None
 
 
 def is_table(data: str) -> bool:
@@ -77,10 +75,8 @@ def is_table(data: str) -> bool:
         is_file = os.path.isfile(path)
         if os.path.exists(path) and not is_file:  # reading a pipe or a device might never end
             raise SettingError(f"{path} is a folder, a pipe or a device. Name {A_TABLE}, several by a pattern (x/*.parquet), or a Hub id.")
-        if is_file and not _kind(path):
-            raise SettingError(f"{path} is not {A_TABLE}. Name such a file, or a Hub id.")
-    if not paths or _kind(data) and not os.path.isfile(paths[0]):
-        raise SettingError(f"There is no file {data}. Check the path.")
+        refuse(is_file and not _kind(path), f"{path} is not {A_TABLE}. Name such a file, or a Hub id.")
+    refuse(not paths or _kind(data) and not os.path.isfile(paths[0]), f"There is no file {data}. Check the path.")
     return os.path.isfile(paths[0])
 
 
@@ -113,8 +109,7 @@ def _read_table(path: Path) -> list[dict]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # all but a plain OSError: it was packed, and is damaged
         cause = f"The file {path} cannot be read ({getattr(error, 'strerror', None) or one_line(error)})"
         raise SettingError(f"{cause}. Check the path and the permissions, or unpack it by hand.") from None
-    if "\0" in text:  # usually UTF-16: every other byte of it is a NUL
-        raise SettingError(f"The file {path} is not UTF-8 text. Save it as UTF-8.")
+    refuse("\0" in text, f"The file {path} is not UTF-8 text. Save it as UTF-8.")  # usually UTF-16: every other byte of it is a NUL
     return _csv_rows(text, path) if kind in (".csv", ".tsv") else _json_rows(text, path)
 
 
@@ -125,19 +120,17 @@ def _unpacked(path: Path) -> bytes:
     opened = next((module.open for magic, module in PACKED.items() if start.startswith(magic)), open)
     with opened(path, "rb") as file:
         content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise SettingError(f"The file {path} holds more than {MOST_BYTES >> 30} GiB of text. Split it, or write it as parquet.")
+    too_long = len(content) > MOST_BYTES
+    refuse(too_long, f"The file {path} holds more than {MOST_BYTES >> 30} GiB of text. Split it, or write it as parquet.")
     return content
 
 
 def _parquet_rows(path: Path) -> list[dict]:
     import pyarrow.parquet
 
-    with open(path, "rb") as file:
-        try:
-            return pyarrow.parquet.ParquetFile(file).read().to_pylist()
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
-            raise SettingError(f"The file {path} cannot be read as parquet ({one_line(error)}). Use JSON lines.") from None
+    kinds = OSError, ValueError, pyarrow.ArrowException
+    with open(path, "rb") as file, as_sentence(f"The file {path} cannot be read as parquet", "Use JSON lines.", *kinds):
+        return pyarrow.parquet.ParquetFile(file).read().to_pylist()
 
 
 def _csv_rows(text: str, path: Path) -> list[dict]:

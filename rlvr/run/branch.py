@@ -6,9 +6,9 @@ It has the weights, the optimiser, the step number and the entropies of the run 
 from pathlib import Path
 
 from rlvr.common.text import quoted
-from rlvr.config import TrainConfig
+from rlvr.config import TrainConfig, flag, refuse
 from rlvr.run import checkpoint
-from rlvr.run.settings import branch_parts, read_config, refuse
+from rlvr.run.settings import branch_parts, read_config
 from rlvr.run.sound import edits_as_sentence
 from rlvr.run.state import counters, random_states, restore_trainer
 
@@ -23,8 +23,7 @@ def branch_point(c: TrainConfig) -> Path:
     there = ", ".join(map(str, sorted(found))) or "none"
     refuse(step not in found, f"{folder} has no checkpoint of step {step}; it has: {there}. Choose one of them; --keep-every keeps more.")
     refuse(c.steps <= step, f"--steps {c.steps} counts from the first step of {folder}, which has made {step}. Choose more.")
-    fixed = [name for name in ("lora_rank", "lora_alpha", "optimizer") if getattr(c, name) != getattr(parent, name)]
-    fixed = [f"--{name.replace('_', '-')}" for name in fixed]
+    fixed = [flag(name) for name in ("lora_rank", "lora_alpha", "optimizer") if getattr(c, name) != getattr(parent, name)]
     refuse(fixed, f"{' and '.join(fixed)} cannot differ in a branch, which goes on with the optimiser of {folder}. Leave it out.")
     refuse(parent.reward and not c.reward,  # no code is run because the file of a run folder says so
            f"{folder} was trained with a reward function of yours. Name it again: add --reward {quoted(parent.reward)}")  # fmt: skip

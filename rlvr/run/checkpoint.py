@@ -15,15 +15,16 @@ damages it later, the hashes tell, and the one before it is used. Nothing here i
 import hashlib
 import json
 import re
+from operator import attrgetter
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlvr.common.files import remove_folder, replace_folder
+from rlvr.common.files import remove_folder, replaced_folder
 from rlvr.common.text import say
-from rlvr.config import SettingError
+from rlvr.config import as_sentence, refuse
 
 NAME = re.compile(r"step-(\d+)(\+\d+)?")
 Tensors = dict[str, dict[str, Tensor]]  # by file, and in it by name
@@ -38,8 +39,7 @@ def save(folder: Path, tensors: Tensors, state: dict, *, steps_done: int, update
     path = folder / (f"step-{steps_done:06}" + (f"+{updates}" if updates is not None else ""))
     if path.exists():  # what bears the name is complete: the checkpoint that this run was resumed from
         return path
-
-    def write(beside: Path) -> None:
+    with replaced_folder(path) as beside:
         for name, group in tensors.items():
             try:
                 save_file({k: x.detach().contiguous() for k, x in group.items()}, beside / f"{name}.safetensors")
@@ -48,8 +48,6 @@ def save(folder: Path, tensors: Tensors, state: dict, *, steps_done: int, update
         (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
         manifest = {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(beside.iterdir())}
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-    replace_folder(path, write)
     for old in checkpoints(folder)[keep:]:
         if keep_every and "+" not in old.name and step_of(old) % keep_every == 0:
             continue
@@ -62,10 +60,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
     Raises SettingError for a folder that cannot be read: it is not one without checkpoints, over which a run would begin again.
     """
-    try:
+    with as_sentence(f"{folder} cannot be read", "Make it readable, then resume.", OSError, reason=attrgetter("strerror")):
         found = [path for path in (folder.iterdir() if folder.is_dir() else ()) if NAME.fullmatch(path.name)]
-    except OSError as error:
-        raise SettingError(f"{folder} cannot be read ({error.strerror}). Make it readable, then resume.") from None
     return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], reverse=True)
 
 
@@ -90,20 +86,16 @@ def load_newest(folder: Path) -> tuple[Path, Tensors, dict] | None:
             remove_folder(bad.with_name(bad.name + ".damaged"))
             bad.rename(bad.with_name(bad.name + ".damaged"))
         return path, tensors, state
-    if damaged:
-        raise SettingError(
-            f"All checkpoints in {folder} are damaged. Put them back from a copy, or start a new run (the log in {folder.parent} stays)."
-        )
-    return None
+    remedy = f"Put them back from a copy, or start a new run (the log in {folder.parent} stays)."
+    refuse(damaged, f"All checkpoints in {folder} are damaged. {remedy}")
 
 
 def load(path: Path) -> tuple[Tensors, dict]:
     """(tensors by file, state) of a checkpoint that is whole. Raises SettingError."""
-    try:
+    remedy = "Check the disk and the permissions."
+    with as_sentence(f"The checkpoint {path} cannot be read", remedy, OSError, ValueError, RecursionError, SafetensorError):
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         return {file.stem: load_file(file) for file in path.glob("*.safetensors") if file.is_file()}, state
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise SettingError(f"The checkpoint {path} cannot be read ({error}). Check the disk and the permissions.") from None
 
 
 def damage(path: Path) -> str | None:

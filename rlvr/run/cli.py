@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Annotated
 
 from rlvr.advantage import METHODS
-from rlvr.config import BUILT_IN, PRESET_HELP, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, train_config
-from rlvr.run.settings import branch_settings, check_eval, check_train, read_config, refuse
+from rlvr.config import BUILT_IN, PRESET_HELP, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, refuse, train_config
+from rlvr.run.settings import branch_settings, check_eval, check_train, read_config
 
 # The flags that `--help` shows first.
 TRAIN_FIRST = "method model data preset steps lr prompts_per_step completions_per_prompt max_new_tokens seed eval_data resume name out"

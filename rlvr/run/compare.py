@@ -11,13 +11,13 @@ import torch
 
 from rlvr.common.files import first_free, write_atomically
 from rlvr.common.text import interval, table
-from rlvr.config import EvalConfig, SettingError
+from rlvr.config import EvalConfig, SettingError, flag, refuse
 from rlvr.data import Problem, encode_prompts, how_to_read, load_held_out
 from rlvr.evaluate import evaluate
-from rlvr.loaders.models import check_length, check_model_name, check_reachable, choose_device, positions
+from rlvr.loaders.models import check_length, check_model_name, check_reachable, choose_device, most_positions
 from rlvr.loaders.rows import check_answers
 from rlvr.policy import Policy, load_policy
-from rlvr.run.settings import check_can_write, check_size, read_config, refuse
+from rlvr.run.settings import check_can_write, check_size, read_config
 
 
 def compare(config: EvalConfig) -> dict:
@@ -66,7 +66,7 @@ def _prepare(c: EvalConfig, name: str, problems: dict[str, list[Problem]]) -> tu
     policy, prepared, prompt = load_policy(name, c.device, c.dtype, c.engine, c.cuda_graphs), {}, (c.system, c.template, c.template_args)
     for data, all_of_it in problems.items():
         fitting, prompts, too_long = encode_prompts(policy.tokenizer, all_of_it, c.instruction, c.max_prompt_tokens, *prompt)
-        room = positions(policy.model) - max(map(len, prompts))
+        room = most_positions(policy.model.config) - max(map(len, prompts))
         max_new_tokens = c.max_new_tokens or max(1, int(min(_usual_length(data), room)))
         check_length(policy.model, prompts, max_new_tokens)
         prepared[data] = fitting, prompts, too_long, max_new_tokens
@@ -109,7 +109,7 @@ def prompts_of_the_run(c: EvalConfig) -> EvalConfig:
     if len(found) != 1 or (prompts := dict(zip(names, found.pop()))) == {name: getattr(c, name) for name in names}:
         return c
     longest = c.max_new_tokens or max(run.max_new_tokens for run in runs)
-    shown = ", ".join(f"--{name.replace('_', '-')} {value!r}" for name, value in prompts.items())
+    shown = ", ".join(f"{flag(name)} {value!r}" for name, value in prompts.items())
     print(f"as in training: {shown}, --max-new-tokens {longest}")
     return dataclasses.replace(c, **prompts, max_new_tokens=longest)
 

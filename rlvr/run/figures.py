@@ -9,8 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from rlvr.common.files import write_atomically
-from rlvr.common.text import one_line
-from rlvr.config import SettingError
+from rlvr.config import as_sentence
 from rlvr.run.cli import resume_command
 from rlvr.run.defects import DEFECTS
 from rlvr.run.metrics import COLUMNS
@@ -25,12 +24,10 @@ def read_metrics(folder: Path) -> list[dict[str, float | str | None]]:
     """metrics.csv as a list of rows; empty cells become None. Raises SettingError, with the line, for what no run has written."""
     path = Path(folder) / "metrics.csv"
     first = first_step(read_config(path.parent)) if path.with_name("config.json").is_file() else 0
-    try:
+    remedy = f"Put back the file that the run wrote, or let it write it again: {resume_command(folder)}"
+    with as_sentence(f"{path} was edited or is damaged", remedy, OSError, ValueError, csv.Error):
         with open(path, newline="", encoding="utf-8-sig") as file:
             return parse_metrics(file, first)
-    except (OSError, ValueError, csv.Error) as error:
-        remedy = f"Put back the file that the run wrote, or let it write it again: {resume_command(folder)}"
-        raise SettingError(f"{path} was edited or is damaged ({one_line(error)}). {remedy}") from None
 
 
 def parse_metrics(lines: Iterable[str], first: int) -> list[dict[str, float | str | None]]:

@@ -10,8 +10,7 @@ from filelock import FileLock, Timeout
 
 from rlvr.common.files import first_free
 from rlvr.common.text import quoted
-from rlvr.config import SettingError, TrainConfig
-from rlvr.run.settings import refuse
+from rlvr.config import SettingError, TrainConfig, refuse
 
 LOCK = ".lock"  # the file in a run folder that its process holds
 

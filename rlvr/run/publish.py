@@ -6,17 +6,19 @@ python -m rlvr.run.publish runs/pos-seed0 --merge my_model --push your-name/my-m
 import json
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rlvr.common.files import remove_folder, replace_folder
+from rlvr.common.files import remove_folder, replaced_folder
 from rlvr.common.text import interval, markdown_table, one_line, say
-from rlvr.config import BUILT_IN, PRESETS, SettingError, TrainConfig
+from rlvr.config import BUILT_IN, PRESETS, TrainConfig, as_sentence, flag, refuse
 from rlvr.run.cli import parse_command, run_program
-from rlvr.run.settings import OF_THE_MACHINE, read_config, refuse
+from rlvr.run.settings import OF_THE_MACHINE, read_config
 
 PAPER = "https://arxiv.org/abs/2508.02260"
 
@@ -67,10 +69,13 @@ def model_card(config: TrainConfig, summary: dict, metrics: dict[str, dict | Non
 def _measured_table(measured: dict[str, dict]) -> str:
     """A row for each evaluation. acc@N is left out: it is the same as pass@1."""
     names = [name for name in next(iter(measured.values()))["metrics"] if not name.startswith("acc@")]
-    rows = []
-    for when, result in measured.items():
-        rows.append([when, str(result["problems"]), *(interval(*result["metrics"][name], ".3f") for name in names)])
-    return markdown_table(["", "problems", *names], rows)
+    return markdown_table(["", "problems", *names], measured_rows(measured, names))
+
+
+def measured_rows(measured: dict[str, dict | None], names: Sequence[str]) -> list[list[str]]:
+    """For each evaluation that was made: start or end, how many problems, and the metrics of these names with their intervals."""
+    made = {when: result for when, result in measured.items() if result}
+    return [[when, str(r["problems"]), *(interval(*r["metrics"][name], ".3f") for name in names)] for when, r in made.items()]
 
 
 def _settings_table(c: TrainConfig) -> str:
@@ -80,7 +85,7 @@ def _settings_table(c: TrainConfig) -> str:
         if value != getattr(default, name) and name not in OF_THE_MACHINE | {"preset", "resume", "name", "out"}:
             if isinstance(value, str):
                 value = json.dumps(shared_name(value) if name in ("model", "data", "eval_data", "reward") else value)
-            rows.append([f"`--{name.replace('_', '-')}`", str(value).replace("|", r"\|")])
+            rows.append([f"`{flag(name)}`", str(value).replace("|", r"\|")])
     return markdown_table(["setting", "value"], rows)
 
 
@@ -98,36 +103,31 @@ def check_hub(hub_id: str, base: str, merge: str) -> None:
     """
     from huggingface_hub import HfApi
 
+    def reason(error: Exception) -> str:  # a token that is no longer valid, no network
+        return "you are not logged in to the Hub" if "token" in str(error).lower() else one_line(error)
+
     refuse(os.path.isdir(base), f"The adapter belongs to {shared_name(base)}, a folder that nobody else has. Upload a whole model: {merge}")
-    try:
+    with as_sentence(f"Nothing can be uploaded to {hub_id}", "Log in with: hf auth login", reason=reason):
         HfApi().whoami()
-    except Exception as error:  # no token, a token that is no longer valid, no network
-        reason = "you are not logged in to the Hub" if "token" in str(error).lower() else one_line(error, 100)
-        raise SettingError(f"Nothing can be uploaded to {hub_id}: {reason}. Log in with: hf auth login") from None
 
 
 def push(folder: Path, hub_id: str) -> str:
     """Upload a model folder. Returns its address. Raises SettingError; the folder on the disk stays."""
     from huggingface_hub import HfApi
 
-    try:
+    with as_sentence(f"{folder} could not be uploaded to {hub_id}", "It is still there: upload it again later."):
         api = HfApi()
         url = api.create_repo(hub_id, private=True, exist_ok=True)
         api.upload_folder(repo_id=hub_id, folder_path=str(folder), commit_message="Trained with rlvr")
-    except Exception as error:
-        reason = one_line(error, 100)
-        raise SettingError(f"{folder} could not be uploaded to {hub_id} ({reason}). It is still there: upload it again later.") from None
     return str(url)
 
 
 def save_model(folder: Path, c: TrainConfig, policy, card: str) -> None:
     """Write the model into a run folder, with its tokenizer and card; with --lora-merge the adapter, and the whole model beside it."""
 
-    def write(beside: Path) -> None:
+    with replaced_folder(folder / ("adapter" if c.lora_merge else "model")) as beside:
         _write_model(beside, c, policy)
         (beside / "README.md").write_text(card, encoding="utf-8")
-
-    replace_folder(folder / ("adapter" if c.lora_merge else "model"), write)
     if c.lora_merge:
         merge(folder / "adapter", folder / "model", str(policy.model.dtype).removeprefix("torch."))
 
@@ -142,16 +142,14 @@ def _write_model(folder: Path, c: TrainConfig, policy) -> None:
 def check_can_save(folder: Path, c: TrainConfig, policy) -> None:
     """Write the model before the first step as at the end, and delete it again. Raises SettingError if it is one that cannot be written."""
     trial = folder / "model.part"  # a name that is cleared if the run is killed meanwhile
+    remedy = "Choose another model, such as one whose weights are not quantised."
+    said = as_sentence(f"The model {c.model} could not be saved after training", remedy)
     try:
-        trial.mkdir(exist_ok=True)
-        _write_model(trial, c, policy)
-        if c.lora_merge:  # the whole model is made of the base
-            policy.model.save_pretrained(trial)
-    except OSError:  # a disk that is full now need not be full at the end; the run says so where it matters
-        pass
-    except Exception as error:
-        cause = f"The model {c.model} could not be saved after training ({one_line(error, 100)})"
-        raise SettingError(f"{cause}. Choose another model, such as one whose weights are not quantised.") from None
+        with said, suppress(OSError):  # a full disk need not be full at the end; the run says so where it matters
+            trial.mkdir(exist_ok=True)
+            _write_model(trial, c, policy)
+            if c.lora_merge:  # the whole model is made of the base
+                policy.model.save_pretrained(trial)
     finally:
         remove_folder(trial)
 
@@ -166,15 +164,12 @@ def merge(folder: Path, out: Path, dtype: str) -> None:
 
     refuse(not is_adapter(folder), f"{folder} is a whole model already; there is no adapter to merge. Leave out --merge.")
     model, tokenizer, _ = load_model(str(folder), "cpu", dtype)
-
-    def write(beside: Path) -> None:
+    with replaced_folder(out) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         if (folder / "README.md").is_file():
             card = (folder / "README.md").read_text(encoding="utf-8").replace("library_name: peft", "library_name: transformers")
             (beside / "README.md").write_text(card, encoding="utf-8")
-
-    replace_folder(out, write)
 
 
 def publish(p: PublishConfig) -> None:

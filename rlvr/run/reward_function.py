@@ -11,7 +11,7 @@ from functools import wraps
 import torch
 
 from rlvr.common.text import Patient, one_line
-from rlvr.config import SettingError
+from rlvr.config import SettingError, refuse
 from rlvr.data import Problem, columns_for
 from rlvr.reward import rewards_from
 
@@ -43,8 +43,7 @@ def load_reward(name: str, example: Problem = EXAMPLE):
     except BaseException as error:  # whatever the code of the module does
         raise SettingError(f"--reward: {where} cannot be imported ({type(error).__name__}: {one_line(error)}). Check the name, and its code.") from None
     function = getattr(module, function_name, None)
-    if not callable(function):
-        raise SettingError(f"--reward: {where} has no function {function_name}. Check the name.")
+    refuse(not callable(function), f"--reward: {where} has no function {function_name}. Check the name.")
     try:
         completions = [rf"The answer is \boxed{{{example.answer}}}.", "I do not know."]
         rewards_from(fenced(function), completions, *columns_for(function, [example] * 2))

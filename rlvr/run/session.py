@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from rlvr.common.files import write_atomically
-from rlvr.common.text import interval, printable, progress_bar, quoted, say, table
-from rlvr.config import SettingError
+from rlvr.common.text import printable, progress_bar, quoted, say, table
+from rlvr.config import SettingError, as_sentence, flag, refuse
 from rlvr.engine.memory import memory_error_as_sentence
 from rlvr.run import checkpoint, figures
 from rlvr.run.branch import start_branch
@@ -30,8 +30,8 @@ from rlvr.run.folder import claimed_run_folder
 from rlvr.run.held_out import HeldOut
 from rlvr.run.log import Log
 from rlvr.run.metrics import Watch, entropies
-from rlvr.run.publish import check_can_save, model_card, push, save_model
-from rlvr.run.settings import MAY_CHANGE, MAY_MOVE, first_step, refuse
+from rlvr.run.publish import check_can_save, measured_rows, model_card, push, save_model
+from rlvr.run.settings import MAY_CHANGE, MAY_MOVE, first_step
 from rlvr.run.sound import check_log, check_sound, edits_as_sentence
 from rlvr.run.state import model_fingerprint, restore_trainer, reward_name, trainer_state, undone_if_it_fails
 from rlvr.run.stop import Stop
@@ -199,22 +199,20 @@ class Session:
         planned = self._resume() if c.resume else c.steps
         if c.branch and not self.saved:
             start_branch(self.trainer, self.model)
-        try:
+        remedy = f"Make room or clear what is in the way, then: {resume_command(self.folder, c.reward)}"
+        with as_sentence(f"The run folder {self.folder} cannot be written", f"{self._saved_as()} {remedy}", OSError):
             # The settings first: from here on the folder is a run, which can be resumed.
             write_atomically(self.folder / "config.json", json.dumps(dataclasses.asdict(c) | {"resume": ""}, indent=2) + "\n")
             self.log_files = Log(self.folder, c, self.last_step if self.saved else -1, self.trainer.policy.tokenizer, self.rows)
-        except OSError as error:
-            remedy = f"Make room or clear what is in the way, then: {resume_command(self.folder, c.reward)}"
-            raise SettingError(f"The run folder {self.folder} cannot be written ({error}); {self._saved_as()} {remedy}") from None
         self._say_what_runs(planned)
 
     def _resume(self) -> int:
         """Put the trainer into the state of the newest checkpoint. Returns for how many steps the run was planned."""
         c = self.config
         found = checkpoint.load_newest(self.folder / "checkpoints")
-        if found is None and (self.folder / "summary.json").exists():
-            raise SettingError(f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {quoted(self.folder)}")
         if found is None:
+            left = f"{self.folder} has no checkpoint left. Start a new run from its weights with --model {quoted(self.folder)}"
+            refuse((self.folder / "summary.json").exists(), left)
             return c.steps
         self.saved, tensors, state = found
         with edits_as_sentence(self.saved):
@@ -233,16 +231,15 @@ class Session:
         # fmt: on
         # JSON has no tuples.
         saved = {name: tuple(value) if isinstance(value, list) else value for name, value in state["settings"].items()}
-        edited = [f"--{name.replace('_', '-')} {value}" for name, value in saved.items() if value != getattr(c, name)]
+        edited = [f"{flag(name)} {value}" for name, value in saved.items() if value != getattr(c, name)]
         refuse(edited, f"{self.folder / 'config.json'} was edited: the run has {', '.join(edited)}. Put that back, or start anew.")
         self.step = restore_trainer(self.trainer, tensors, state, self.step_type)
         check_log(state["log"], state["watch"], self.first, checkpoint.step_of(self.saved), self._shown())
         check_sound(name=checkpoint.step_of(self.saved) != self.steps_done)
         self.watch.seconds.update(state["watch"][0])
         self.watch.seen.update(state["watch"][1])
-        if self.steps_done > c.steps:
-            raise SettingError(f"{self.folder} has made {self.steps_done} steps already. Choose --steps {self.steps_done} or more.")
-        self.last_step = self.steps_done
+        self.last_step = done = self.steps_done
+        refuse(done > c.steps, f"{self.folder} has made {done} steps already. Choose --steps {done} or more.")
         self.rows = state["log"]["rows"]
         self.totals, self.measured = Counter(state["log"]["updates"]), {"start": state["log"]["first"], "end": state["log"]["last"]}
         self.started -= state["log"]["seconds"]
@@ -299,14 +296,14 @@ class Session:
                 updates=len(self.step.updates) if self.step else None, keep=c.keep, keep_every=c.keep_every,
             )  # fmt: skip
         except OSError as error:
-            self.save_failed = f"The checkpoint of step {self.steps_done} could not be written ({error}); {self._saved_as()}"
+            self.save_failed = f"The checkpoint of step {self.steps_done} could not be written ({error}). {self._saved_as()}"
             if not at_end:
                 say(f"{self.save_failed} The run goes on.")
         self.saving_seconds += time.perf_counter() - began
 
     def _saved_as(self) -> str:
         found = checkpoint.checkpoints(self.folder / "checkpoints")
-        return f"the newest checkpoint is {found[0].name}." if found else "there is no checkpoint yet."
+        return f"The newest checkpoint is {found[0].name}." if found else "There is no checkpoint yet."
 
     def save_what_was_done(self) -> None:
         """After an error: the steps that were done, and the batch of the one that was not."""
@@ -321,15 +318,13 @@ class Session:
         self.save(at_end=True)  # where there is no room for it, there may be for the model, which is smaller
         stopped_by = self.stop.name if self.steps_done < c.steps else None
         self.summary = self._summarise(stopped_by)
-        try:
+        remedy = f"{self._saved_as()} Make room, then: {go_on}"
+        with as_sentence("The model or the figure could not be written", remedy, OSError, SafetensorError):
             save_model(self.folder, c, self.trainer.policy, model_card(c, self.summary, self.measured))
             write_atomically(self.folder / "summary.json", json.dumps(self.summary, indent=2) + "\n")
             if not self.save_failed:  # else the rows may be in the old file alone
                 self.log_files.mend()
             figure = figures.draw_curves(self.folder)
-        except (OSError, SafetensorError) as error:
-            failed = f"The model or the figure could not be written ({error}); {self._saved_as()}"
-            raise SettingError(f"{failed} Make room, then: {go_on}") from None
         self._say_end(figure)
         if stopped_by:
             say(f"\n{stopped_by}: stopped after step {self.steps_done} of {c.steps}{self._and_half()}; all is saved.\nTo go on: {go_on}")
@@ -354,12 +349,7 @@ class Session:
     def _say_end(self, figure: Path) -> None:
         """The held-out table, how long the run took, and where its results are."""
         names = self._shown()
-        rows = []
-        for when, result in self.measured.items():
-            if result:
-                numbers = [interval(*result["metrics"][name], ".3f") for name in names]
-                rows.append([f"{when} ({result['problems']} problems)", *numbers])
-        if rows:
+        if rows := [[f"{when} ({n} problems)", *numbers] for when, n, *numbers in measured_rows(self.measured, names)]:
             say("\n" + table(["held-out, 95 % interval", *names], rows))
         if skipped := self.totals["skipped_updates"]:
             cause = f"{skipped} of {self.totals.total()} updates were skipped: loss or gradient was not finite"
@@ -379,7 +369,7 @@ class Session:
         if self.trainer.step_number == self.first and not self.config.resume:
             ended = SettingError(f"Interrupted before the first step; nothing was trained. {self.folder} can be deleted.")
         else:
-            ended = SettingError(f"Stopped at once; {self._saved_as()} To go on: {resume_command(self.folder, self.config.reward)}")
+            ended = SettingError(f"Stopped at once. {self._saved_as()} To go on: {resume_command(self.folder, self.config.reward)}")
         ended.exit_code = self.stop.exit_code or 130
         return ended
 

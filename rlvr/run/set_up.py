@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 
 from rlvr.common.text import say
-from rlvr.config import BUILT_IN, SettingError, TrainConfig
+from rlvr.config import BUILT_IN, TrainConfig, need, refuse
 from rlvr.data import Problem, has_test_split, how_to_read, load_held_out, load_problems
 from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
 from rlvr.engine.optimizer import make_adamw
-from rlvr.loaders.adapters import add_lora, check_peft
+from rlvr.loaders.adapters import add_lora
 from rlvr.loaders.gym import is_gym
 from rlvr.loaders.models import (
     chain, check_length, check_model_name, check_reachable, choose_device, choose_dtype, load_config, most_positions, resolve_model,
@@ -22,7 +22,6 @@ from rlvr.run.held_out import HeldOut, encode
 from rlvr.run.publish import check_hub
 from rlvr.run.reward_function import fenced, load_reward
 from rlvr.run.settings import check_train
-from rlvr.run.trackers import check_tracker
 
 
 def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem], list[list[int]], Callable | None, HeldOut]:
@@ -33,8 +32,7 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
     _check(c)
     if c.threads:
         torch.set_num_threads(c.threads)
-    if c.reward and reward:
-        raise SettingError(f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
+    refuse(c.reward and reward, f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
     problems, held_out = _problems(c)
     reward = load_reward(c.reward, problems[0]) if c.reward else reward
     reward = fenced(reward) if reward else problems[0].reward
@@ -46,9 +44,8 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
     policy = load_policy(c.model, c.device, c.dtype, c.engine, c.cuda_graphs)
     if c.lora_rank:
         add_lora(policy.model, c.lora_rank, c.lora_alpha, c.seed, c.model if c.model in BUILT_IN else resolve_model(c.model))
-    elif not all(p.requires_grad for p in policy.model.parameters()):
-        cause = f"The weights of {c.model} are quantised and cannot be trained"
-        raise SettingError(f"{cause}. Choose the model that is not, or add --lora-rank 32.")
+    quantised = not c.lora_rank and not all(p.requires_grad for p in policy.model.parameters())
+    refuse(quantised, f"The weights of {c.model} are quantised and cannot be trained. Choose the model that is not, or add --lora-rank 32.")
     problems, prompts = encode(c, policy, problems, "problems")
     measured = HeldOut(*encode(c, policy, held_out, "held-out problems")) if held_out else HeldOut([], [])
     check_length(policy.model, prompts + measured.prompts, c.max_new_tokens)
@@ -60,9 +57,10 @@ def _check(c: TrainConfig) -> None:
     check_train(c)
     check_model_name(c.model)
     choose_device(c.device, c.cuda_graphs)
-    check_tracker(c.report_to)
+    if c.report_to != "none":
+        need(c.report_to, f"--report-to {c.report_to}")
     if c.lora_rank:
-        check_peft()
+        need("peft", "LoRA")
     make_adamw(c, [torch.nn.Parameter(torch.zeros(1))])
     check_reachable(c.model)
     if c.push_to_hub:
@@ -106,5 +104,5 @@ def say_memory(c: TrainConfig) -> None:
     free = free_memory(device)
     if free is not None and (remedy := advice(c, free, again)):
         say(f"note: {remedy}")
-    if c.max_new_tokens >= (most := most_positions(shape)):  # with the prompts, it is checked again once they are known
-        raise SettingError(f"--max-new-tokens is {c.max_new_tokens}, but the model has positions for {most} tokens. Lower it.")
+    most, wanted = most_positions(shape), c.max_new_tokens  # with the prompts, it is checked again once they are known
+    refuse(wanted >= most, f"--max-new-tokens is {wanted}, but the model has positions for {most} tokens. Lower it.")

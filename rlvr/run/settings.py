@@ -5,12 +5,13 @@ import os
 import re
 import tempfile
 from dataclasses import Field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from rlvr.advantage import method_parts
 from rlvr.common.text import quoted
-from rlvr.config import BUILT_IN, GYM, EvalConfig, SettingError, TrainConfig, train_config
+from rlvr.config import BUILT_IN, GYM, EvalConfig, SettingError, TrainConfig, as_sentence, flag, refuse, train_config
 from rlvr.loaders.chat import template_arguments
 from rlvr.methods import STRENGTHS
 
@@ -28,17 +29,13 @@ MAY_MOVE = {"model", "data", "eval_data", "reward"}
 def read_config(folder: Path) -> TrainConfig:
     """The settings that a run folder was made with. Raises SettingError for anything but what a run has written."""
     path = folder / "config.json"
-    try:
-        if not path.is_file():  # reading a pipe might never end
-            raise FileNotFoundError
+    remedy = "Name a run folder, such as runs/pos-seed0."
+    refuse(not os.path.isfile(path), f"{folder} is not a run folder (no config.json). {remedy}")  # reading a pipe might never end
+    with as_sentence(f"{path} is damaged or cannot be read", "Put back the file that the run wrote.", OSError, ValueError, RecursionError):
         saved = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError:
-        raise SettingError(f"{folder} is not a run folder (no readable config.json). Name a run folder, such as runs/pos-seed0.") from None
-    except (ValueError, RecursionError):
-        raise SettingError(f"{path} is damaged (not JSON). Put back the file that the run wrote.") from None
     known = {f.name: f for f in fields(train_config())}
     foreign = not isinstance(saved, dict) or not {"preset", "method"} <= saved.keys()
-    refuse(foreign, f"{path} does not belong to a run. Name a run folder, such as runs/pos-seed0.")
+    refuse(foreign, f"{path} does not belong to a run. {remedy}")
     wrong = ", ".join(sorted(set(saved) ^ set(known)))
     refuse(wrong, f"{path} was written by another version (it differs in {wrong[:100]}). Resume with that version.")
     saved = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
@@ -79,7 +76,7 @@ def check_train(c: TrainConfig) -> None:
     """Refuse settings that cannot work, before anything is loaded. Raises SettingError."""
     for field in fields(c):  # the command line cannot get these wrong, Python can
         value = getattr(c, field.name)
-        refuse(not _has_type(field, value), f"{_flag(field.name)} is {value!r}. Choose a value of the kind that --help shows.")
+        refuse(not _has_type(field, value), f"{flag(field.name)} is {value!r}. Choose a value of the kind that --help shows.")
     if c.resume:
         _check_resumed(c)
     _check_values(c)
@@ -99,12 +96,6 @@ def check_eval(c: EvalConfig) -> None:
     check_size(max(c.problems, 1) * c.completions, max(c.max_new_tokens, 1), "--problems and --completions")
 
 
-def refuse(wrong, message: str) -> None:
-    """Raises SettingError with the message if something is wrong."""
-    if wrong:
-        raise SettingError(message)
-
-
 def check_size(completions: int, max_new_tokens: int, flags: str) -> None:
     """Refuse batches that no memory holds: sampling keeps about 20 bytes for every token that may come. Raises SettingError."""
     size = f"{completions} completions of up to {max_new_tokens} tokens"
@@ -115,14 +106,8 @@ def check_can_write(folder: Path, what: str) -> None:
     """Refuse a folder in which no file can be made, before any work is done for it. Raises SettingError."""
     # What does not exist can be made if the nearest parent lets us; a dead link does exist.
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    try:
+    with as_sentence(f"Nothing can be written to {what}, {folder}", "Choose another one.", OSError, reason=attrgetter("strerror")):
         tempfile.TemporaryFile(dir=nearest).close()  # on Linux it never has a name
-    except OSError as error:
-        raise SettingError(f"Nothing can be written to {what}, {folder} ({error.strerror}). Choose another one.") from None
-
-
-def _flag(name: str) -> str:
-    return "The model" if name == "models" else f"--{name.replace('_', '-')}"
 
 
 def _has_type(field: Field, value) -> bool:
@@ -145,7 +130,7 @@ def _check_resumed(c: TrainConfig) -> None:
     own = f"Give the run's own, --reward {quoted(saved.reward)}" if saved.reward else "Leave it out"
     refuse(Path(c.reward).name != Path(saved.reward).name,
            f"--reward cannot change in a run that is resumed. {own}, or start a new run with --model {quoted(c.resume)}.")  # fmt: skip
-    fixed = [_flag(f.name) for f in fields(c) if getattr(c, f.name) != getattr(saved, f.name) and f.name not in MAY_CHANGE | MAY_MOVE]
+    fixed = [flag(f.name) for f in fields(c) if getattr(c, f.name) != getattr(saved, f.name) and f.name not in MAY_CHANGE | MAY_MOVE]
     refuse(fixed,
            f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "
            f"--model {quoted(c.resume)}.")  # fmt: skip
@@ -154,21 +139,21 @@ def _check_resumed(c: TrainConfig) -> None:
 def _check_values(c) -> None:
     """Numbers that can be computed with and lie in the ranges of config.py; texts that can be encoded, names that a file system takes."""
     for field in fields(c):
-        value, flag, limits = getattr(c, field.name), _flag(field.name), field.metadata
+        value, its, limits = getattr(c, field.name), flag(field.name), field.metadata
         if isinstance(value, (int, float)):
-            refuse(10**15 <= abs(value) < float("inf"), f"{flag} is out of all bounds. Choose a number of at most 15 digits.")
+            refuse(10**15 <= abs(value) < float("inf"), f"{its} is out of all bounds. Choose a number of at most 15 digits.")
         for text in value if isinstance(value, (list, tuple)) else [value] if isinstance(value, str) else []:
             is_name = field.name not in ("instruction", "system", "template", "template_args")
             control = re.search("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]" if is_name else "[\0\ud800-\udfff]", text)
-            refuse(control, f"{flag} {text[:40]!r} has characters that cannot be shown. Choose plain text.")
+            refuse(control, f"{its} {text[:40]!r} has characters that cannot be shown. Choose plain text.")
             too_long = is_name and (len(text) > 1000 or max(len(part.encode()) for part in text.split("/")) > 200)
-            refuse(too_long, f"{flag} {text[:40] + '...'!r} is too long for a file name. Choose a shorter one.")
+            refuse(too_long, f"{its} {text[:40] + '...'!r} is too long for a file name. Choose a shorter one.")
             missing = not text and field.name in ("model", "models", "data")
-            refuse(missing, f"{flag} is empty. Choose a name, or leave it out for the built-in one.")
+            refuse(missing, f"{its} is empty. Choose a name, or leave it out for the built-in one.")
         if "at_least" in limits:
             low, because = limits["at_least"], f", but {limits['because']}" if limits["because"] else ""
-            refuse(not low <= value < float("inf"), f"{flag} is {value}{because}. Choose {low} or more.")
-        refuse("positive" in limits and not 0 < value < float("inf"), f"{flag} is {value}. Choose a positive number.")
+            refuse(not low <= value < float("inf"), f"{its} is {value}{because}. Choose {low} or more.")
+        refuse("positive" in limits and not 0 < value < float("inf"), f"{its} is {value}. Choose a positive number.")
     refuse(c.template not in ("auto", "chat", "plain") and "{problem}" not in c.template,
            f"--template is {c.template[:40]!r}. Choose auto, chat or plain, or write a text with {{problem}} in it.")  # fmt: skip
     refuse(c.template_args and c.template not in ("auto", "chat"),

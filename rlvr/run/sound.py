@@ -8,30 +8,21 @@ import csv
 import math
 import random
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
 import torch
 
-from rlvr.common.text import one_line
-from rlvr.config import SettingError
+from rlvr.config import as_sentence
 from rlvr.engine.memory import out_of_memory
 from rlvr.run.figures import parse_metrics
 
 
-@contextmanager
 def edits_as_sentence(path: Path):
     """Inside, a checkpoint is read and restored. Raises SettingError for whatever goes wrong because of what it holds."""
-    try:
-        yield
-    except SettingError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, csv.Error) as error:
-        if out_of_memory(error):
-            raise
-        cause = f"The checkpoint {path} was edited or is damaged: no run writes that ({one_line(error, 100)})"
-        raise SettingError(f"{cause}. Copy the run folder again from where it was made, or start anew.") from None
+    kinds = LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, csv.Error
+    remedy = "Copy the run folder again from where it was made, or start anew."
+    return as_sentence(f"The checkpoint {path} was edited or is damaged: no run writes that", remedy, *kinds, unless=out_of_memory)
 
 
 def check_sound(**impossible) -> None:

@@ -3,6 +3,7 @@
 Nothing is copied, and nothing is unpickled. The learning rate needs no scheduler: it is a function of the step number.
 """
 
+import copy
 import platform
 import random
 from collections.abc import Iterator
@@ -82,20 +83,17 @@ def restore_trainer(trainer, tensors: Tensors, state: dict, kind: type):
     return step
 
 
+COUNTERS = ("step_number", "queue", "entropies", "plateau")  # what a Trainer has under these names
+
+
 def counters(trainer) -> dict:
     """What a trainer counts and draws from, as JSON."""
-    return {
-        "step_number": trainer.step_number,
-        "queue": trainer.queue,
-        "entropies": list(trainer.entropies),
-        "plateau": trainer.plateau,
-        "shuffle": trainer.shuffle.getstate(),
-        "generator": _hex(trainer.generator.get_state()),
-    }
+    plain = {name: copy.copy(getattr(trainer, name)) for name in COUNTERS}
+    return plain | {"shuffle": trainer.shuffle.getstate(), "generator": _hex(trainer.generator.get_state())}
 
 
 def set_counters(trainer, state: dict) -> None:
-    for name in ("step_number", "queue", "entropies", "plateau"):
+    for name in COUNTERS:
         setattr(trainer, name, state[name])
     version, numbers, gauss = state["shuffle"]
     trainer.shuffle.setstate((version, tuple(numbers), gauss))
@@ -140,12 +138,8 @@ def _made_with(trainer) -> dict[str, str]:
     """What rounding depends on."""
     device = trainer.policy.model.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": f"{device.type} {kind}",
-        "threads": str(torch.get_num_threads()),
-    }
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return versions | {"device": f"{device.type} {kind}", "threads": str(torch.get_num_threads())}
 
 
 @lru_cache(maxsize=1)  # asked at every checkpoint

@@ -5,19 +5,12 @@ dropped, and the run goes on.
 """
 
 import dataclasses
-import importlib.util
 import uuid
 from pathlib import Path
 
-from rlvr.config import SettingError, TrainConfig
 from rlvr.common.files import write_atomically
 from rlvr.common.text import one_line, say
-
-
-def check_tracker(name: str) -> None:
-    """Raises SettingError if the package that --report-to needs is not installed."""
-    if name != "none" and importlib.util.find_spec(name) is None:
-        raise SettingError(f"--report-to {name} needs the package {name}. Install it with: pip install {name}")
+from rlvr.config import TrainConfig
 
 
 class Tracker:

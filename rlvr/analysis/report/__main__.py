@@ -16,9 +16,9 @@ from rlvr.analysis.report.run import Run
 from rlvr.analysis.report.section import Section, draw
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, one_line, progress_bar, say, unique_names
-from rlvr.config import SettingError
+from rlvr.config import SettingError, refuse
 from rlvr.run.cli import parse_command, run_program
-from rlvr.run.settings import check_can_write, refuse
+from rlvr.run.settings import check_can_write
 
 SECTIONS = stage.SECTIONS + changes.SECTIONS + instance.SECTIONS + position.SECTIONS + exploration.SECTIONS
 
@@ -43,8 +43,7 @@ class ReportConfig:
 def report(config: ReportConfig) -> Path:
     """Write the page and its files. Returns the path of the page. Raises SettingError."""
     folders = [Path(name) for name in dict.fromkeys(config.runs)]
-    if not folders:
-        raise SettingError("No run was named. Name one or more, as in: python -m rlvr.analysis.report runs/pos-seed0")
+    refuse(not folders, "No run was named. Name one or more, as in: python -m rlvr.analysis.report runs/pos-seed0")
     out = Path(config.out) if config.out else folders[0] / "report" if len(folders) == 1 else Path("runs") / "report"
     refuse(not config.out and out.is_symlink(), f"{out} is a link, so the report would go elsewhere. Say with --out where it shall go.")
     check_can_write(out, "--out")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rlvr.analysis.exchange import largest, over_represented
-from rlvr.config import SettingError, TrainConfig
+from rlvr.config import TrainConfig, as_sentence, refuse
 from rlvr.run.cli import resume_command
 from rlvr.run.figures import read_metrics, series
 from rlvr.run.settings import read_config
@@ -28,17 +28,13 @@ class Run:
         self.name = name or folder.name
         self.config: TrainConfig = read_config(folder)
         for file in ("metrics.csv", "rollouts.jsonl", "summary.json", "model/config.json"):
-            if not (folder / file).is_file():
-                raise SettingError(f"The run {folder} has no {file}. If it is not finished: {resume_command(folder)}")
+            refuse(not (folder / file).is_file(), f"The run {folder} has no {file}. If it is not finished: {resume_command(folder)}")
         self.metrics = read_metrics(folder)
-        try:
+        with as_sentence(f"The run {folder} cannot be read", "Put back the files that the run wrote.", OSError, ValueError):
             self.completions = read_lines(folder / "rollouts.jsonl")
             self.summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError) as error:
-            raise SettingError(f"The run {folder} cannot be read ({str(error)[:100]}). Put back the files that the run wrote.") from None
         self.steps = [row for row in self.metrics if row["accuracy"] is not None]  # without the evaluation before the first step
-        if not self.steps:
-            raise SettingError(f"The run {folder} has not made a step. Continue it first: {resume_command(folder)}")
+        refuse(not self.steps, f"The run {folder} has not made a step. Continue it first: {resume_command(folder)}")
         self.plateau: int | None = self.summary["plateau_step"]
         self.last = int(self.steps[-1]["step"])
         self.rising_end = self.plateau or self.last  # the last step of the rising stage; of the run, if it never left it

@@ -164,12 +164,6 @@ def token_mean(rows: list[dict]) -> float:
     return mean([h for row in rows for h in row["entropy"]])
 
 
-def sample_of(run: Run, first: int, last: int) -> list[tuple[int, float]]:
-    """(token, entropy at its position) of the logged completions of steps first to last: what `token_shift` compares."""
-    rows = [row for row in run.completions if first <= row["step"] <= last]
-    return [(token, h) for row in rows for token, h in zip(row["token_ids"], row["entropy"])]
-
-
 @section("S3", "From filler to mathematics", needs="fixed", fewest=FEWEST, falls=percent(FALLS))
 def token_shifts(run: Run) -> Verdict:
     """Completions of the first model, as it reads them itself and as the model nearest to the end of the rising stage does: so a word
