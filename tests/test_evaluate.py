@@ -165,16 +165,17 @@ def test_several_sets_are_evaluated_in_one_go_with_a_table_in_the_layout_of_the_
     said = {"right": ["1", "1"], "half": ["1", "no"]}
 
     def sample(model, tokenizer, prompts, **settings):
-        texts = [rf"\boxed{{{text}}}" for _ in prompts for text in said[model]]
+        texts = [rf"\boxed{{{text}}}" for _ in prompts for text in said[model.name]]
         batch = make_rollouts([2] * len(texts), [3] * len(texts), groups=[i // 2 for i in range(len(texts))])
         return dataclasses.replace(batch, text=texts)
 
     monkeypatch.setattr(module, "check_model_name", lambda name: name)
     monkeypatch.setattr(module, "check_reachable", lambda name: None)
-    monkeypatch.setattr(module, "load_policy", lambda name, *_: types.SimpleNamespace(model=name, tokenizer=None, stop_ids={2}, complete=None))
+    models = {name: types.SimpleNamespace(name=name, config=None) for name in said}
+    monkeypatch.setattr(module, "load_policy", lambda name, *_: types.SimpleNamespace(model=models[name], tokenizer=None, stop_ids={2}, complete=None))
     monkeypatch.setattr(module, "encode_prompts", lambda tokenizer, problems, *_: (problems, [[3]] * len(problems), 0))
     monkeypatch.setattr(module, "check_length", lambda *_: None)
-    monkeypatch.setattr(module, "positions", lambda policy: 512)
+    monkeypatch.setattr(module, "most_positions", lambda config: 512)
     monkeypatch.setattr(rlvr.evaluate, "sample", sample)
     out = tmp_path / "eval.json"
     written = compare(EvalConfig(models=["right", "half"], data=",".join(sets.values()), completions=2, out=str(out), device="cpu"))

@@ -168,11 +168,10 @@ def within(strata: np.ndarray, values: np.ndarray, bins: int = 5) -> np.ndarray:
     >>> within(np.array([1.0, 1.0, 9.0, 9.0]), np.array([5.0, 4.0, 30.0, 40.0]), bins=2)
     array([1. , 0.5, 0.5, 1. ])
     """
-    out, group = np.empty(len(values)), np.digitize(strata, np.quantile(strata, np.arange(1, bins) / bins))
-    for number in np.unique(group):
-        part = np.flatnonzero(group == number)
-        out[part[np.argsort(values[part], kind="stable")]] = np.arange(1, len(part) + 1) / len(part)
-    return out
+    from pandas import Series
+
+    group = np.digitize(strata, np.quantile(strata, np.arange(1, bins) / bins))
+    return Series(values).groupby(group).rank("first", pct=True).to_numpy()
 
 
 def largest(change: np.ndarray, top: float = 0.01) -> np.ndarray:

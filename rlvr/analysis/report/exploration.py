@@ -84,9 +84,8 @@ def _unsolvable(runs: list[Run]) -> tuple[list[dict], list[Panel]]:
         bars(axis, ["\n+ ".join(key) for key in counts], list(counts.values()), "problems unsolvable for exactly these", color=COLOURS[0])
         axis.xaxis.get_major_locator().set_params(integer=True)
 
-    rows = []
-    for name, found in models.items():
-        rows.append({"model": name, "problems": len(found["correct"]), "k": found["samples"], "unsolvable": len(sets[name])})
+    rows = [{"model": name, "problems": len(found["correct"]), "k": found["samples"], "unsolvable": len(sets[name])}
+            for name, found in models.items()]  # fmt: skip
     rows += [{"model": " + ".join(key), "unsolvable": n} for key, n in counts.items() if len(key) > 1]
     return rows, [Panel(draw, "unsolvable", "problems by the models that cannot solve them")] if counts else []
 

@@ -47,15 +47,12 @@ def microscope_data(run: Run) -> dict:
     chosen = set(spread(sorted(logged), FRAMES))
     length = sum(len(row["token_ids"]) for row in run.completions) / max(len(run.completions), 1)
     cards = max(2, min(CARDS, int(TOKENS / max(len(chosen) * length, 1))))
-    frames = []
-    for step in sorted(chosen | set(replayed)):
-        rows = replayed[step] if step in replayed else logged[step][:: max(1, len(logged[step]) // cards)][:cards]
-        frames.append({"step": step, "replayed": step in replayed, "items": [item(row) for row in rows]})
+    shown = {step: rows[:: max(1, len(rows) // cards)][:cards] for step, rows in logged.items() if step in chosen} | replayed
+    frames = [{"step": step, "replayed": step in replayed, "items": list(map(item, rows))} for step, rows in sorted(shown.items())]
     first = next(iter(fixed.values()), [])
     few = [first[i]["number"] for i in right_and_wrong([row["correct"] for row in first], FIXED)]
-    still = []
-    for step, rows in sorted(fixed.items()):
-        still.append({"step": step, "replayed": False, "items": [item(row) for row in rows if row["number"] in few]})
+    read = {step: [row for row in rows if row["number"] in few] for step, rows in sorted(fixed.items())}
+    still = [{"step": step, "replayed": False, "items": list(map(item, rows))} for step, rows in read.items()]
     vocab = {str(t): run.token(t) if t not in run.tokenizer.all_special_ids else "" for t in sorted(used)}
     return {"name": run.name, "plateau": run.plateau, "steps": frames, "fixed": still, "prompts": list(prompts), "vocab": vocab}
 

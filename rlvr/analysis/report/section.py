@@ -84,9 +84,7 @@ def judge(estimates: Sequence[Estimate]) -> str:
     >>> judge([Estimate("a", 2, 1, 3), Estimate("b", 1, -1, 3)]), judge([Estimate("a", 2, 1, 3), Estimate("b", -2, -3, -1)])
     ('open', 'no')
     """
-    if any(e.high < 0 for e in estimates):
-        return NO
-    return YES if estimates and all(e.low > 0 for e in estimates) else OPEN
+    return NO if any(e.high < 0 for e in estimates) else YES if estimates and all(e.low > 0 for e in estimates) else OPEN
 
 
 def verdict(estimates: Sequence[Estimate], text: str, rows=(), panels=(), over: str = "problems of this run", cannot: str = "") -> Verdict:

@@ -282,8 +282,7 @@ def defects_vanish(run: Run) -> Verdict:
     text = f"First → last {len(moves[PAPERS_KINDS[0]][0])} steps of the rising stage: {'; '.join(words)}."
     if absent := [kind for kind in PAPERS_KINDS if kind not in present]:
         text += f" Hardly there from the start: {', '.join(absent)}."
-    cannot = "" if present else "No kind has a share of a hundredth."
-    return verdict(estimates, text, rows, [Panel(draw)], over=STEPS, cannot=cannot)
+    return verdict(estimates, text, rows, [Panel(draw)], over=STEPS, cannot="" if present else "No kind has a share of a hundredth.")
 
 
 def _defect_rates(run: Run) -> dict[str, list[float]]:
