@@ -171,8 +171,9 @@ def test_several_sets_are_evaluated_in_one_go_with_a_table_in_the_layout_of_the_
 
     monkeypatch.setattr(module, "check_model_name", lambda name: name)
     monkeypatch.setattr(module, "check_reachable", lambda name: None)
-    models = {name: types.SimpleNamespace(name=name, config=None) for name in said}
-    monkeypatch.setattr(module, "load_policy", lambda name, *_: types.SimpleNamespace(model=models[name], tokenizer=None, stop_ids={2}, complete=None))
+    model = {name: types.SimpleNamespace(name=name, config=None) for name in said}
+    policy = {name: types.SimpleNamespace(model=model[name], tokenizer=None, stop_ids={2}, complete=None) for name in said}
+    monkeypatch.setattr(module, "load_policy", lambda name, *_: policy[name])
     monkeypatch.setattr(module, "encode_prompts", lambda tokenizer, problems, *_: (problems, [[3]] * len(problems), 0))
     monkeypatch.setattr(module, "check_length", lambda *_: None)
     monkeypatch.setattr(module, "most_positions", lambda config: 512)
