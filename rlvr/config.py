@@ -40,8 +40,13 @@ def refuse(wrong, message: str) -> None:
         raise SettingError(message)
 
 
+def why(error: Exception) -> str:
+    """What the system says of an error, or else what the error says itself."""
+    return getattr(error, "strerror", None) or one_line(error)
+
+
 @contextmanager
-def as_sentence(cause: str, remedy: str, *kinds: type[Exception], reason: Callable = one_line, unless: Callable = lambda error: False):
+def as_sentence(cause: str, remedy: str, *kinds: type[Exception], reason: Callable = why, unless: Callable = lambda error: False):
     """Inside, an error of these kinds (none named: of any) becomes the SettingError "CAUSE (reason). REMEDY".
 
     What is a SettingError already stays as it is, and so does an error for which `unless` says yes.

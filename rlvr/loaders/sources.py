@@ -12,6 +12,7 @@ import json
 import lzma
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,16 +100,13 @@ def _kind(name: str) -> str:
 
 def _read_table(path: Path) -> list[dict]:
     """Rows of one file. Raises SettingError with the line at fault."""
-    kind = _kind(path.name)
-    try:
+    kind, text = _kind(path.name), "\0"
+    kinds = OSError, EOFError, zlib.error, lzma.LZMAError  # all but a plain OSError: it was packed, and is damaged
+    with as_sentence(f"The file {path} cannot be read", "Check the path and the permissions, or unpack it by hand.", *kinds):
         if kind == ".parquet":
             return _parquet_rows(path)
-        text = io.TextIOWrapper(io.BytesIO(_unpacked(path)), encoding="utf-8-sig").read()
-    except UnicodeDecodeError:
-        text = "\0"
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # all but a plain OSError: it was packed, and is damaged
-        cause = f"The file {path} cannot be read ({getattr(error, 'strerror', None) or one_line(error)})"
-        raise SettingError(f"{cause}. Check the path and the permissions, or unpack it by hand.") from None
+        with suppress(UnicodeDecodeError):
+            text = io.TextIOWrapper(io.BytesIO(_unpacked(path)), encoding="utf-8-sig").read()
     refuse("\0" in text, f"The file {path} is not UTF-8 text. Save it as UTF-8.")  # usually UTF-16: every other byte of it is a NUL
     return _csv_rows(text, path) if kind in (".csv", ".tsv") else _json_rows(text, path)
 

@@ -15,7 +15,6 @@ damages it later, the hashes tell, and the one before it is used. Nothing here i
 import hashlib
 import json
 import re
-from operator import attrgetter
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -60,7 +59,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
     Raises SettingError for a folder that cannot be read: it is not one without checkpoints, over which a run would begin again.
     """
-    with as_sentence(f"{folder} cannot be read", "Make it readable, then resume.", OSError, reason=attrgetter("strerror")):
+    with as_sentence(f"{folder} cannot be read", "Make it readable, then resume.", OSError):
         found = [path for path in (folder.iterdir() if folder.is_dir() else ()) if NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], reverse=True)
 

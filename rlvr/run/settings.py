@@ -5,7 +5,6 @@ import os
 import re
 import tempfile
 from dataclasses import Field, fields, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -106,7 +105,7 @@ def check_can_write(folder: Path, what: str) -> None:
     """Refuse a folder in which no file can be made, before any work is done for it. Raises SettingError."""
     # What does not exist can be made if the nearest parent lets us; a dead link does exist.
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    with as_sentence(f"Nothing can be written to {what}, {folder}", "Choose another one.", OSError, reason=attrgetter("strerror")):
+    with as_sentence(f"Nothing can be written to {what}, {folder}", "Choose another one.", OSError):
         tempfile.TemporaryFile(dir=nearest).close()  # on Linux it never has a name
 
 
