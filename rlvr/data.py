@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rlvr.config import refuse
 from rlvr.loaders.chat import chat_texts
 from rlvr.loaders.gym import is_gym, read_gym, reasoning_gym
-from rlvr.loaders.rows import has_columns, usable_rows
+from rlvr.loaders.rows import check_answers, has_columns, usable_rows
 from rlvr.loaders.sources import HUB, HubSet, is_table, read_hub, read_tables
 from rlvr.tiny.task import sample_stories
 
@@ -56,10 +56,14 @@ def load_problems(
 
 
 def load_held_out(data: str, limit: int, **options) -> list[Problem]:
-    """Problems to measure on. What is named for --data (see load_problems) holds for this set too, if it has it. Raises SettingError."""
+    """Problems to measure on. What is named for --data (see load_problems) holds for this set too, if it has it. Says how many
+    answers no box can match. Raises SettingError."""
     if data in HUB:  # its columns are known
         options |= dict(problem_column="", answer_column="")
-    return load_problems(data, "test", limit, held_out=True, **options)
+    found = load_problems(data, "test", limit, held_out=True, **options)
+    if found[0].reward is None:
+        check_answers([p.answer for p in found], data)
+    return found
 
 
 def how_to_read(c) -> dict:

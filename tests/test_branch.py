@@ -15,7 +15,6 @@ from rlvr.run.branch import start_branch
 from rlvr.run.cli import parse_train
 from rlvr.run.figures import read_metrics
 from rlvr.run.settings import branch_settings, first_step
-from rlvr.run.state import model_fingerprint
 from rlvr.train import Trainer, set_up, train
 
 pytestmark = pytest.mark.usefixtures("no_figure")
@@ -46,7 +45,7 @@ def whole(trunk):
 
 def begun(trunk: Path, *flags: str) -> Trainer:
     trainer, _ = set_up(parse_train(["--branch", f"{trunk}@2", *flags]))
-    start_branch(trainer, model_fingerprint(trainer.policy.model))
+    start_branch(trainer)
     return trainer
 
 
@@ -116,7 +115,7 @@ def test_it_needs_its_trunk_no_more_and_is_found_beside_it_after_a_move(trunk, t
     (tmp_path / "before").rename(tmp_path / "after")
     moved = tmp_path / "after" / folder.name
     trainer, _ = set_up(parse_train(["--resume", str(moved)]))
-    start_branch(trainer, model_fingerprint(trainer.policy.model))  # as the probe does
+    start_branch(trainer)  # as the probe does
     assert trainer.step_number == 2
     shutil.rmtree(tmp_path / "after" / "trunk")
     train(parse_train(["--resume", str(moved), "--steps", "5"]))

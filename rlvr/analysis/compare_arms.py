@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rlvr.analysis.intervals import holm, mean_interval, p_value
 from rlvr.common.text import interval, markdown_table, table
-from rlvr.run.figures import COLOURS, INK, read_metrics, save_figure, series
+from rlvr.run.figures import COLOURS, INK, new_figure, read_metrics, save_figure, series
 
 BASELINE = "grpo"
 # Arms that are also compared with each other. All arms share the baseline's runs: if those were lucky, every arm looks worse than it is.
@@ -65,13 +65,14 @@ CURVES = {"pass_at_1": "held-out pass@1", "entropy": "token entropy (nats)"}  # 
 # Numbers
 
 
-def measure(folder: Path) -> dict[str, float]:
-    """The numbers of METRICS, from the metrics.csv of a finished run."""
+def measure(folder: Path, average: int = 1) -> dict[str, float]:
+    """The numbers of METRICS, from the metrics.csv of a finished run; pass_at_1 is the mean of the last `average` evaluations."""
     rows = read_metrics(folder)
     held_out = list(zip(*series(rows, "eval_pass_at_1")))
     trained = [r for r in rows if r["accuracy"] is not None]
     late = trained[-max(1, len(trained) // 5) :]
-    numbers = {"pass_at_1": held_out[-1][1], "area": area(held_out), "pass_at_max": series(rows, "eval_pass_at_max")[1][-1]}
+    numbers = {"pass_at_1": fmean(y for _, y in held_out[-average:]), "area": area(held_out)}
+    numbers["pass_at_max"] = series(rows, "eval_pass_at_max")[1][-1]
     return numbers | {f"{name}_late": fmean(r[name] for r in late) for name in ("entropy", "length")}
 
 
@@ -281,10 +282,8 @@ def paired_differences(axis, rows: dict[int, tuple[Sequence[float], str]]) -> No
 
 def draw_differences(results: Sequence[dict], path: Path, baseline: str = BASELINE) -> None:
     """A panel for each metric: the paired differences of each arm to the baseline."""
-    from matplotlib.figure import Figure
-
     arms = [arm for arm in dict.fromkeys(r["arm"] for r in results) if arm != baseline]
-    figure = Figure(figsize=(12, 1.6 + 0.34 * len(arms)), layout="constrained")
+    figure = new_figure(12, 1.6 + 0.34 * len(arms))
     axes = figure.subplots(1, len(METRICS), sharey=True)
     for axis, metric in zip(axes, METRICS):
         pairs = {y: differences(results, arm, metric, baseline) for y, arm in enumerate(arms)}
@@ -318,9 +317,7 @@ def _draw_metric(axis, metric: str, pairs: dict[int, list[float]]) -> None:
 
 def draw_arms(rows: Sequence[dict], path: Path) -> None:
     """Held-out accuracy and entropy of every arm over the steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 5.0), layout="constrained")
+    figure = new_figure(10, 5)
     for axis, column in zip(figure.subplots(1, 2), CURVES):
         arms_over_steps(axis, rows, column, list(dict.fromkeys(r["arm"] for r in rows)))
         axis.grid(alpha=0.2)

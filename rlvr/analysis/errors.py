@@ -18,7 +18,7 @@ from rlvr.common.text import csv_text, say, table
 from rlvr.config import SettingError, refuse
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.defects import ERRORS, error_kind
-from rlvr.run.figures import BLUE, COLOURS, GREEN, GREY, ORANGE, save_figure, series, smoothed
+from rlvr.run.figures import BLUE, COLOURS, GREEN, GREY, ORANGE, new_figure, save_figure, series, smoothed
 from rlvr.tiny.task import ASKED, read_story
 
 BINS = 10
@@ -69,9 +69,7 @@ def entropy_by_tenth(completions: list[dict]) -> dict[str, list[float]]:
 
 def draw_errors(run: Run, rows: list[dict], profiles: dict[str, dict], path: Path) -> None:
     """Three panels side by side: accuracy, first errors, entropy by position in the first and the last stretch."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = new_figure(12, 3.6)
     left, middle, right = figure.subplots(1, 3)
     steps, accuracy = series(run.steps, "accuracy")
     left.plot(steps, smoothed(accuracy, 0.8), color=GREY, label="training problems")

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -34,7 +33,7 @@ from rlvr.common.text import csv_text, progress_bar, say
 from rlvr.config import SettingError, TrainConfig, as_sentence, flag, refuse
 from rlvr.run.cli import parse_command, parse_train, run_program
 from rlvr.run.defects import ERRORS
-from rlvr.run.figures import read_metrics, series
+from rlvr.run.figures import read_metrics
 from rlvr.run.folder import refuse_links
 from rlvr.run.settings import MAY_CHANGE, check_can_write, first_step, read_config
 
@@ -237,8 +236,7 @@ def _start(run: Run) -> Run:
 
 def row_of(run: Run, plan: Plan) -> dict:
     """A run that is done here as a row of results.csv."""
-    numbers = measure(run.folder)
-    numbers["pass_at_1"] = fmean(series(read_metrics(run.folder), "eval_pass_at_1")[1][-plan.average :])
+    numbers = measure(run.folder, plan.average)
     for column in plan.evaluate:
         found = json.loads(run.evaluation(column).read_text(encoding="utf-8"))["results"]
         ((result,),) = (by_model.values() for by_model in found.values())  # one set, one model

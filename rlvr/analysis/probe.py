@@ -47,7 +47,7 @@ from rlvr.run.held_out import HeldOut
 from rlvr.run.log import completion
 from rlvr.run.settings import check_can_write, read_config
 from rlvr.run.sound import edits_as_sentence
-from rlvr.run.state import model_fingerprint, reward_name, restore_trainer
+from rlvr.run.state import reward_name, restore_trainer
 from rlvr.train import Step, Trainer, set_up
 
 EARLY, LATE = 0.2, 0.8  # relative positions below and above which a token is early or late; ours
@@ -238,11 +238,10 @@ def probe(folder: Path, p: ProbeConfig) -> Path:
     refuse(own, f"{folder} was trained with a reward function of yours, {own}. Choose a run without one.")
     finished = (folder / "metrics.csv").is_file() and (folder / "model").is_dir()
     refuse(not finished, f"The run {folder} is not finished. Continue it first: {resume_command(folder)}")
-    if p.threads:
-        torch.set_num_threads(p.threads)
+    torch.set_num_threads(p.threads or torch.get_num_threads())
     trainer, held_out = set_up(dataclasses.replace(config, resume=str(folder), push_to_hub="", report_to="none"))
     if config.branch:
-        start_branch(trainer, model_fingerprint(trainer.policy.model))
+        start_branch(trainer)
     c, found = trainer.config, Probe(folder, p, trainer, held_out)
     last = max(found.logged)
     starts = replayable(folder, last, p.steps)

@@ -25,7 +25,7 @@ from rlvr.common.files import write_atomically
 from rlvr.common.text import interval, markdown_table, say, table
 from rlvr.config import SettingError, as_sentence, refuse
 from rlvr.run.cli import parse_command, run_program
-from rlvr.run.figures import COLOURS, save_figure
+from rlvr.run.figures import COLOURS, new_figure, save_figure
 
 TRUTHS = {  # what is simulated: the effect of the first primary contrast, and whether its sham has it too
     "+2 points": (0.02, False),
@@ -141,11 +141,9 @@ def _secondary(study: Study, values: dict[str, np.ndarray]) -> Iterator[list[str
 
 def draw(study: Study, values: dict[str, np.ndarray], path: Path) -> None:
     """Each primary contrast in both metrics, and against its sham: a dot for each trunk, the interval, and the margin as a band."""
-    from matplotlib.figure import Figure
-
     rows = [row for name, sham in study.primary.items() for row in ((study.metric, name), (study.co_metric, name), (study.metric, sham))]
     gaps = [by_trunk(values[metric], study.weights[contrast]) for metric, contrast in rows]
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
+    figure = new_figure(9, 1.2 + 0.45 * len(rows))
     axis = figure.subplots()
     axis.axvspan(-study.margin, study.margin, color="gray", alpha=0.15, linewidth=0)
     paired_differences(axis, {y: (x[~np.isnan(x)].tolist(), COLOURS[y % 3]) for y, x in enumerate(gaps)})

@@ -26,7 +26,6 @@ from rlvr.config import STRENGTHS, refuse
 from rlvr.reward import overlong_penalty
 from rlvr.run.branch import start_branch
 from rlvr.run.cli import parse_command, run_program
-from rlvr.run.state import model_fingerprint
 from rlvr.train import set_up
 
 SAME = 0.999  # an arm whose gradient has a cosine above this is no treatment
@@ -48,7 +47,7 @@ class TreatmentsConfig:
 def gradients(branch: Run, arms: dict[str, Run]) -> Iterator[tuple[str, torch.Tensor]]:
     """The gradient of each arm on the batch with which a branch begins."""
     trainer, _ = set_up(replace(branch.wanted, final_eval_problems=0, name=f"{branch.folder.name}-treatments"))  # never made
-    start_branch(trainer, model_fingerprint(trainer.policy.model))
+    start_branch(trainer)
     step, c = trainer.begin(), trainer.config
     rows = rows_that_teach(step)
     refuse(not len(rows), f"A batch of {branch.trunk} has no group with right and wrong answers. Choose more --prompts-per-step.")

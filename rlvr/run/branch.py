@@ -10,7 +10,7 @@ from rlvr.config import TrainConfig, flag, refuse
 from rlvr.run import checkpoint
 from rlvr.run.settings import branch_parts, read_config
 from rlvr.run.sound import edits_as_sentence
-from rlvr.run.state import counters, random_states, restore_trainer
+from rlvr.run.state import counters, model_fingerprint, random_states, restore_trainer
 
 
 def branch_point(c: TrainConfig) -> Path:
@@ -32,16 +32,17 @@ def branch_point(c: TrainConfig) -> Path:
     return found[step]
 
 
-def start_branch(trainer, model: str) -> None:
+def start_branch(trainer) -> None:
     """Put a new Trainer into the state at which its branch begins, with its own order of problems and its own draws.
 
-    model: the fingerprint of the model it was made with, which must be that of the other run. Raises SettingError.
+    The model it was made with must be that of the other run. Raises SettingError.
     """
     path = branch_point(trainer.config)
     tensors, state = checkpoint.load(path)
     with edits_as_sentence(path):
         began = f"what {quoted(path.parents[1])} began with, in weights or precision"
-        refuse(state["model"] != model, f"The model {trainer.config.model} is not {began}. Name that one.")
+        other = state["model"] != model_fingerprint(trainer.policy.model)
+        refuse(other, f"The model {trainer.config.model} is not {began}. Name that one.")
         own = {name: value for name, value in counters(trainer).items() if name in ("queue", "shuffle", "generator")}
         restore_trainer(trainer, tensors, state | own | {"random": random_states(), "unfinished": None}, type(None))
         if trainer.step_number != checkpoint.step_of(path):

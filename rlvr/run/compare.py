@@ -15,7 +15,6 @@ from rlvr.config import EvalConfig, SettingError, flag, refuse
 from rlvr.data import Problem, encode_prompts, how_to_read, load_held_out
 from rlvr.evaluate import evaluate
 from rlvr.loaders.models import check_length, check_model_name, check_reachable, choose_device, most_positions
-from rlvr.loaders.rows import check_answers
 from rlvr.policy import Policy, load_policy
 from rlvr.run.settings import check_can_write, check_size, read_config
 
@@ -33,17 +32,13 @@ def compare(config: EvalConfig) -> dict:
     path = Path(c.out) if c.out else first_free(Path("runs") / f"eval-{'-'.join(Path(data).name.split('.')[0] for data in sets).replace(':', '-')}.json")
     refuse(os.path.lexists(path), f"There is a file or folder {path} already. Choose another --out, or delete it.")
     check_can_write(path.parent, "the folder of --out")
-    if c.threads:
-        torch.set_num_threads(c.threads)
+    torch.set_num_threads(c.threads or torch.get_num_threads())
     choose_device(c.device, c.cuda_graphs)
     for name in models:
         check_reachable(name)
     problems = {}
     for data in sets:
-        most = c.problems or (400 if data == "tiny" else 0)
-        problems[data] = load_held_out(data, most, **how_to_read(c))
-        if problems[data][0].reward is None:
-            check_answers([p.answer for p in problems[data]], data)
+        problems[data] = load_held_out(data, c.problems or (400 if data == "tiny" else 0), **how_to_read(c))
         check_size(len(problems[data]) * c.completions, c.max_new_tokens or _usual_length(data), "--problems and --completions")
     results: dict[str, dict[str, dict]] = {data: {} for data in sets}
     for name in models[1:]:  # a mistake in the last one must not cost the evaluation of the first, and one model fits into memory

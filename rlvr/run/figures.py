@@ -67,6 +67,13 @@ def _faint_and_smooth(axis, x, y, colour, label) -> None:
     axis.plot(x, smoothed(y), color=colour, linewidth=1.8, label=label)
 
 
+def new_figure(width: float, height: float):
+    """A matplotlib figure, in inches."""
+    from matplotlib.figure import Figure  # not pyplot: it would switch a notebook's own backend
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def save_figure(figure, path: Path, **style) -> None:
     """As PNG, whole or not at all; a link of that name is replaced, not followed."""
     png = io.BytesIO()
@@ -76,12 +83,8 @@ def save_figure(figure, path: Path, **style) -> None:
 
 def draw_curves(folder: Path) -> Path:
     """Draw curves.png from metrics.csv, config.json and summary.json of a run folder. Returns its path."""
-    from matplotlib.figure import Figure  # not pyplot: it would switch a notebook's own backend
-
-    rows = read_metrics(folder)
-    c = read_config(folder)
+    rows, c, figure = read_metrics(folder), read_config(folder), new_figure(8, 10)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    figure = Figure(figsize=(8, 10), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     figure.suptitle(f"method {c.method}, model {c.model}, data {c.data}, seed {c.seed}", parse_math=False)  # a name may hold dollar signs
 

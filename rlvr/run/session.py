@@ -198,7 +198,7 @@ class Session:
         self.model = model_fingerprint(self.trainer.policy.model)
         planned = self._resume() if c.resume else c.steps
         if c.branch and not self.saved:
-            start_branch(self.trainer, self.model)
+            start_branch(self.trainer)
         remedy = f"Make room or clear what is in the way, then: {resume_command(self.folder, c.reward)}"
         with as_sentence(f"The run folder {self.folder} cannot be written", f"{self._saved_as()} {remedy}", OSError):
             # The settings first: from here on the folder is a run, which can be resumed.

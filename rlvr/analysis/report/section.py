@@ -33,7 +33,7 @@ import numpy as np
 from rlvr.analysis.intervals import mean_interval
 from rlvr.analysis.report.run import Run, bootstrap
 from rlvr.common.text import interval, quoted
-from rlvr.run.figures import INK, save_figure
+from rlvr.run.figures import INK, new_figure, save_figure
 
 YES, NO, OPEN, CANNOT = "yes", "no", "open", "cannot be asked here"
 NO_PROBE = "Not measured: this needs the weights of the run. First: python -m rlvr.analysis.probe {folder}"
@@ -175,10 +175,10 @@ def section(label: str, title: str, needs: str = "", together: Callable[..., tup
 
 def draw(panel: Panel, png: Path) -> str:
     """Draw a panel once, save it as PNG, and return it as SVG whose ink takes the colour of the page's text."""
-    import matplotlib.figure
+    import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": png.stem}, STYLE):  # the salt keeps ids of different pictures apart
-        figure = matplotlib.figure.Figure(figsize=(4.7, 3.2), layout="constrained")
+        figure = new_figure(4.7, 3.2)
         panel.draw(figure.subplots())
         if labelled := [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels())]:
             figure.axes[0].legend(*zip(*labelled), **panel.legend)
