@@ -3,7 +3,7 @@
 import numpy as np
 
 from rlvr.analysis.exchange import CATEGORIES, by_quantile, category, log_odds, rank_correlation, share_over, within
-from rlvr.analysis.report.run import Run, bootstrap, mean, share_of_largest
+from rlvr.analysis.report.run import Run, bootstrap, mean, of_problems, share_of_largest
 from rlvr.analysis.report.section import CANNOT, Estimate, Panel, Verdict, bars, percent, points, resampled, section, sentence, verdict
 from rlvr.run.figures import BLUE, GREEN, INK, ORANGE
 
@@ -19,12 +19,6 @@ def stages(run: Run) -> list[tuple[str, np.ndarray]]:
     """(name, which tokens of the replayed steps) of the stages that were replayed, the plateau last."""
     inside = run.changes["plateau"]
     return [(name, mask) for name, mask in (("rising", ~inside), ("plateau", inside)) if mask.any()]
-
-
-def of_problems(values: np.ndarray, problem: np.ndarray) -> list[np.ndarray]:
-    """The values of each problem's tokens: what intervals resample, since completions of one problem share their forks."""
-    order = np.argsort(problem, kind="stable")
-    return np.split(values[order], np.flatnonzero(np.diff(problem[order])) + 1)
 
 
 def pooled(found: list[np.ndarray]) -> float:

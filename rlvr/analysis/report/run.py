@@ -112,14 +112,19 @@ def bootstrap(statistic: Callable[..., float], *samples: Sequence, draws: int = 
     return tuple(float(x) for x in np.quantile(values, [0.025, 0.975])) if values else (float("nan"), float("nan"))
 
 
+def of_problems(values: np.ndarray, problem: np.ndarray) -> list[np.ndarray]:
+    """The values of each problem's tokens: what intervals resample, since completions of one problem share their forks."""
+    order = np.argsort(problem, kind="stable")
+    return np.split(values[order], np.flatnonzero(np.diff(problem[order])) + 1)
+
+
 def share_of_largest(size: np.ndarray, member: np.ndarray, problem: np.ndarray, top: float) -> tuple[float, float, float, float]:
     """Share of members among the share `top` of tokens that changed most, its 95 % interval, and their share of all tokens.
 
     The interval comes from resampling problems (`problem` says which one a token belongs to): completions of one problem share their forks.
     """
     share, base = over_represented(largest(size, top), member)
-    order = np.argsort(problem, kind="stable")
-    tokens_of = np.split(order, np.flatnonzero(np.diff(problem[order])) + 1)
+    tokens_of = of_problems(np.arange(len(problem)), problem)
 
     def again(sample: list[np.ndarray]) -> float:
         index = np.concatenate(sample)
