@@ -100,9 +100,9 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text)
 
 
-def one_line(error: object, most: int = 150) -> str:
-    """What an exception says, in one line of at most `most` characters, for the middle of a sentence."""
+def one_line(error: object) -> str:
+    """What an exception says, in one line of at most 150 characters, for the middle of a sentence."""
     try:
-        return printable(" ".join(str(error).split())[:most]).rstrip(".")
+        return printable(" ".join(str(error).split())[:150]).rstrip(".")
     except Exception:  # its class is the user's own
         return "it cannot say what it is"
