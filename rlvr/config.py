@@ -62,6 +62,15 @@ def as_sentence(cause: str, remedy: str, *kinds: type[Exception], reason: Callab
         raise SettingError(f"{cause} ({said}). {remedy}" if said else f"{cause}. {remedy}") from None
 
 
+@contextmanager
+def in_its_own_words(*kinds: type[Exception]):
+    """Inside, an error of these kinds, which is a sentence for the user already, becomes a SettingError."""
+    try:
+        yield
+    except kinds as error:
+        raise SettingError(str(error)) from None
+
+
 def need(package: str, what: str) -> None:
     """Raises SettingError unless the package that something needs is installed."""
     missing = importlib.util.find_spec(package.replace("-", "_")) is None

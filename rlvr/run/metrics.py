@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from rlvr.config import SettingError
+from rlvr.config import in_its_own_words
 from rlvr.entropy import entropy_by_correctness, log_perplexity
 from rlvr.reward import overlong_penalty
 from rlvr.rollout import Rollouts
@@ -34,7 +34,7 @@ class Watch:
         self.seen: dict = {"rounds": 0, "kills": 0, "drift": None}  # of this step: rounds of sampling, answers given up, see rescore
         # A context manager that is made by a function is a decorator too: what it does around a block, it does around each call.
         trainer.begin = self._begun()(self._timed("begin")(trainer.begin))
-        trainer.rewards_of = self._timed("reward")(_error_as_sentence()(trainer.rewards_of))
+        trainer.rewards_of = self._timed("reward")(in_its_own_words(ValueError, ImportError)(trainer.rewards_of))
         trainer.update = self._timed("update")(trainer.update)
         policy.sample = self._round()(self._timed("sampling")(policy.sample))
         policy.score = self._timed("scoring")(policy.score)
@@ -77,15 +77,6 @@ class Watch:
         row |= {"lr": trainer.optimizer.learning_rate(trainer.step_number)} | update_metrics(step.updates, self.seen["drift"])
         row |= {f"seconds_{part}": self.seconds[part] for part in ("sampling", "reward", "scoring", "update")}
         return row | {"seconds_step": self.seconds["begin"] + self.seconds["update"]}
-
-
-@contextmanager
-def _error_as_sentence():
-    """Turns what a reward function says of its failure into a sentence for the user."""
-    try:
-        yield
-    except (ValueError, ImportError) as error:
-        raise SettingError(str(error)) from None
 
 
 def _kills() -> int:

@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 from rlvr.advantage import method_parts
 from rlvr.common.text import quoted
-from rlvr.config import BUILT_IN, GYM, EvalConfig, SettingError, TrainConfig, as_sentence, flag, refuse, train_config
+from rlvr.config import BUILT_IN, GYM, EvalConfig, SettingError, TrainConfig, as_sentence, flag, in_its_own_words, refuse, train_config
 from rlvr.loaders.chat import template_arguments
 from rlvr.methods import STRENGTHS
 
@@ -166,10 +166,8 @@ def _check_values(c) -> None:
 
 
 def _check_method(c: TrainConfig) -> None:
-    try:
+    with in_its_own_words(ValueError):
         method_parts(c.method)
-    except ValueError as error:
-        raise SettingError(str(error)) from None
     if later := [name for name in STRENGTHS if not hasattr(c, name)]:
         raise SettingError(f"These settings were made before {later[0]} was declared. Make them again, with TrainConfig = train_config().")
 
