@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rlvr.config import TrainConfig, flag
+from rlvr.config import TrainConfig
 from rlvr.engine.scorer import LOGITS_AT_ONCE
 
 GIB = 2**30
@@ -146,6 +146,6 @@ def advice(c: TrainConfig, free: float, again: Callable[[TrainConfig], Estimate]
             changed[name] = value
     if not changed:
         return ""
-    flags = " ".join(flag(name) + ("" if value is True else f" {value}") for name, value in changed.items())
+    flags = " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in changed.items())
     more = " (an adapter wants a ten times higher --lr)" if "lora_rank" in changed else ""
     return f"That may not fit into the {free / GIB:.1f} GiB that are free here. Try {flags}{more}."
