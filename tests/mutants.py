@@ -774,6 +774,10 @@ MUTANTS = [
      "in self.measured.items():\n                out[", 'in zip(self.measured, [self.measured["start"]] * 2):\n                out['),
     ("runlog: entropies written as advantages", "runlog", "run/log", '"advantage": shaped}', '"advantage": batch.entropy}'),
     # -- inside other engines
+    ("cluster: attention costs nothing", "estimate -k by_hand", "engine/cluster", "2 * shape.parameters + 4 * shape.layers * shape.hidden * context", "2 * shape.parameters"),
+    ("cluster: activations are never computed again", "estimate -k by_hand", "engine/cluster", "(4 if c.checkpointing else 3) * scoring", "3 * scoring"),
+    ("cluster: the longest completion waits for nobody", "estimate -k by_hand", "engine/cluster", " + (c.max_tokens - c.mean_tokens) * token(1)", ""),
+    ("cluster: optimiser state on every GPU", "estimate -k by_hand or more_gpus", "engine/cluster", "16 * shape.parameters / gpus", "16 * shape.parameters"),
     ("adapters: rows that were masked count in their group", "adapters -k without_a_token", "adapters/shaping",
      "rewards.float().where(mask.any(1), torch.nan)", "rewards.float()"),
     ("adapters: strengths stay at their defaults", "adapters -k rlvr_advantage", "adapters/shaping", "{name: getattr(config, name) for name in STRENGTHS}", "{}"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import load_dataset
 
-from rlvr import adapters
+from rlvr import adapters, config
 from rlvr.adapters import parquet
 from rlvr.adapters.verl import compute_score, method_of, shape_rows
 from rlvr.advantage import METHODS, Strength, grpo_advantages, keep_sign, method, shape
@@ -49,7 +49,9 @@ def test_rows_get_the_advantages_of_rlvr_advantage(name, rows):
     assert (name == "grpo") == torch.equal(shaped, by_hand(rows, "grpo"))
 
 
-def test_a_method_that_is_declared_later_needs_no_line_in_the_adapters(rows):
+def test_a_method_that_is_declared_later_needs_no_line_in_the_adapters(rows, monkeypatch):
+    monkeypatch.setattr(config, "TrainConfig", config.TrainConfig)  # so that it is given back as it was
+
     @method("twice", reads="entropy", twice_power=Strength(2.0, "How much."))
     def twice(shaped, advantages, old_logp, mask, group, *, entropy, twice_power):
         return shaped * twice_power * entropy

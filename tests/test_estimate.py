@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from presets import SHAPES, shape_of
 
 from rlvr.config import PRESET_HELP, PRESETS, TrainConfig
+from rlvr.engine import cluster
 from rlvr.engine.estimate import GIB, advice, estimate, free_memory
 from rlvr.run import set_up
 
@@ -166,3 +167,58 @@ def test_a_folder_that_cannot_be_estimated_is_left_to_the_loader(tmp_path, capsy
 def test_the_plain_engine_holds_all_logits_of_a_micro_batch():
     fast, plain = (of_preset("qwen2.5-0.5b-gsm8k", engine=engine) for engine in ("fast", "plain"))
     assert plain.update > 2 * fast.update and plain.sampling > fast.sampling
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# What a step costs on many GPUs
+
+
+MEASURED = {  # name: what it was, on what, seconds. The share of the cpu's product speed is fitted to the two rows of ours; nothing else is
+    "NeMo RL 0.4, Llama-3.1-8B, 16 H100": (
+        cluster.StepConfig(prompts=64, completions=32, prompt_tokens=150, mean_tokens=910, max_tokens=3946),
+        cluster.Shape(8.03e9, 32, 4096, 1024), cluster.CARDS["h100"], 16, 97.7),
+    "NeMo RL 0.4, Qwen3-32B, 32 H100": (
+        cluster.StepConfig(prompts=64, completions=32, prompt_tokens=150, mean_tokens=3056, max_tokens=3946),
+        cluster.SHAPES["32b"], cluster.CARDS["h100"], 32, 393.0),
+}  # fmt: skip
+CPU, SMOLLM2 = cluster.Card(160e9, 20e9, 24e9, mfu=0.5), cluster.Shape(134.5e6, 30, 576, 192)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_formulas_tell_what_others_measured_to_a_quarter(name):
+    c, shape, card, gpus, seconds = MEASURED[name]
+    assert 0.75 < cluster.cost(c, shape, card, gpus).step / seconds < 1.25
+
+
+@pytest.mark.parametrize("prompt, seconds", [(150 / 8, 149), (150, 310)], ids=["ours, a prompt once for its completions", "TRL"])
+def test_and_what_was_measured_here(prompt, seconds):
+    """SmolLM2-135M, 8 x 8 completions of at most 128 tokens, float32 on two cores: tutorials/speed.md. Neither scores old log-probs."""
+    c = cluster.StepConfig(prompts=8, completions=8, prompt_tokens=prompt, mean_tokens=115, max_tokens=128, checkpointing=False)
+    found = cluster.cost(c, SMOLLM2, CPU, 1, bytes_each=4)
+    assert 0.75 < cluster.BETWEEN * (found.sampling + found.update) / seconds < 1.25
+
+
+def test_a_step_by_hand():
+    """One GPU of round numbers, rows that all fit at once."""
+    shape, card = cluster.Shape(1e9, 10, 1000, 100), cluster.Card(1e14, 1e12, 80e9)
+    c = cluster.StepConfig(prompts=4, completions=8, prompt_tokens=100, mean_tokens=200, max_tokens=300)
+    found = cluster.cost(c, shape, card, 1)
+    forward = 2e9 + 4 * 10 * 1000 * 200
+    key_values = 2 * 100 * 10 * 2
+    one, all_rows = (2e9 + 200 * key_values) / 0.5e12, (2e9 + 32 * 200 * key_values) / 0.5e12
+    assert found.sampling == pytest.approx(200 * all_rows + 100 * one)
+    assert found.scoring == pytest.approx(forward * 32 * 300 / 0.3e14) and found.update == pytest.approx(4 * found.scoring)
+    assert found.step == pytest.approx(1.2 * (found.sampling + 5 * found.scoring))
+    assert found.memory == pytest.approx(16e9 + 2e9 + 1000 * 2 * 10 * 400 + 2e9 + 32 * key_values * 300)
+
+
+def test_more_gpus_are_faster_and_a_model_that_does_not_fit_says_so(capsys, monkeypatch):
+    seconds = [cluster.cost(cluster.StepConfig(), cluster.SHAPES["7b"], cluster.CARDS["h100"], gpus).step for gpus in (4, 8, 16, 32, 64)]
+    assert seconds == sorted(seconds, reverse=True)
+    monkeypatch.setattr("sys.argv", ["estimate", "--gpus", "2", "--model-size", "32b"])
+    cluster.main()
+    shown = capsys.readouterr().out
+    assert "| 32b | 2 | does not fit |" in shown and "30% of the peak of a H100" in shown and shown.count("\n") == 5
+    monkeypatch.setattr("sys.argv", ["estimate", "--max-tokens", "10"])
+    with pytest.raises(SystemExit, match="none is longer than the longest"):
+        cluster.main()

@@ -3,16 +3,23 @@
 What is kept all the time: weights; with bfloat16 a float32 master of each trained weight; AdamW's two moments. On top comes whichever is
 larger: sampling (keys and values of the completions side by side, their logits, the prompts' pass) or an update (gradients, activations of
 a micro-batch, a chunk of logits). Lengths are taken at their limits, so a run whose answers are shorter needs less.
+
+As a program it says what a step costs on many GPUs (cluster.py):  python -m rlvr.engine.estimate --gpus 8 --model-size 7b
 """
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from rlvr.config import TrainConfig
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from rlvr.config import TrainConfig, flag
 from rlvr.engine.scorer import LOGITS_AT_ONCE
 
 GIB = 2**30
@@ -146,6 +153,12 @@ def advice(c: TrainConfig, free: float, again: Callable[[TrainConfig], Estimate]
             changed[name] = value
     if not changed:
         return ""
-    flags = " ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in changed.items())
+    flags = " ".join(flag(name) + ("" if value is True else f" {value}") for name, value in changed.items())
     more = " (an adapter wants a ten times higher --lr)" if "lora_rank" in changed else ""
     return f"That may not fit into the {free / GIB:.1f} GiB that are free here. Try {flags}{more}."
+
+
+if __name__ == "__main__":
+    from rlvr.engine.cluster import main
+
+    main()
