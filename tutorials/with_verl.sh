@@ -28,7 +28,7 @@ settings=(
     actor_rollout_ref.rollout.name=vllm actor_rollout_ref.rollout.n=8 actor_rollout_ref.rollout.temperature=1.0 actor_rollout_ref.rollout.top_p=1.0
     actor_rollout_ref.rollout.tensor_model_parallel_size=1 actor_rollout_ref.rollout.gpu_memory_utilization=0.6 # ours
     actor_rollout_ref.rollout.val_kwargs.temperature=0.6 actor_rollout_ref.rollout.val_kwargs.top_p=0.95
-    actor_rollout_ref.rollout.val_kwargs.do_sample=True
+    actor_rollout_ref.rollout.val_kwargs.do_sample=True actor_rollout_ref.rollout.val_kwargs.n=8 # the paper's file has each problem 8 times
     reward.custom_reward_function.path=pkg://rlvr.adapters.verl reward.custom_reward_function.name=compute_score
     reward.reward_manager.name=dapo +reward.reward_kwargs.max_resp_len=8192 # the soft penalty for answers that are nearly too long
     +reward.reward_kwargs.overlong_buffer_cfg.enable=True +reward.reward_kwargs.overlong_buffer_cfg.len=1024
