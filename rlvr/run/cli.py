@@ -19,7 +19,8 @@ from rlvr.advantage import METHODS
 from rlvr.config import BUILT_IN, PRESET_HELP, PRESETS, EvalConfig, SettingError, ShapingSettings, TrainConfig, refuse, train_config
 from rlvr.run.settings import branch_settings, check_eval, check_train, read_config
 
-# The flags that `--help` shows first.
+# What `--help` says of the presets, and the flags that it shows first.
+ABOUT = "Presets (--preset NAME; --preset NAME --help shows its settings):" + "".join(f"\n- {k:24}{v}" for k, v in PRESET_HELP.items())
 TRAIN_FIRST = "method model data preset steps lr prompts_per_step completions_per_prompt max_new_tokens seed eval_data resume name out"
 EVAL_FIRST = "models data problems completions max_new_tokens temperature top_p seed out"
 
@@ -41,7 +42,7 @@ def parse_train(argv: list[str] | None = None) -> TrainConfig:
         preset = named.preset or ("tiny3" if named.level == "3" else _preset_for(named.model or "tiny"))
         refuse(preset not in PRESETS, f"There is no preset {preset!r}. Choose one of: {', '.join(PRESETS)}.")
         default = train_config()(**{"preset": preset} | PRESETS[preset])
-    config = _parse_in_groups(train_config(), argv, "python train.py", TRAIN_FIRST.split(), _presets(), default)
+    config = _parse_in_groups(train_config(), argv, "python train.py", TRAIN_FIRST.split(), ABOUT, default)
     check_train(config)
     return config
 
@@ -93,8 +94,7 @@ def resume_command(folder: str | Path, reward: str = "") -> str:
 
 def help_texts(kind: type) -> dict[str, str]:
     """The help of each setting: the string below its field, or what its method declares."""
-    classes = [node for node in ast.parse(inspect.getsource(sys.modules[kind.__module__])).body if isinstance(node, ast.ClassDef)]
-    bodies = {node.name: node.body for node in classes}
+    bodies = {c.name: c.body for c in ast.parse(inspect.getsource(sys.modules[kind.__module__])).body if isinstance(c, ast.ClassDef)}
     texts = {f.name: f.metadata["strength"].help for f in fields(kind) if "strength" in f.metadata}
     for base in reversed(kind.__mro__):
         for member, below in zip(bodies.get(base.__name__, []), bodies.get(base.__name__, [])[1:]):
@@ -103,21 +103,29 @@ def help_texts(kind: type) -> dict[str, str]:
     return texts
 
 
-def _parse_in_groups(kind: type, argv, program: str, first: list[str], about: str = "", default=None):
-    """parse_command for settings that are declared in groups: each group is a dataclass for tyro, with a heading in `--help`."""
+def _parse_in_groups(kind: type, argv, program: str, first: list[str], about: str = "", default=None, only=None):
+    """parse_command for settings that are declared in groups: each group is a dataclass for tyro, with a heading in `--help`.
+
+    tyro takes a tenth of a second for all of them, and a hundredth for those that are named. So it gets those alone, unless `--help` shows
+    all settings, or something is wrong, and the error suggests what was meant.
+    """
     import tyro
 
-    texts, members, groups = help_texts(kind), {f.name: f for f in fields(kind)}, {"": {}}
-    for name in [*first, *members]:
+    named = {re.sub("^--(no-)?", "", word.partition("=")[0]).replace("-", "_") for word in (sys.argv if argv is None else argv)}
+    if only is None and not named & {"_h", "help"}:
+        with contextlib.suppress(SettingError):
+            return _parse_in_groups(kind, argv, program, first, about, default, named)
+    members, groups, texts = {f.name: f for f in fields(kind)}, {}, help_texts(kind) if only is None else {}
+    for name in [name for name in [*first, *members] if only is None or name in only or members[name].default is MISSING]:
         group = groups.setdefault("" if name in first else _heading(kind, members[name]), {})
         start = members[name].default if default is None else getattr(default, name)
-        typed = Annotated[members[name].type, tyro.conf.arg(help=texts[name])]
+        typed = Annotated[members[name].type, tyro.conf.arg(help=texts.get(name, ""))]
         group[name] = (name, typed) if start is MISSING else (name, typed, field(default=start))
     # tyro searches the source of a class for the help of each member that has none, which takes longer than all the rest.
     parts = [Annotated[make_dataclass("Group", group.values()), tyro.conf.arg(name=heading, help="")] for heading, group in groups.items()]
     whole = make_dataclass("Settings", [(f"group{i}", part) for i, part in enumerate(parts)])
     parsed = parse_command(whole, program, argv, description="\n\n".join([inspect.cleandoc(kind.__doc__), about]))
-    return kind(**{name: value for part in vars(parsed).values() for name, value in vars(part).items()})
+    return kind(**(vars(default) if default else {}) | {k: v for part in vars(parsed).values() for k, v in vars(part).items()})
 
 
 def _heading(kind: type, setting) -> str:
@@ -127,19 +135,12 @@ def _heading(kind: type, setting) -> str:
     return "further methods" if owners and owners != ["rlvr.advantage"] else (ShapingSettings if owners else next(declared)).__doc__.lower()
 
 
-def _presets() -> str:
-    """The presets with their memory, for `train.py --help`."""
-    lines = [f"- {name:24}{text}" for name, text in PRESET_HELP.items()]
-    return "\n".join(["Presets (--preset NAME; --preset NAME --help shows its settings):", *lines])
-
-
 def _preset_for(model: str) -> str:
     """The preset when none is named: that of a run for its run folder, that of its name for a built-in model, hf for any other."""
     for folder in (Path(model), Path(model).parent):  # a run folder, or the model in it
         # Anything else than a run folder has no such file, or one that names no preset, as a model's.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            path = folder / "config.json"
-            preset = json.loads(path.read_text(encoding="utf-8-sig"))["preset"] if path.is_file() else None
+            preset = json.loads(path.read_text(encoding="utf-8-sig"))["preset"] if (path := folder / "config.json").is_file() else None
             if isinstance(preset, str):
                 return preset
     return model if model in BUILT_IN else "hf"
