@@ -76,10 +76,8 @@ class InHalves:
                 _check_halving_helps(error, "--sampling-rows", n)
             self.rows = _half("--sampling-rows", n)
         cut = len(prompts) // 2 * repeats or repeats // 2  # between two prompts, or among the completions of the only one
-        return joined([
-            self(model, some, len(rows) // len(some), stop_ids, temperature, top_p, rows, on_ended)
-            for some, rows in ((prompts[: len(prompts) // 2] or prompts, u[:cut]), (prompts[len(prompts) // 2 :], u[cut:]))
-        ])  # fmt: skip
+        halves = (prompts[: len(prompts) // 2] or prompts, u[:cut]), (prompts[len(prompts) // 2 :], u[cut:])
+        return joined([self(model, some, len(v) // len(some), stop_ids, temperature, top_p, v, on_ended) for some, v in halves])
 
 
 def joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -73,10 +73,9 @@ def _measure(c: EvalConfig, name: str, problems: dict[str, list[Problem]], resul
     policy, prepared = _prepare(c, name, problems)
     for data, (fitting, prompts, too_long, max_new_tokens) in prepared.items():
         started = time.perf_counter()
-        result = evaluate(
-            policy, fitting, prompts, completions=c.completions, temperature=c.temperature, top_p=c.top_p, seed=c.seed,
-            max_new_tokens=max_new_tokens, sampling_rows=c.sampling_rows, progress=name if len(problems) == 1 else f"{name} on {data}",
-        )  # fmt: skip
+        how = {key: getattr(c, key) for key in ("completions", "temperature", "top_p", "seed", "sampling_rows")}
+        progress = name if len(problems) == 1 else f"{name} on {data}"
+        result = evaluate(policy, fitting, prompts, **how, max_new_tokens=max_new_tokens, progress=progress)
         if too_long:
             print(f"{name}: {too_long} of {len(problems[data])} problems of {data} left out, prompt over {c.max_prompt_tokens} tokens")
         metrics = {metric: dict(zip(("mean", "low", "high"), numbers)) for metric, numbers in result.metrics.items()}

@@ -32,9 +32,8 @@ def defects(text: str, finished: bool, steps: int | None) -> dict[str, bool]:
         "wrong_step": any(apply_op(int(a), op, int(b)) != int(c) for a, op, b, c in equations),
         "skipped_step": steps is not None and len(equations) < steps,
         "chatter": steps is not None and any(not any(c.isdigit() for c in s) for s in sentences),
-        "loop": len(sentences) >= 3 and max(sentences.count(s) for s in set(sentences)) >= 3,
-        "overlong": not finished,
-    }
+        "loop": len(sentences) >= 3 and max(sentences.count(s) for s in set(sentences)) >= 3, "overlong": not finished,
+    }  # fmt: skip
 
 
 def defect_shares(texts: Sequence[str], finished: Sequence[bool], steps: Sequence[int | None]) -> dict[str, float]:

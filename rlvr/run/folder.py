@@ -22,8 +22,7 @@ def run_folder(c: TrainConfig) -> Path:
     if not c.name:
         return first_free(out / f"{c.method}-seed{c.seed}", in_use)
     folder = out / c.name
-    refuse(in_use(folder),
-           f"The run folder {folder} is not empty. Choose another --name, or go on with it: --resume {quoted(folder)}")  # fmt: skip
+    refuse(in_use(folder), f"The run folder {folder} is not empty. Choose another --name, or go on with it: --resume {quoted(folder)}")
     return folder
 
 
@@ -39,8 +38,7 @@ def refuse_links(*paths: Path) -> None:
     """
     for path in filter(os.path.lexists, paths):
         own = not path.is_symlink() and (path.is_dir() or path.is_file() and path.stat().st_nlink == 1)
-        refuse(not own,
-               f"{path} is a link, a pipe or a device: what is written would go elsewhere. Put a copy there, or delete it.")  # fmt: skip
+        refuse(not own, f"{path} is a link, a pipe or a device: what is written would go elsewhere. Put a copy there, or delete it.")
 
 
 @contextmanager

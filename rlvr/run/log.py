@@ -57,11 +57,8 @@ class Log:
         """Some completions of a step, evenly spread over the batch, as lines of rollouts.jsonl."""
         kept = min(self.config.log_completions, len(batch))
         rows = [len(batch) * i // kept for i in range(kept)]
-        lines = [
-            {"step": number, "group": int(batch.group[i])}
-            | completion(self.tokenizer, batch, i, correct, {"logp": batch.old_logp, "entropy": batch.entropy, "advantage": shaped})
-            for i in rows
-        ]
+        numbers = {"logp": batch.old_logp, "entropy": batch.entropy, "advantage": shaped}
+        lines = [{"step": number, "group": int(batch.group[i])} | completion(self.tokenizer, batch, i, correct, numbers) for i in rows]
         self._write(self.rollouts, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _write(self, file: Appender, text: str) -> None:
@@ -83,13 +80,9 @@ class Log:
 def completion(tokenizer, batch: Rollouts, i: int, correct: Tensor, numbers: dict[str, Tensor]) -> dict:
     """One completion as JSON, with a list for each of `numbers` ([N, T] or [N, T, K] each, cut to its length)."""
     n = int(batch.lengths[i])
-    return {
-        "prompt": tokenizer.decode(batch.prompt_ids[i], skip_special_tokens=True),
-        "completion": batch.text[i],
-        "correct": bool(correct[i]),
-        "finished": bool(batch.finished[i]),
-        "token_ids": batch.completion_ids[i, :n].tolist(),
-    } | {name: _rounded(values[i, :n].tolist()) for name, values in numbers.items()}
+    texts = {"prompt": tokenizer.decode(batch.prompt_ids[i], skip_special_tokens=True), "completion": batch.text[i]}
+    texts |= {"correct": bool(correct[i]), "finished": bool(batch.finished[i]), "token_ids": batch.completion_ids[i, :n].tolist()}
+    return texts | {name: _rounded(values[i, :n].tolist()) for name, values in numbers.items()}
 
 
 def _rounded(values: list) -> list:

@@ -15,14 +15,13 @@ from rlvr.run.defects import DEFECTS, defect_shares
 from rlvr.verifier import stats as verifier_stats
 
 # Columns of metrics.csv: one row per step; empty where a step has no such number (no wrong completion, no evaluation).
+_DEFECT_COLUMNS = " ".join(f"defect_{name}" for name in DEFECTS)
 COLUMNS = (
     "step stage shaped accuracy reward reward_std entropy entropy_right entropy_wrong log_ppl log_ppl_right log_ppl_wrong length "
     "length_right length_wrong truncated completions groups groups_kept groups_all_right groups_all_wrong sampling_rounds loss clipped_low "
-    "clipped_high kl grad_norm lr updates skipped_updates logp_drift verifier_kills reward_failures "
-    + " ".join(f"defect_{d}" for d in DEFECTS)
-    + " eval_pass_at_1 eval_pass_at_1_low eval_pass_at_1_high eval_pass_at_max eval_problems seconds_sampling seconds_reward "
-    "seconds_scoring seconds_update seconds_step"
-).split()
+    f"clipped_high kl grad_norm lr updates skipped_updates logp_drift verifier_kills reward_failures {_DEFECT_COLUMNS} eval_pass_at_1 "
+    "eval_pass_at_1_low eval_pass_at_1_high eval_pass_at_max eval_problems seconds_sampling seconds_reward seconds_scoring seconds_update "
+    "seconds_step").split()  # fmt: skip
 
 
 class Watch:
@@ -103,16 +102,9 @@ def batch_metrics(batch: Rollouts, correct: Tensor, rewards: Tensor, steps: list
     scored = rewards[~rewards.isnan()]
     log_ppl = log_perplexity(batch.old_logp, batch.mask)
     right_in_group = torch.stack([correct[batch.group == g].float().mean() for g in batch.group.unique()])
-    metrics = {
-        "accuracy": mean(correct),
-        "reward": mean(scored),
-        "reward_std": scored.std().item(),
-        "truncated": mean(~batch.finished),
-        "completions": len(batch),
-        "groups": len(right_in_group),
-        "groups_all_right": mean(right_in_group == 1),
-        "groups_all_wrong": mean(right_in_group == 0),
-    } | entropies(batch, correct)
+    metrics = {"accuracy": mean(correct), "reward": mean(scored), "reward_std": scored.std().item(), "truncated": mean(~batch.finished)}
+    metrics |= {"groups_all_right": mean(right_in_group == 1), "groups_all_wrong": mean(right_in_group == 0)}
+    metrics |= {"completions": len(batch), "groups": len(right_in_group)} | entropies(batch, correct)
     for suffix, rows in (("", torch.ones_like(correct)), ("_right", correct), ("_wrong", ~correct)):
         metrics["log_ppl" + suffix] = mean(log_ppl[rows])
         metrics["length" + suffix] = mean(batch.lengths[rows])

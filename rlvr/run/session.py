@@ -253,12 +253,10 @@ class Session:
         adapter = f", of which {trained / 1e6:.2f} M are trained (LoRA, rank {c.lora_rank})" if c.lora_rank else ""
         held_out = len(self.held_out.problems)
         measured = f"{held_out} held-out problems" if held_out else "no held-out problems (name some with --eval-data)"
-        say(
-            f"{c.method} on {c.model}: {sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters{adapter}, "
-            f"{policy.model.dtype}, {policy.model.device}; {len(self.trainer.problems)} problems, {measured}; {c.steps} steps of "
-            f"{c.prompts_per_step} prompts x {c.completions_per_prompt} completions{'' if name == 'verify_all' else f'; reward {name}'}\n"
-            f"run folder: {self.folder}"
-        )
+        what = f"{c.method} on {c.model}: {sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters{adapter}, "
+        what += f"{policy.model.dtype}, {policy.model.device}; {len(self.trainer.problems)} problems, {measured}; {c.steps} steps of "
+        what += f"{c.prompts_per_step} prompts x {c.completions_per_prompt} completions{'' if name == 'verify_all' else f'; reward {name}'}"
+        say(f"{what}\nrun folder: {self.folder}")
         if c.branch and not self.saved:
             say(f"branched from {c.branch}")
         if self.saved:
@@ -291,10 +289,8 @@ class Session:
         self.save_failed = ""
         try:
             self.log_files.sync()  # the checkpoint says that these rows are there
-            self.saved = checkpoint.save(
-                self.folder / "checkpoints", tensors, state, steps_done=self.steps_done,
-                updates=len(self.step.updates) if self.step else None, keep=c.keep, keep_every=c.keep_every,
-            )  # fmt: skip
+            made = dict(steps_done=self.steps_done, updates=len(self.step.updates) if self.step else None)
+            self.saved = checkpoint.save(self.folder / "checkpoints", tensors, state, **made, keep=c.keep, keep_every=c.keep_every)
         except OSError as error:
             self.save_failed = f"The checkpoint of step {self.steps_done} could not be written ({error}). {self._saved_as()}"
             if not at_end:
@@ -355,10 +351,8 @@ class Session:
             cause = f"{skipped} of {self.totals.total()} updates were skipped: loss or gradient was not finite"
             say(f"\n{cause}. Choose a lower --lr, or --dtype float32.")
         elif not self.totals["updates"] and self.steps_done:
-            say(
-                "\nNo update was made: no group had both right and wrong completions. If nearly all are wrong (groups_all_wrong in "
-                "metrics.csv), choose easier problems or a better model; if nearly all are right, harder problems."
-            )
+            cause = "No update was made: no group had both right and wrong completions. If nearly all are wrong (groups_all_wrong in"
+            say(f"\n{cause} metrics.csv), choose easier problems or a better model; if nearly all are right, harder problems.")
         minutes, seconds = divmod(round(self.summary["wall_seconds"]), 60)
         plateau = self.trainer.plateau
         stage = f"the plateau began at step {plateau}" if plateau else "still in the rising stage"

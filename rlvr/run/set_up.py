@@ -11,9 +11,8 @@ from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
 from rlvr.engine.optimizer import make_adamw
 from rlvr.loaders.adapters import add_lora
 from rlvr.loaders.gym import is_gym
-from rlvr.loaders.models import (
-    chain, check_length, check_model_name, check_reachable, choose_device, choose_dtype, load_config, most_positions, resolve_model,
-)  # fmt: skip
+from rlvr.loaders.models import chain, check_length, check_model_name, check_reachable, choose_device
+from rlvr.loaders.models import choose_dtype, load_config, most_positions, resolve_model
 from rlvr.loaders.rows import check_answers
 from rlvr.policy import Policy, load_policy
 from rlvr.run.branch import branch_point

@@ -56,9 +56,8 @@ def _repeating(match: re.Match) -> Fraction:
 
 def repeating_as_fractions(text: str) -> str:
     r"""For sympy, which cannot read them: ``1-0.\overline{3}`` becomes ``1-(\frac{1}{3})``."""
-    return _REPEATING.sub(
-        lambda match: r"{}(\frac{{{}}}{{{}}})".format("+" * match[0].startswith("+"), *_repeating(match).as_integer_ratio()), text
-    )
+    fraction = r"{}(\frac{{{}}}{{{}}})".format
+    return _REPEATING.sub(lambda match: fraction("+" * match[0].startswith("+"), *_repeating(match).as_integer_ratio()), text)
 
 
 def equal_numbers(answer: str, gold: str) -> bool | None:

@@ -55,10 +55,8 @@ def report(config: ReportConfig) -> Path:
         experiment = load_experiment(Path(config.experiment or "runs/experiment")) or load_experiment(SHIPPED)
         out.mkdir(parents=True, exist_ok=True)
         sections = [write_section(ask(runs, experiment), out) for ask in progress_bar(SECTIONS, "report", unit="section")]
-        findings = [
-            {"label": section.label, "finding": section.title, "run": v.run, "agrees": v.agrees, "text": v.text}
-            for section in sections for v in section.verdicts
-        ]  # fmt: skip
+        columns = ("label", "finding", "run", "agrees", "text")
+        findings = [dict(zip(columns, (s.label, s.title, v.run, v.agrees, v.text))) for s in sections for v in s.verdicts]
         write_atomically(out / "findings.csv", csv_text(findings))
         write_atomically(path, page(runs, experiment, sections))
     except SettingError:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rlvr.analysis.compare_arms import (
-    BASELINE, CURVES, METRICS, arms_over_steps, differences, judge, paired_differences, power, read_results,
-)  # fmt: skip
+from rlvr.analysis.compare_arms import BASELINE, CURVES, METRICS, arms_over_steps, differences, judge
+from rlvr.analysis.compare_arms import paired_differences, power, read_results
 from rlvr.analysis.experiment import ARMS
 from rlvr.analysis.report.section import CANNOT, Panel, Section, Verdict, empty_section
 from rlvr.run.figures import COLOURS
