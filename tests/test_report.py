@@ -29,6 +29,7 @@ from rlvr.analysis.report.microscope import microscope_data
 from rlvr.analysis.intervals import mean_interval
 from rlvr.analysis.report.run import Run, bootstrap, share_of_largest
 from rlvr.analysis.report.section import CANNOT, NO, OPEN, YES, Estimate, Panel, Section, Verdict, draw, percent
+from rlvr.run.defects import DEFECTS
 from rlvr.train import train
 
 LABELS = "S1 S2 S3 S4 S5 S6 S7 I1 I2 I3 T1 T2 T3 E1 E2 E3".split()
@@ -80,6 +81,19 @@ def test_s1(tmp_path, rise, late, plateau, agrees):
     assert len(section.rows) == 30 and len(drawn(section, tmp_path)) == 1
     if agrees == YES:
         assert "5.00 points" in section.verdicts[0].text and "0.10 points" in section.verdicts[0].text
+
+
+def test_a_branch_that_begins_on_the_plateau_has_no_rising_stage():
+    """Its steps count on from its trunk's: they are not the first ones, whatever their number."""
+    run = entropies((0.5, 0.1), (2.0, 0.5))
+    run.steps = [dict(row, step=row["step"] + 20, entropy=1 - i / 40, **{f"defect_{d}": 0.5 for d in DEFECTS}) for i, row in enumerate(run.steps)]
+    run.metrics, run.last = run.steps, 45
+    for finding in (stage.two_stages, stage.who_loses_entropy, stage.token_shifts, stage.defects_vanish):
+        assert finding([run]).verdicts[0].agrees == CANNOT, finding.__name__
+    late = staged(0.05, 0.001)
+    late.steps = [row for row in late.steps if row["step"] > 4]
+    late.metrics = late.steps
+    assert "Up to step 10 accuracy rose by 5.00 points a step" in stage.two_stages([late]).verdicts[0].text
 
 
 def test_s1_of_a_learning_rate_that_falls():
@@ -181,7 +195,6 @@ def test_s3_cannot_be_asked():
 
 
 def test_s4(tmp_path):
-    from rlvr.run.defects import DEFECTS
 
     def steps(first, last):
         return [
@@ -324,10 +337,21 @@ def test_s7(tmp_path):
 def test_s7_asks_for_the_strongest_updates():
     """Formal reasoning is more frequent among the largest changes than elsewhere, but connectives change more on average."""
     run = changed(big=20)
-    run.changes["token"] = np.where(np.arange(4000) < 16, 2, np.where(np.arange(4000) < 20, 5, 3))
+    run.changes["token"] = np.where(np.arange(4000) < 16, 2, np.where(np.arange(4000) < 26, 5, 3))
     run.changes["change"] = np.where(run.changes["token"] == 5, 0.4, run.changes["change"])
     run.token = (WORDS | {5: " so"}).__getitem__
     assert plateau.changed_tokens_are_formal([run]).verdicts[0].agrees == NO
+
+
+def test_s7_compares_no_category_that_hardly_occurs():
+    """One connective, in one problem, changes more than all else: resampling problems would give it an interval of no width."""
+    run = changed(big=20)
+    run.changes["token"] = np.where(np.arange(4000) == 20, 5, run.changes["token"])
+    run.changes["change"] = np.where(run.changes["token"] == 5, 0.9, run.changes["change"])
+    run.token = (WORDS | {5: " so"}).__getitem__
+    found = plateau.changed_tokens_are_formal([run]).verdicts[0]
+    assert found.agrees == YES and "logical structuring 5 % of the largest changes" in found.text
+    assert "its mean change less that of semantic support" in found.text
 
 
 def test_the_interval_of_the_largest_changes_is_over_problems():
@@ -425,12 +449,14 @@ def test_too_few_places_for_the_stated_power_say_so():
 def test_t1(tmp_path, first, middle, last, agrees):
     shape = [first] * 2 + [middle] * 16 + [last] * 2
     rows = [dict(step=s, correct=c, entropy=[h + 0.01 * (s % 3) for h in shape]) for s in range(1, 41) for c in (True, False)]
-    section = position.entropy_by_position([made_up(completions=rows, plateau=20, last=40)])
+    section = position.entropy_by_position([made_up(completions=rows, plateau=20, last=40, replacements=replaced())])
     assert section.verdicts[0].agrees == agrees and drawn(section, tmp_path)
     profile = [r["entropy"] for r in section.rows if r["stage"] == "plateau" and r["answers"] == "right"]
     assert profile == pytest.approx([h + 0.01 for h in shape], abs=1e-3)
     assert position.entropy_by_position([made_up(last=3)]).verdicts[0].agrees == CANNOT
     assert position.entropy_by_position([made_up(completions=rows, last=40)]).verdicts[0].agrees == CANNOT  # there is no plateau
+    unknown = position.entropy_by_position([made_up(completions=rows, plateau=20, last=40)]).verdicts[0]
+    assert unknown.agrees == CANNOT and "python -m rlvr.analysis.probe runs/made-up" in unknown.text
     for matters, wanted in ((0.0, CANNOT), (0.5, agrees)):  # where nothing that is undecided matters, a U would be one of wording
         run = made_up(completions=rows, plateau=20, last=40, replacements=replaced(matters=matters))
         assert position.entropy_by_position([run]).verdicts[0].agrees == wanted
@@ -451,6 +477,28 @@ def test_intervals_over_runs_of_equal_settings():
     assert together.run == "all of seed0, seed1, seed2" and "mean of 3 runs, with Student's 95 % interval over runs" in together.text
     mean, low, high = mean_interval([100 * (rise - 3 * 0.001) for rise in (0.04, 0.05, 0.06)])
     assert f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]" in together.text
+
+
+def test_who_takes_part_does_not_depend_on_what_was_found():
+    """Of two underpowered runs and one that is sure of the contrary all three count. A no that stands although a yes would prove nothing is
+    put together with nothing, as the runs beside it that found something else."""
+    runs = [made_up(replacements=replaced(8, early=0.3 + more, late=0.3), name=f"seed{i}") for i, more in enumerate((0.1, -0.1, 0.0))]
+    for i, run in enumerate(runs):
+        run.config = TrainConfig(seed=i)
+        for j, row in enumerate(run.replacements):
+            row["replaced"] += (0.5, -0.5, 0.3, -0.3)[j // 12 % 4] * (row["where"] == "early") * (i < 2)
+    runs[2] = made_up(replacements=replaced(early=0.1, late=0.5), name="seed2", config=TrainConfig(seed=2))
+    found = position.early_tokens_decide(runs).verdicts
+    assert [v.agrees for v in found[:3]] == [CANNOT, CANNOT, NO] and found[3].run == "all of seed0, seed1, seed2"
+    assert found[3].agrees == OPEN
+    falling = [staged(rise, late, last_rate=0.0005) for rise, late in ((0.02, 0.015), (0.02, 0.014), (0.05, 0.001))]
+    assert [v.agrees for v in stage.two_stages(falling).verdicts] == [NO, NO, CANNOT]
+
+
+def test_what_is_the_same_in_all_runs_has_no_interval_over_them():
+    runs = [entropies((0.5, 0.2 + i / 100), (2.0, 0.5)) for i in range(2)]
+    together = stage.who_loses_entropy(runs).verdicts[-1]
+    assert "mean of 2 runs" in together.text and "at the end" in together.text and "on the fixed text" not in together.text
 
 
 def test_runs_that_differ_leave_open_what_each_is_sure_of():

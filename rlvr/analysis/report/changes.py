@@ -10,6 +10,7 @@ from rlvr.run.figures import BLUE, GREEN, INK, ORANGE
 LITTLE = 0.05  # a change of probability above this counts as one; ours
 BINS = np.linspace(-0.5, 0.5, 81)  # of S5
 TOP = 0.01  # the share of tokens that counts as "the largest changes"; ours
+OFTEN = 10  # problems in which a category must occur to be compared: one token alone has no interval; ours
 FEWEST = 1000  # tokens, so that the largest changes are ten or more
 SURE = 0.001  # float32 cannot measure how the log-odds change of a token that is surer than 1 less this; ours
 RISE_ALONE = "No step of the plateau could be replayed, so this is the rising stage."
@@ -148,7 +149,7 @@ def changed_tokens_are_uncertain(run: Run) -> Verdict:
     return verdict(estimates, text, rows, panels, cannot=RISE_ALONE if stage != "plateau" else "")
 
 
-@section("S7", "Formal reasoning changes most", needs="changes", top=percent(TOP), fewest=FEWEST)
+@section("S7", "Formal reasoning changes most", needs="changes", top=percent(TOP), fewest=FEWEST, often=OFTEN)
 def changed_tokens_are_formal(run: Run) -> Verdict:
     """Plateau steps made again. The share of each category among the {top} of tokens that changed most, beside its share of all tokens; and
     the mean change of its tokens. Categories are ours, by the text of the token.
@@ -156,7 +157,7 @@ def changed_tokens_are_formal(run: Run) -> Verdict:
     The paper found: Tokens of formal reasoning (digits, operators, symbols) get the strongest updates.
 
     A no would be: formal reasoning is rarer among the largest changes than among all tokens, or changes less than another category does
-    on average. Not asked of fewer than {fewest} tokens.
+    on average. Not asked of fewer than {fewest} tokens; a category is compared if it occurs in {often} problems.
     """
     stage, mask = stages(run)[-1]
     size, tokens, problem = np.abs(run.changes["change"][mask]), run.changes["token"][mask], run.changes["problem"][mask]
@@ -177,9 +178,10 @@ def changed_tokens_are_formal(run: Run) -> Verdict:
     words = [f"{row['category']} {percent(row['share_of_top'])} of the largest changes, {percent(row['base_rate'])} of all tokens, mean "
              f"change {row['mean_change']:.4f}" for row in (formal, *others)]  # fmt: skip
     cannot = too_few(run)
-    if not formal["base_rate"] or not others:
-        return Verdict(CANNOT, sentence(words) + " All tokens are formal reasoning, or none is.", rows, [Panel(draw)])
-    strongest = max(others, key=lambda row: row["mean_change"])["category"]
+    compared = [row for row in others if len(np.unique(problem[kinds == row["category"]])) >= OFTEN]
+    if not formal["base_rate"] or not compared:
+        return Verdict(CANNOT, sentence(words) + " Nearly all tokens are formal reasoning, or none is.", rows, [Panel(draw)])
+    strongest = max(compared, key=lambda row: row["mean_change"])["category"]
     pairs = of_problems(np.stack([size, kinds == CATEGORIES[0], kinds == strongest], 1), problem)
 
     def more(found: list[np.ndarray]) -> float:

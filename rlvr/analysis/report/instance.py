@@ -1,14 +1,15 @@
 """Instance level, I1 to I3: in which completions the plateau learns (Deng et al. 2025)."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from rlvr.analysis.exchange import low_half
 from rlvr.analysis.report.arms import Experiment, arms_section
 from rlvr.analysis.report.changes import TOP, stages, too_few
 from rlvr.analysis.report.run import Run, bootstrap, mean, share_of_largest
-from rlvr.analysis.report.section import (
-    CANNOT, OPEN, Estimate, Panel, Section, Verdict, judge, percent, points, resampled, section, verdict,
-)  # fmt: skip
+from rlvr.analysis.report.section import CANNOT, OPEN, Estimate, Panel, Section, Verdict, judge
+from rlvr.analysis.report.section import percent, points, resampled, section, verdict
 from rlvr.common.text import interval
 from rlvr.run.figures import BLUE, GREEN, GREY, INK, ORANGE
 
@@ -121,8 +122,9 @@ def compare_drops(groups: dict[str, list[dict]], smaller: str, larger: str, xlab
     text += f" There, replacing it cost, in points of accuracy: {'; '.join(lost)}. So many places show a difference of {100 * power:.0f} "
     text += "points in four of five attempts."
     short = judge([estimate]) == OPEN and power > DETECT
-    need = f"To see {100 * DETECT:.0f} points takes about {(power / DETECT) ** 2:.1f} times as many (--completions)." if short else ""
-    return verdict([estimate], text, rows, [replacement_panel(forks, xlabel)], cannot=need)
+    need = f"To see {100 * DETECT:.0f} points takes about {(power / DETECT) ** 2:.1f} times as many (--completions)."
+    found = verdict([estimate], text, rows, [replacement_panel(forks, xlabel)])
+    return replace(found, agrees=CANNOT, text=f"{found.text} {need}") if short else found
 
 
 @section("I2", "Completions of low perplexity are more robust", needs="replacements")

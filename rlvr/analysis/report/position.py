@@ -8,7 +8,8 @@ from rlvr.analysis.exchange import ends_and_middle, position_profile, with_posit
 from rlvr.analysis.report.arms import Experiment, arms_section
 from rlvr.analysis.report.instance import FEW, compare_drops, matters
 from rlvr.analysis.report.run import Run
-from rlvr.analysis.report.section import CANNOT, Panel, Section, Verdict, percent, resampled, section, sentence, verdict
+from rlvr.analysis.report.section import CANNOT, NO_PROBE, Panel, Section, Verdict, percent, resampled, section, sentence, verdict
+from rlvr.common.text import quoted
 from rlvr.run.figures import GREEN, ORANGE
 
 BINS = 20
@@ -44,7 +45,7 @@ def entropy_by_position(run: Run) -> Verdict:
     uncertain, low in between.
 
     A no would be: the lower end lies below the middle. It cannot be asked where the answer depends on hardly any undecided token (I2):
-    then entropy is a choice of words, and says nothing about a conclusion.
+    then entropy is a choice of words, and says nothing about a conclusion. Nor can it without a probe.
     """
     found = _by_stage_and_answer(run)
     if not found:
@@ -68,8 +69,10 @@ def entropy_by_position(run: Run) -> Verdict:
     everything = [row for (stage, _), chosen in found.items() if stage == last_stage for row in chosen]
     estimate = resampled(f"the lower end less the middle ({last_stage}, all answers; nats)", _least_end_above_middle, everything)
     cannot = "" if last_stage == "plateau" else "This is not the plateau."
-    share = np.mean([matters(entry) for entry in run.replacements]) if run.replacements else 1.0
-    if share <= FEW:
+    share = np.mean([matters(entry) for entry in run.replacements]) if run.replacements else 0.0
+    if not run.replacements:
+        cannot = f"Whether an answer depends on what is undecided is not known. {NO_PROBE.format(folder=quoted(run.folder))}"
+    elif share <= FEW:
         cannot = f"Of the undecided tokens that were replaced {percent(share)} matter to the answer, half of them perhaps by chance: this is "
         cannot += "a choice of words."
     found = verdict([estimate], sentence(words), rows, [Panel(draw)], over="completions of this run", cannot=cannot)

@@ -76,6 +76,7 @@ class Verdict:
     panels: list[Panel] = field(default_factory=list)
     run: str = ""  # the name of the run, or what else was asked; `section` fills it in
     estimates: Sequence[Estimate] = ()
+    barred: bool = False  # whether a yes would prove nothing, whatever was found
 
 
 def judge(estimates: Sequence[Estimate]) -> str:
@@ -94,7 +95,7 @@ def verdict(estimates: Sequence[Estimate], text: str, rows=(), panels=(), over: 
     if cannot and agrees != NO:
         agrees = CANNOT
     text = " ".join(part for part in (text, _in_words(estimates, f"95 % intervals over {over}"), cannot) if part)
-    return Verdict(agrees, text, list(rows), list(panels), estimates=estimates)
+    return Verdict(agrees, text, list(rows), list(panels), estimates=estimates, barred=bool(cannot))
 
 
 def _in_words(estimates: Sequence[Estimate], intervals: str) -> str:
@@ -103,17 +104,21 @@ def _in_words(estimates: Sequence[Estimate], intervals: str) -> str:
 
 
 def over_runs(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Of runs that differ in nothing but their seed: the estimates that all have, each as the mean over runs with Student's interval."""
+    """Of runs that differ in nothing but their seed: the estimates that all have, each as the mean over runs with Student's interval.
+
+    Which runs take part must not depend on what they found: one is left out if a yes of it would prove nothing, also if it says no. An
+    estimate that is the same number in all, as one of the first model alone, says nothing about runs.
+    """
     alike: dict[str, list[Verdict]] = defaultdict(list)
     for run, found in zip(runs, verdicts):
         settings = {name: value for name, value in vars(run.config).items() if name not in ("seed", "name", "out", "resume")}
-        if found.estimates and found.agrees != CANNOT:
+        if found.estimates and not found.barred:
             alike[repr(settings)].append(found)
     out = []
     for group in (group for group in alike.values() if len(group) > 1):
         tables = [{e.says: e for e in found.estimates} for found in group]
-        shared = [e for e in group[0].estimates if all(e.says in table for table in tables)]
-        means = [Estimate(e.says, *mean_interval([table[e.says].value for table in tables]), e.form) for e in shared]
+        values = {e: [table[e.says].value for table in tables] for e in group[0].estimates if all(e.says in table for table in tables)}
+        means = [Estimate(e.says, *mean_interval(v), e.form) for e, v in values.items() if len(set(v)) > 1]
         text = _in_words(means, f"mean of {len(group)} runs, with Student's 95 % interval over runs")
         out.append(Verdict(judge(means), text, run=f"all of {', '.join(found.run for found in group)}"))
     return out

@@ -7,9 +7,8 @@ import numpy as np
 from rlvr.analysis.exchange import CATEGORIES, category, drop_shares, other_script, slope_error, stage_slopes, token_shift
 from rlvr.analysis.intervals import gap_interval, mean_interval, t_quantile
 from rlvr.analysis.report.run import Run, mean, share_of_largest
-from rlvr.analysis.report.section import (
-    CANNOT, OPEN, YES, Estimate, Panel, Verdict, bars, factor, percent, points, resampled, section, verdict,
-)  # fmt: skip
+from rlvr.analysis.report.section import CANNOT, OPEN, YES, Estimate, Panel, Verdict, bars, factor
+from rlvr.analysis.report.section import percent, points, resampled, section, verdict
 from rlvr.run.defects import DEFECTS
 from rlvr.run.figures import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, smoothed
 
@@ -22,6 +21,11 @@ def ends(rows: list) -> tuple[list, list]:
     """The first and the last fifth of the steps of a stage, three or more of each. ([], []) if there are not so many."""
     width = max(3, len(rows) // 5)
     return (rows[:width], rows[-width:]) if len(rows) >= 2 * width else ([], [])
+
+
+def rising(run: Run) -> list[dict]:
+    """The rows of the rising stage: none of a branch that begins on the plateau."""
+    return [row for row in run.steps if row["step"] <= run.rising_end]
 
 
 def over_steps(axis, run: Run, ylabel: str, xlabel: str = "step", top: float | None = None) -> None:
@@ -55,14 +59,14 @@ def two_stages(run: Run) -> Verdict:
     columns = {"accuracy": "accuracy", "entropy": "entropy", "held_out_pass_at_1": "eval_pass_at_1"}
     rows = [{"step": int(row["step"])} | {name: row[column] for name, column in columns.items()} for row in run.metrics]
     panels = [Panel(draw, legend={"loc": "center right"})]
-    if not run.plateau or run.last - run.plateau < 5:
-        end = "has not begun" if not run.plateau else f"has only {run.last - run.plateau + 1} steps"
-        return Verdict(CANNOT, f"The plateau {end}; a longer run would show it.", rows, panels)
-    slopes, estimates = {}, []
+    before, after = len(rising(run)), run.last - run.rising_end
+    if min(before, after) < 5:
+        return Verdict(CANNOT, f"There are {before} steps before the plateau and {after} after it began: too few.", rows, panels)
+    split, slopes, estimates = before, {}, []
     for name, sign, unit in (("accuracy", 100, "points"), ("entropy", -1, "nats")):
         values = [sign * row[name] for row in run.steps]
-        slopes[name] = before, after = stage_slopes(values, run.plateau)
-        error = np.hypot(slope_error(values[: run.plateau]), 3 * slope_error(values[run.plateau :]))
+        slopes[name] = before, after = stage_slopes(values, split)
+        error = np.hypot(slope_error(values[:split]), 3 * slope_error(values[split:]))
         bend, half = before - 3 * abs(after), error * t_quantile(len(values) - 4)
         estimates.append(Estimate(f"{name}, slope before less three times that after ({unit})", bend, bend - half, bend + half, "+.4f"))
     (a1, a2), (h1, h2) = slopes.values()
@@ -89,7 +93,7 @@ def who_loses_entropy(run: Run) -> Verdict:
             axis.plot(x, smoothed(y), color=colour, linewidth=1.6, label=f"{kind} answers")
         over_steps(axis, run, "entropy (nats)")
 
-    kept = [row for row in run.steps if row["step"] <= run.rising_end and row["entropy_right"] and row["entropy_wrong"]]
+    kept = [row for row in rising(run) if row["entropy_right"] and row["entropy_wrong"]]
     begin, end = ends(kept)
     if not begin:
         return Verdict(CANNOT, "Too few steps of the rising stage have both right and wrong answers.", panels=[Panel(draw)])
@@ -148,7 +152,7 @@ def _on_fixed_text(run: Run) -> tuple[list[Estimate], list[Panel]]:
         return float(np.log(token_mean(wrong) / token_mean(right))) if right and wrong else float("nan")
 
     asked = {"on the fixed text: at the start": lambda some: gap(some, 0),
-             f"there, to the model of step {later[0]['step']}": lambda some: gap(some, 1),
+             f"on the fixed text, to the model of step {later[0]['step']}": lambda some: gap(some, 1),
              "fall of wrong over fall of right there": lambda some: gap(some, 0) - gap(some, 1)}  # fmt: skip
     estimates = [resampled(says, value, pairs, form=factor) for says, value in asked.items()]
     return [e for e in estimates if e.value == e.value], [Panel(draw, "fixed", "the same text under later models")]
@@ -272,7 +276,7 @@ def defects_vanish(run: Run) -> Verdict:
         over_steps(axis, run, "share of completions")
 
     rows = [{"step": int(row["step"])} | {kind: v[i] for kind, v in rates.items()} for i, row in enumerate(run.steps)]
-    moves = {kind: ends(values[: run.rising_end]) for kind, values in rates.items()}
+    moves = {kind: ends(values[: len(rising(run))]) for kind, values in rates.items()}
     if not all(begin for begin, _ in moves.values()):
         return Verdict(CANNOT, "The rising stage has too few steps.", rows, [Panel(draw)])
     present = [kind for kind in PAPERS_KINDS if kind in moves and mean(moves[kind][0]) >= 0.01]
