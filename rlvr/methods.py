@@ -35,10 +35,10 @@ def forks(shaped, advantages, old_logp, mask, group, *, entropy, forks_share):
 def entropy_adv(shaped, advantages, old_logp, mask, group, *, entropy, entropy_adv_alpha, entropy_adv_kappa):
     """The advantage plus a bounded share of the entropy: A + min(alpha * H, |A| / kappa) (Cheng et al. 2025, arXiv 2506.14758).
 
-    No gradient passes through the entropy. With kappa above 1 no advantage changes its sign, and one of 0 stays 0.
+    No gradient passes through the entropy. With kappa above 1 no advantage changes its sign, and one of 0 stays 0: joined to another
+    method, A is what that one made of it.
     """
-    bound = advantages.abs()[:, None] / max(entropy_adv_kappa, 1e-6)
-    return shaped + (entropy_adv_alpha * entropy.detach()).minimum(bound).where(mask.bool(), 0.0)
+    return shaped + (entropy_adv_alpha * entropy.detach()).minimum(shaped.abs() / max(entropy_adv_kappa, 1e-6)).where(mask.bool(), 0.0)
 
 
 @method("clip-cov", reads="old_logp step",

@@ -88,6 +88,15 @@ def test_entropy_adv_by_hand():
     assert not grown.requires_grad
 
 
+@pytest.mark.parametrize("first", ["forks", "clip-cov", "psr-nsr", "dr-grpo", "ppl", "pos"])
+def test_entropy_adv_after_another_method_turns_no_sign_and_teaches_no_token_that_it_left_out(first):
+    rows, more = batch()
+    more["rewards"] = more["rewards"] / 10  # a group whose rewards hardly differ
+    before = shape(first, *rows, **more, clip_cov_share=0.5, clip_cov_low=-5.0)
+    after = shape(f"{first}+entropy-adv", *rows, **more, clip_cov_share=0.5, clip_cov_low=-5.0)
+    assert torch.equal(after.sign(), before.sign()) and not torch.equal(after, before)
+
+
 def test_clip_cov_by_hand():
     """logp -1, -1, -6 and -1, -1: mean -2. A 2, 2, 2, -1, -1: mean 0.8. cov 1.2, 1.2, -4.8 and -1.8, -1.8."""
     old_logp = torch.tensor([[-1.0, -1.0, -6.0], [-1.0, -1.0, NAN]])
