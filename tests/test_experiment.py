@@ -265,7 +265,7 @@ def test_bad_settings_are_refused_before_anything_runs(tmp_path, settings, said)
 # -- trunks and branches ---------------------------------------------------------------------------------------------------------------
 
 
-TRUNKS = dict(question="?", train="--level 3", steps=3, branch_at=2, seeds=[100, 101], trunks={"a": "--seed 0", "b": "--seed 1"},
+TRUNKS = dict(question="?", train="--level 3 --eval-every 1", steps=3, branch_at=2, seeds=[100, 101], trunks={"a": "--seed 0", "b": "--seed 1"},
               arms={"grpo": dict(flags="--method grpo", says="the baseline"), "pos": dict(flags="--method pos --pos-alpha 0.4", says="late")},
               evaluate={"cool": "--level 3 --temperature 0.6"}, average=2)  # fmt: skip
 
@@ -309,6 +309,68 @@ def test_rows_that_were_made_elsewhere_count_and_their_trunk_is_not_made_again(t
     assert not [run for run in runs if run.folder.name == "trunk-a"]
     found = experiment_module.collect(runs, tmp_path, chosen_plan(config))
     assert sorted(found, key=str) == sorted(rows, key=str) and read_results(tmp_path / "results.csv") == found
+
+
+def row_of(trunk="a", arm="grpo", seed=100, **numbers) -> dict:
+    return {"trunk": trunk, "arm": arm, "seed": seed} | dict.fromkeys(METRICS, 0.5) | {"cool": 0.25} | numbers
+
+
+@pytest.mark.parametrize(
+    "rows, changes, said",
+    [
+        ([row_of(arm="other")], {}, "results.csv alone has a-other-seed100, not asked for here"),
+        ([row_of(seed=7)], {}, "results.csv alone has a-grpo-seed7"),
+        ([row_of(), row_of(cool=0.5)], {}, "has a run twice"),
+        ([row_of(cool="high")], {}, "is not what an experiment wrote .*'high'"),
+        ([row_of() | {"area": None}], {}, "is not what an experiment wrote"),
+        ([row_of()], {"evaluate": {"warm": ""}}, "has no 'warm', which"),
+        ([row_of()], {"errors": True}, "has no 'calculation', which"),
+        ([row_of()], {"train": "--level 2"}, "differs from it"),
+        ([row_of()], {"steps": 4}, "differs from it"),
+        ([row_of()], {"trunks": {"a": "--seed 5", "b": "--seed 1"}}, "differs from it"),
+        ([row_of()], {"arms": {"grpo": dict(flags="--method grpo --lr 1e-4", says="?")}}, "differs from it"),
+        ([row_of()], {"trunks": TRUNKS["trunks"] | {"c": "--seed 2"}, "seeds": [100, 101, 102]}, ""),  # it grew: that is all
+        ([row_of()], {"question": "!"}, ""),
+    ],
+)
+def test_rows_made_elsewhere_are_not_lost_and_not_taken_for_others(tmp_path, rows, changes, said):
+    (tmp_path / "results.csv").write_text(csv_text(rows), encoding="utf-8")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(TRUNKS))
+    config = with_trunks(tmp_path, **changes)
+    if said:
+        with pytest.raises(SettingError, match=said):
+            plan(config)
+    else:
+        assert plan(config)
+
+
+def test_a_row_that_is_not_asked_for_is_not_lost_if_its_run_is_here(tmp_path):
+    (tmp_path / "a-other-seed100").mkdir()
+    (tmp_path / "results.csv").write_text(csv_text([row_of(arm="other")]), encoding="utf-8")
+    assert plan(with_trunks(tmp_path))
+
+
+def test_curves_that_were_made_elsewhere_stay(tmp_path, monkeypatch):
+    config = with_trunks(tmp_path, trunks={}, branch_at=0, seeds=[0], evaluate={}, average=1)
+    for name, made in (("results", [row_of("", "grpo", 0)]), ("curves", [dict(trunk="", arm="grpo", seed=0, step=1, pass_at_1=0.5, entropy=1.0)])):
+        (tmp_path / f"{name}.csv").write_text(csv_text(made), encoding="utf-8")
+    runs = plan(config)
+    monkeypatch.setattr(experiment_module, "row_of", lambda run, plan: row_of("", "pos", 0))
+    monkeypatch.setattr(experiment_module, "curves", lambda *_: [dict(arm="pos", seed=0, step=1, pass_at_1=0.4, entropy=2.0)])
+    monkeypatch.setattr(Run, "done", True)
+    experiment_module.collect(runs, tmp_path, chosen_plan(config))
+    assert [(p["arm"], p["pass_at_1"]) for p in read_results(tmp_path / "curves.csv")] == [("pos", 0.4), ("grpo", 0.5)]
+
+
+def test_a_branch_is_expected_to_have_the_flags_of_its_trunk(tmp_path):
+    """An arm that does not name a flag of the baseline takes it over, as --branch does; so the run that it makes is known again."""
+    arms = {"grpo": dict(flags="--method grpo --lr 1e-4", says="?"), "pos": dict(flags="--method pos", says="?")}
+    trunk, grpo, pos = plan(with_trunks(tmp_path, arms=arms, trunks={"a": "--seed 0"}, seeds=[100]))
+    assert (trunk.wanted.lr, grpo.wanted.lr, pos.wanted.lr) == (1e-4, 1e-4, 1e-4)
+    assert (pos.wanted.method, pos.wanted.steps, pos.wanted.seed, pos.wanted.name) == ("pos", 5, 100, "a-pos-seed100")
+    pos.folder.mkdir()
+    (pos.folder / "config.json").write_text(json.dumps(vars(pos.wanted)), encoding="utf-8")
+    assert plan(with_trunks(tmp_path, arms=arms, trunks={"a": "--seed 0"}, seeds=[100]))[-1].begun
 
 
 @pytest.mark.parametrize("trunk_fails", [False, True])
@@ -377,7 +439,24 @@ def test_a_row_by_hand(tmp_path):
         (dict(speed=3), "it has 'speed', which no plan knows"),
         (dict(arms={"grpo": "--method grpo"}), "is no plan of an experiment"),
         (dict(train="--lr nonsense"), "--lr"),
-        (dict(steps="many"), "is no plan of an experiment"),
+        (dict(steps="many"), "steps is 'many', and not a whole number"),
+        (dict(steps=True), "steps is True, and not a whole number"),
+        (dict(train=["--level", "3"]), "train is .* and not a text"),
+        (dict(errors="yes"), "errors is 'yes', and not true or false"),
+        (dict(trunks=["a"]), "trunks is .* and not a table of names"),
+        (dict(trunks={"a": None}), "None is no text with flags"),
+        (dict(train="--level 3 --out=elsewhere"), "--out=elsewhere is not for a plan to say"),
+        (dict(train="--help"), "--help is not for a plan to say"),
+        (dict(seeds=[1, 1]), r"seeds are \[1, 1\], neither a whole number nor a list of different ones"),
+        (dict(seeds=[1.5]), r"seeds are \[1.5\], neither"),
+        (dict(evaluate={"cool": "--problms 3"}), "Did you mean --problems"),
+        (dict(evaluate={"pass_at_1": ""}), "evaluates 'pass_at_1'. Choose another name"),
+        (dict(evaluate={"cool": "--data svamp,gsm8k"}), "on several sets"),
+        (dict(average=4), "fewer evaluations than the 4"),
+        (dict(average=1, train="--level 3 --final-eval-problems 0"), "fewer evaluations than the 1"),
+        (dict(average=1, errors=True, train="--data svamp"), "logs no built-in stories"),
+        (dict(average=1, errors=True, train="--log-completions 0"), "logs no built-in stories"),
+        (dict(trunks={"a": "", "a-b": ""}, arms={"b-c": TRUNKS["arms"]["grpo"], "c": TRUNKS["arms"]["pos"]}), "two runs that would be"),
     ],
 )
 def test_a_plan_that_cannot_be_is_one_sentence(tmp_path, changes, said):
@@ -388,7 +467,7 @@ def test_a_plan_that_cannot_be_is_one_sentence(tmp_path, changes, said):
 @pytest.mark.slow
 def test_trunks_branches_evaluations_and_treatments_from_beginning_to_end(tmp_path):
     words = f"{SMALL} --max-new-tokens 60 --prompts-per-step 16".replace(f"--data {STORIES} --eval-data {STORIES}", "--level 3")
-    config = with_trunks(tmp_path, train=words, steps=1, seeds=[100], evaluate={"cool": "--level 3 --problems 4 --completions 2"}, errors=True)
+    config = with_trunks(tmp_path, train=words, average=1, steps=1, seeds=[100], evaluate={"cool": "--level 3 --problems 4 --completions 2"}, errors=True)
     done = subprocess.run([sys.executable, "-m", "rlvr.analysis.experiment", "--plan", config.plan, "--out", config.out],
                           cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rlvr.analysis.intervals import holm, mean_interval, p_value
 from rlvr.common.text import interval, markdown_table, table
+from rlvr.config import as_sentence
 from rlvr.run.figures import COLOURS, INK, new_figure, read_metrics, save_figure, series
 
 BASELINE = "grpo"
@@ -98,9 +99,9 @@ def curves(arm: str, seed: int, folder: Path) -> Iterator[dict]:
 
 
 def read_results(path: Path) -> list[dict]:
-    """results.csv or curves.csv back as rows of numbers."""
+    """results.csv or curves.csv back as rows of numbers. Raises SettingError."""
     kinds = {"trunk": str, "arm": str, "seed": int, "step": int}
-    with open(path, newline="", encoding="utf-8") as file:
+    with as_sentence(f"{path} is not what an experiment wrote", "Put it back from a copy."), open(path, newline="", encoding="utf-8") as file:
         return [{k: kinds.get(k, float)(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
@@ -200,10 +201,8 @@ def contrasts(results: Sequence[dict]) -> list[list[str]]:
 
 def claims_table(results: Sequence[dict]) -> list[list[str]]:
     """A row for each of CLAIMS that was asked, under CLAIMS_HEADER."""
-    return [
-        [row["finding"], f"{row['arm']} against {row['other']}", METRICS[row["metric"]].heading, "higher" if row["sign"] > 0 else "lower",
-         row["text"], f"{row['p']:.4f}", f"{row['p_holm']:.3f}", row["agrees"]] for row in judge(results)
-    ]  # fmt: skip
+    return [[r["finding"], f"{r['arm']} against {r['other']}", METRICS[r["metric"]].heading, "higher" if r["sign"] > 0 else "lower",
+             r["text"], f"{r['p']:.4f}", f"{r['p_holm']:.3f}", r["agrees"]] for r in judge(results)]  # fmt: skip
 
 
 CLAIMS_HEADER = ["finding", "arms", "metric", "the paper", "here", "p", "p after Holm", "agrees"]

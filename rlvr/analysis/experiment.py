@@ -12,7 +12,6 @@ Student's interval. With trunks, all arms branch from the same models, and the r
 import itertools
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,14 +23,14 @@ from pathlib import Path
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rlvr.analysis.compare_arms import curves, draw_arms, draw_differences, markdown, measure, read_results, text_tables
+from rlvr.analysis.compare_arms import METRICS, curves, draw_arms, draw_differences, markdown, measure, read_results, text_tables
 from rlvr.analysis.errors import shares
-from rlvr.analysis.plan import PUBLISHED, Plan, read_plan
+from rlvr.analysis.plan import PUBLISHED, Plan, flags_of, read_plan
 from rlvr.analysis.report.run import read_lines
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, progress_bar, say
 from rlvr.config import SettingError, TrainConfig, as_sentence, flag, refuse
-from rlvr.run.cli import parse_command, parse_train, run_program
+from rlvr.run.cli import parse_command, parse_eval, parse_train, run_program
 from rlvr.run.defects import ERRORS
 from rlvr.run.figures import read_metrics
 from rlvr.run.folder import refuse_links
@@ -128,8 +127,8 @@ def chosen_plan(config: ExperimentConfig) -> Plan:
         refuse(arm not in plan.arms, f"There is no arm {arm!r}. Choose from: {', '.join(plan.arms)}.")
     wrong = len(set(config.arms)) < len(config.arms) or min(config.seeds, config.steps, config.jobs) < 0
     refuse(wrong, "Name no arm twice, and choose --seeds, --steps and --jobs of 0 or more.")
-    with as_sentence("--train cannot be split into flags", "Close its quotes.", ValueError):
-        more = shlex.split(config.train)
+    with as_sentence("--train is no good", "Close its quotes, and leave out what the experiment sets.", ValueError):
+        more = flags_of(config.train)
     arms = {arm: plan.arms[arm] for arm in config.arms or plan.arms}
     seeds = plan.seeds[: config.seeds] if 0 < config.seeds <= len(plan.seeds) else list(range(config.seeds)) or plan.seeds
     return plan._replace(arms=arms, seeds=seeds, steps=config.steps or plan.steps, train=plan.train + more)
@@ -139,26 +138,63 @@ def planned(plan: Plan, out: Path) -> list[Run]:
     """All runs that are asked for: seed by seed, and in it trunk by trunk, so that a stopped experiment has every arm equally often. A
     trunk comes before its first branch that is left to do. Raises SettingError for flags that cannot work, and for a run that was begun
     with other settings."""
-    before = read_results(out / "results.csv") if (out / "results.csv").is_file() else []
-    known = {(row.get("trunk", ""), row["arm"], row["seed"]): row for row in before}
-    baseline, trunks, runs = next(iter(plan.arms.values())), {}, []
+    known, baseline, trunks, runs = _known(plan, out), next(iter(plan.arms.values())), {}, []
     for seed, trunk, arm in itertools.product(plan.seeds, plan.trunks or [""], plan.arms):
         flags = [*COMMON, *plan.train, *plan.trunks.get(trunk, [])]
         if trunk and trunk not in trunks:
             trunks[trunk] = _run(out, f"trunk-{trunk}", [*flags, "--steps", str(plan.branch_at), *baseline.flags], trunk)
         flags += ["--steps", str(plan.branch_at + plan.steps), *plan.arms[arm].flags, "--seed", str(seed)]
-        name = "-".join(filter(None, (trunk, arm, f"seed{seed}")))
-        run = _run(out, name, flags, trunk, arm, seed, plan.evaluate, needs=trunks.get(trunk))
+        run = _run(out, _name(trunk, arm, seed), flags, trunk, arm, seed, plan.evaluate, needs=trunks.get(trunk))
         run.known = None if run.folder.exists() else known.get((trunk, arm, seed))
         if run.needs and run.needs not in runs and not run.done:
             runs.append(run.needs)
         runs.append(run)
+    _check(plan, out, runs, known)
     return runs
+
+
+def _name(trunk: str, arm: str, seed: int) -> str:
+    return "-".join(filter(None, (trunk, arm, f"seed{seed}")))
+
+
+def _known(plan: Plan, out: Path) -> dict[tuple, dict]:
+    """The rows of results.csv by trunk, arm and seed. Raises SettingError for rows that this plan cannot have made."""
+    path, kept = out / "results.csv", out / "plan.yaml"
+    rows = read_results(path) if path.is_file() else []
+    columns = {"arm", "seed", *METRICS, *plan.evaluate, *(ERRORS if plan.errors else ())}
+    for missing in (columns - row.keys() for row in rows):
+        refuse(missing, f"{path} has no {min(missing, default='')!r}, which {plan.path} asks for. Choose another --out.")
+    known = {(row.get("trunk", ""), row["arm"], row["seed"]): row for row in rows}
+    refuse(len(known) < len(rows), f"{path} has a run twice. Leave one of its two rows.")
+    if elsewhere := [key for key in known if not (out / _name(*key)).exists()]:
+        old, new = (read_plan(file) for file in (kept if kept.is_file() else plan.path, plan.path))
+        parts = [[*p[2:4], *p[7:], *((p.arms.get(arm, [None])[0], p.trunks.get(trunk)) for trunk, arm, _ in elsewhere)] for p in (old, new)]
+        refuse(parts[0] != parts[1], f"{path} has rows that {kept} made, and {plan.path} differs from it. Choose another --out.")
+    return known
+
+
+def _check(plan: Plan, out: Path, runs: Sequence[Run], known: dict[tuple, dict]) -> None:
+    """Raise SettingError for what would else be found when the runs are made, and for rows of results.csv that would be lost."""
+    names = sorted(run.folder.name for run in runs)
+    twice = [name for name, other in zip(names, names[1:]) if name == other]
+    refuse(twice, f"{plan.path} has two runs that would be {twice}. Give an arm or a trunk another name.")
+    lost = sorted(name for name in map(_name, *zip(*known)) if name not in names and not (out / name).exists()) if known else []
+    refuse(lost, f"{out / 'results.csv'} alone has {', '.join(lost)}, not asked for here. Ask for all, or choose another --out.")
+    for column, flags in plan.evaluate.items():
+        taken = {"trunk", "arm", "seed", *METRICS, *ERRORS}
+        refuse(not column.isidentifier() or column in taken, f"{plan.path} evaluates {column!r}. Choose another name, a single word.")
+        refuse("," in parse_eval(["tiny", *flags]).data, f"{plan.path} evaluates {column!r} on several sets. Choose one for each name.")
+    for c in [run.wanted for run in runs if run.arm]:
+        found = sum(step == c.steps or step % max(c.eval_every, 1) == 0 < c.eval_every for step in range(first_step(c) + 1, c.steps + 1))
+        refuse(found < plan.average or not c.final_eval_problems,
+               f"{c.name} has fewer evaluations than the {plan.average} whose mean is wanted. Lower --eval-every or average.")  # fmt: skip
+        unlogged = plan.errors and (c.data != "tiny" or not c.log_completions)
+        refuse(unlogged, f"{c.name} logs no built-in stories, whose errors are wanted. Leave out errors, or see --log-completions.")
 
 
 def _run(out: Path, name: str, flags: list[str], trunk: str, arm: str = "", seed: int = -1, evaluate=None, needs: Run | None = None) -> Run:
     flags = [*flags, "--out", str(out), "--name", name]
-    wanted = parse_train(flags)  # of a branch too: its trunk need not be there yet
+    wanted = parse_train([*(needs.flags if needs else ()), *flags])  # a branch has the flags of its trunk, which need not be there yet
     if needs:
         branch = f"{needs.folder}@{needs.wanted.steps}"
         flags, wanted = ["--branch", branch, *flags], replace(wanted, branch=branch)
@@ -255,7 +291,9 @@ def collect(runs: Sequence[Run], out: Path, plan: Plan) -> list[dict]:
     if not runs:
         return []
     results, baseline = [r.known or r.row or row_of(r, plan) for r in runs], next(iter(plan.arms))
-    points = [point for r in runs if r.known is None for point in curves(r.arm, r.seed, r.folder)]
+    points = [{"trunk": r.trunk} | point for r in runs if r.known is None for point in curves(r.arm, r.seed, r.folder)]
+    before, elsewhere = out / "curves.csv", {(r.trunk, r.arm, r.seed) for r in runs if r.known}
+    points += [p for p in read_results(before) if (p.get("trunk", ""), p["arm"], p["seed"]) in elsewhere] if before.is_file() else []
     write_atomically(out / "results.csv", csv_text(results))
     write_atomically(out / "table.md", markdown(results, baseline, {name: arm.says for name, arm in plan.arms.items()}))
     draw_differences(results, out / "differences.png", baseline)

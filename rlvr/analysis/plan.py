@@ -48,6 +48,20 @@ class Plan(NamedTuple):
     errors: bool
 
 
+KINDS = dict(question=str, train=str, steps=int, seeds=list, arms=dict, trunks=dict, branch_at=int, evaluate=dict, average=int, errors=bool)
+NAMES = {str: "a text", int: "a whole number", dict: "a table of names", list: "a list", bool: "true or false"}
+TAKEN = {"--out", "--name", "--branch", "--resume", "--help", "-h"}
+
+
+def flags_of(text: str) -> list[str]:
+    """A text split into flags. Raises ValueError."""
+    if type(text) is not str:
+        raise ValueError(f"{text!r} is no text with flags")
+    if taken := [word for word in shlex.split(text) if word.partition("=")[0] in TAKEN]:
+        raise ValueError(f"{taken[0]} is not for a plan to say")
+    return shlex.split(text)
+
+
 @contextmanager
 def loaded(path: Path, of: str, like: str):
     """What a plan holds, and its seeds as a list. Raises SettingError for whatever goes wrong inside because of what it holds.
@@ -56,8 +70,12 @@ def loaded(path: Path, of: str, like: str):
     """
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        seeds = given["seeds"]
-        yield given | {"seeds": list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]}
+        if type(given) is not dict:
+            raise ValueError("it is no table of keys and values")
+        seeds = list(range(given["seeds"])) if type(given["seeds"]) is int else given["seeds"]
+        if type(seeds) is not list or {type(seed) for seed in seeds} - {int} or len(set(seeds)) < len(seeds):
+            raise ValueError(f"its seeds are {seeds!r}, neither a whole number nor a list of different ones")
+        yield given | {"seeds": seeds}
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
         raise SettingError(f"{path} is no plan of {of}: {why}. Compare it with tutorials/experiment/{like}.") from None
@@ -67,12 +85,14 @@ def read_plan(path: Path) -> Plan:
     """A plan, checked as far as it can be without its runs. Raises SettingError."""
     with loaded(path, "an experiment", PUBLISHED.name) as given:
         known = {"trunks": {}, "branch_at": 0, "evaluate": {}, "average": 1, "errors": False} | given
-        known.pop("study", None)
-        if unknown := known.keys() - set(Plan._fields):
-            raise ValueError(f"it has {min(unknown)!r}, which no plan knows")
-        arms = {str(name): Arm(shlex.split(arm["flags"]), str(arm["says"])) for name, arm in known.pop("arms").items()}
-        flags = {part: {str(name): shlex.split(text) for name, text in known.pop(part).items()} for part in ("trunks", "evaluate")}
-        plan = Plan(path=path, arms=arms, train=shlex.split(known.pop("train")), **flags, **known)
+        if unknown := known.keys() - KINDS.keys() - {"study"}:
+            raise ValueError(f"it has {min(unknown, key=str)!r}, which no plan knows")
+        if wrong := [(key, kind) for key, kind in KINDS.items() if type(known[key]) is not kind]:
+            raise ValueError(f"{wrong[0][0]} is {known[wrong[0][0]]!r}, and not {NAMES[wrong[0][1]]}")
+        arms = {str(name): Arm(flags_of(arm["flags"]), str(arm["says"])) for name, arm in known["arms"].items()}
+        parts = {part: {str(name): flags_of(text) for name, text in known[part].items()} for part in ("trunks", "evaluate")}
+        known |= parts | {"arms": arms, "train": flags_of(known["train"])}
+        plan = Plan(path, **{key: known[key] for key in KINDS})
         if not (arms and plan.seeds and plan.steps > 0 and plan.average > 0 and (plan.branch_at > 0) == bool(plan.trunks)):
             raise ValueError("it needs arms, seeds, steps above 0, and branch_at exactly if it has trunks")
         return plan
