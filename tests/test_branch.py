@@ -131,6 +131,8 @@ def test_it_needs_its_trunk_no_more_and_is_found_beside_it_after_a_move(trunk, t
         (["--branch", "{trunk}/nothing@4"], "is not a run folder"),
         (["--branch", "{trunk}@2", "--optimizer", "adamw8bit"], "--optimizer cannot differ in a branch"),
         (["--branch", "{trunk}@2", "--model", "tiny"], "is not what"),
+        (["--branch", "{trunk}@2", "--preset", "tiny3"], "has the settings of its run, not those of a preset"),
+        (["--branch", "{trunk}@2", "--method", "pos", "--shape-stop", "2"], "so --method pos does nothing"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_nothing_is_written(trunk, tmp_path, monkeypatch, flags, says):

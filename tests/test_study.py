@@ -14,7 +14,7 @@ from rlvr.analysis.rules import VERDICTS, Estimate, Study, by_trunk, contrast, e
 from rlvr.analysis.study import StudyConfig, analyse, rates, read_values, report, simulated
 from rlvr.common.text import csv_text, markdown_table, table
 from rlvr.config import SettingError
-from rlvr.run.cli import run_program
+from rlvr.run.cli import parse_command, run_program
 
 FOLDER = Path(__file__).parent.parent / "tutorials" / "experiment"
 PLAN, REGISTRATION = FOLDER / "plan-study.yaml", FOLDER / "registration.md"
@@ -254,6 +254,12 @@ def test_plans_that_cannot_be_used(study_folder, change, said):
     change(plan["study"])
     with pytest.raises(SettingError, match=said):
         read(study_folder(rows_of(), plan))
+
+
+@pytest.mark.parametrize("flags", [["--simulate", "-1"], ["--simulate", "5", "--branch-sd", "-1"], ["--simulate", "5", "--agreement", "2"]])
+def test_what_cannot_be_simulated_is_one_sentence(flags):
+    with pytest.raises(SettingError, match="0 or more, and --agreement is at most 1"):
+        analyse(parse_command(StudyConfig, "study", [*flags, str(PLAN)]))
 
 
 def test_a_folder_without_a_study_is_one_line(tmp_path, capsys):

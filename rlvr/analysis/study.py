@@ -185,7 +185,8 @@ def rates(study: Study, c: StudyConfig) -> Iterator[list[str]]:
 
 def analyse(c: StudyConfig) -> None:
     """The command. Raises SettingError."""
-    path = Path(c.path)
+    path, least = Path(c.path), min(c.simulate, c.branch_sd, c.trunk_sd, c.effect_sd, c.seed)
+    refuse(least < 0 or not 0 <= c.agreement <= 1, "Numbers are 0 or more, and --agreement is at most 1. See --help.")
     if c.simulate:
         say(markdown_table(["trunks x seeds", "true effect", *VERDICTS], list(rates(read_study(path), c))))
         return

@@ -3,7 +3,8 @@
     python -m rlvr.analysis.treatments runs/study
 
 From each trunk that is there one batch is sampled, as a branch would begin. An arm whose gradient has nearly the direction and the length
-of the baseline's would change next to nothing.
+of the baseline's would change next to nothing. Compared are methods with their strengths: what another flag does, as --lr or --learn-from,
+is not seen here, and the table says so.
 """
 
 import sys
@@ -28,6 +29,7 @@ from rlvr.run.branch import start_branch
 from rlvr.run.cli import parse_command, run_program
 from rlvr.train import set_up
 
+OWN = {"method", "name", *STRENGTHS}  # in these alone do arms differ whose gradients can be compared
 SAME = 0.999  # an arm whose gradient has a cosine above this is no treatment
 
 
@@ -79,8 +81,10 @@ def treatments(config: TreatmentsConfig) -> list[dict]:
     shown = []
     for arm in plan.arms:
         cosines, lengths = ([row[name] for row in rows if row["arm"] == arm] for name in ("cosine", "length"))
-        verdict = "the baseline" if arm == baseline else "no treatment" if fmean(cosines) > SAME else "a treatment"
-        shown.append([arm, f"{fmean(cosines):.4f}", f"{min(cosines):.4f} to {max(cosines):.4f}", f"{fmean(lengths):.3f}", verdict])
+        apart = [n for n, v in vars(arms[arm].wanted).items() if v != vars(arms[baseline].wanted)[n] and n not in OWN]
+        seen = f"not seen: --{apart[0].replace('_', '-')}" if apart else "no treatment" if fmean(cosines) > SAME else "a treatment"
+        numbers = f"{fmean(cosines):.4f}", f"{min(cosines):.4f} to {max(cosines):.4f}", f"{fmean(lengths):.3f}"
+        shown.append([arm, *numbers, "the baseline" if arm == baseline else seen])
     say(table(["arm", "cosine", "over trunks", "length", ""], shown))
     say(f"\none batch of each of {len(of_trunk)} trunks; a cosine above {SAME} is no treatment; written to {out / 'treatments.csv'}")
     return rows

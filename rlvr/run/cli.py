@@ -37,6 +37,7 @@ def parse_train(argv: list[str] | None = None) -> TrainConfig:
     if named.resume is not None:
         default = replace(read_config(Path(named.resume)), resume=named.resume, reward="")
     elif named.branch is not None:
+        refuse(named.preset is not None, "A branch has the settings of its run, not those of a preset. Leave out --preset, or --branch.")
         default = replace(branch_settings(named.branch), reward="")
     else:
         preset = named.preset or ("tiny3" if named.level == "3" else _preset_for(named.model or "tiny"))

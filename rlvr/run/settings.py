@@ -15,10 +15,8 @@ from rlvr.loaders.chat import template_arguments
 from rlvr.methods import STRENGTHS
 
 # Settings that say nothing about the model: on what it runs, and what is shown and saved meanwhile.
-OF_THE_MACHINE = set(
-    "engine save_every keep keep_every show_every log_completions device threads micro_batch_tokens sampling_rows cuda_graphs "
-    "report_to push_to_hub".split()
-)
+OF_THE_MACHINE = set("engine device threads micro_batch_tokens sampling_rows cuda_graphs".split())
+OF_THE_MACHINE |= set("save_every keep keep_every show_every log_completions report_to push_to_hub".split())
 # Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
 MAY_CHANGE = OF_THE_MACHINE | {"steps", "gradient_checkpointing", "lora_merge"}
 # Settings that may name another place: a checkpoint knows what is there by its fingerprint. Of a reward function the name must stay.
@@ -130,9 +128,8 @@ def _check_resumed(c: TrainConfig) -> None:
     refuse(Path(c.reward).name != Path(saved.reward).name,
            f"--reward cannot change in a run that is resumed. {own}, or start a new run with --model {quoted(c.resume)}.")  # fmt: skip
     fixed = [flag(f.name) for f in fields(c) if getattr(c, f.name) != getattr(saved, f.name) and f.name not in MAY_CHANGE | MAY_MOVE]
-    refuse(fixed,
-           f"{' and '.join(fixed)} cannot change in a run that is resumed. Leave it out, or start a new run from these weights with "
-           f"--model {quoted(c.resume)}.")  # fmt: skip
+    remedy = f"Leave it out, or start a new run from these weights with --model {quoted(c.resume)}."
+    refuse(fixed, f"{' and '.join(fixed)} cannot change in a run that is resumed. {remedy}")
 
 
 def _check_values(c) -> None:
@@ -192,6 +189,8 @@ def _check_together(c: TrainConfig) -> None:
         refuse(c.shape_start > c.steps, f"--shape-start {c.shape_start} comes after the last step, {c.steps}. Choose an earlier one.")
         refuse(c.shape_stop and c.shape_stop < c.shape_start,
             f"The window from --shape-start {c.shape_start} to --shape-stop {c.shape_stop} is empty. Choose a later stop.")
+    refuse(c.branch and c.method != "grpo" and 0 < c.shape_stop <= first_step(c),
+        f"--shape-stop {c.shape_stop} comes before the first step of the branch, so --method {c.method} does nothing. Choose a later stop.")
     refuse(c.name and (c.name != Path(c.name).name or c.name in (".", "..")),
         f"--name {c.name!r} is not a plain folder name. Choose a name without slashes, and --out for the folder around it.")
     refuse(c.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", c.push_to_hub),
