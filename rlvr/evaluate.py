@@ -87,11 +87,9 @@ def evaluate(
     pass@k, for k = 1, 2, 4, ... N. Every metric is a mean over problems, with a 95 % interval from resampling problems.
     The sampling draws from a generator of its own, so an evaluation does not disturb a training run.
     """
-    rollouts = sample(
-        policy.model, policy.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=max_new_tokens,
-        stop_ids=policy.stop_ids, temperature=temperature, top_p=top_p, sampling_rows=sampling_rows, progress=progress,
-        complete=policy.complete, generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+    how = dict(temperature=temperature, top_p=top_p, sampling_rows=sampling_rows, progress=progress, complete=policy.complete)
+    size = dict(completions_per_prompt=completions, max_new_tokens=max_new_tokens, stop_ids=policy.stop_ids)
+    rollouts = sample(policy.model, policy.tokenizer, prompts, **size, **how, generator=torch.Generator().manual_seed(seed))
     group = rollouts.group.tolist()
     correct = right(rollouts.text, [problems[g] for g in group])
     rows = []

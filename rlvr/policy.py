@@ -81,11 +81,9 @@ class Policy:
 
     def sample(self, prompts: list[list[int]], completions: int, c: TrainConfig, generator: torch.Generator, progress="") -> Rollouts:
         """`completions` completions of each prompt, as a run with these settings samples them."""
-        return sample(
-            self.model, self.tokenizer, prompts, completions_per_prompt=completions, max_new_tokens=c.max_new_tokens,
-            stop_ids=self.stop_ids, temperature=c.temperature, generator=generator, sampling_rows=c.sampling_rows, progress=progress,
-            complete=self.complete,
-        )  # fmt: skip
+        how = dict(temperature=c.temperature, sampling_rows=c.sampling_rows, progress=progress, complete=self.complete)
+        size = dict(completions_per_prompt=completions, max_new_tokens=c.max_new_tokens, stop_ids=self.stop_ids)
+        return sample(self.model, self.tokenizer, prompts, **size, **how, generator=generator)
 
     def logp_of(self, part: Rollouts, temperature: float, with_grad_entropy: bool = False, model=None) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy of every token of some completions, [n, T] each."""

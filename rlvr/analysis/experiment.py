@@ -186,8 +186,8 @@ def _check(plan: Plan, out: Path, runs: Sequence[Run], known: dict[tuple, dict])
         refuse("," in parse_eval(["tiny", *flags]).data, f"{plan.path} evaluates {column!r} on several sets. Choose one for each name.")
     for c in [run.wanted for run in runs if run.arm]:
         found = sum(step == c.steps or step % max(c.eval_every, 1) == 0 < c.eval_every for step in range(first_step(c) + 1, c.steps + 1))
-        refuse(found < plan.average or not c.final_eval_problems,
-               f"{c.name} has fewer evaluations than the {plan.average} whose mean is wanted. Lower --eval-every or average.")  # fmt: skip
+        few = f"{c.name} has fewer evaluations than the {plan.average} whose mean is wanted. Lower --eval-every or average."
+        refuse(found < plan.average or not c.final_eval_problems, few)
         unlogged = plan.errors and (c.data != "tiny" or not c.log_completions)
         refuse(unlogged, f"{c.name} logs no built-in stories, whose errors are wanted. Leave out errors, or see --log-completions.")
 

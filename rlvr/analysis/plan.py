@@ -24,7 +24,7 @@ from typing import NamedTuple
 import yaml  # transformers depends on it
 
 from rlvr.common.text import one_line
-from rlvr.config import SettingError
+from rlvr.config import SettingError, refuse
 
 PUBLISHED = Path(__file__).parents[2] / "tutorials" / "experiment" / "plan.yaml"
 
@@ -70,11 +70,10 @@ def loaded(path: Path, of: str, like: str):
     """
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if type(given) is not dict:
-            raise ValueError("it is no table of keys and values")
+        refuse(type(given) is not dict, "it is no table of keys and values")
         seeds = list(range(given["seeds"])) if type(given["seeds"]) is int else given["seeds"]
-        if type(seeds) is not list or {type(seed) for seed in seeds} - {int} or len(set(seeds)) < len(seeds):
-            raise ValueError(f"its seeds are {seeds!r}, neither a whole number nor a list of different ones")
+        wrong = type(seeds) is not list or {type(seed) for seed in seeds} - {int} or len(set(seeds)) < len(seeds)
+        refuse(wrong, f"its seeds are {seeds!r}, neither a whole number nor a list of different ones")
         yield given | {"seeds": seeds}
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
@@ -85,14 +84,14 @@ def read_plan(path: Path) -> Plan:
     """A plan, checked as far as it can be without its runs. Raises SettingError."""
     with loaded(path, "an experiment", PUBLISHED.name) as given:
         known = {"trunks": {}, "branch_at": 0, "evaluate": {}, "average": 1, "errors": False} | given
-        if unknown := known.keys() - KINDS.keys() - {"study"}:
-            raise ValueError(f"it has {min(unknown, key=str)!r}, which no plan knows")
-        if wrong := [(key, kind) for key, kind in KINDS.items() if type(known[key]) is not kind]:
-            raise ValueError(f"{wrong[0][0]} is {known[wrong[0][0]]!r}, and not {NAMES[wrong[0][1]]}")
+        unknown = known.keys() - KINDS.keys() - {"study"}
+        refuse(unknown, f"it has {min(unknown, key=str, default='')!r}, which no plan knows")
+        for key, kind in KINDS.items():
+            refuse(type(known[key]) is not kind, f"{key} is {known[key]!r}, and not {NAMES[kind]}")
         arms = {str(name): Arm(flags_of(arm["flags"]), str(arm["says"])) for name, arm in known["arms"].items()}
         parts = {part: {str(name): flags_of(text) for name, text in known[part].items()} for part in ("trunks", "evaluate")}
         known |= parts | {"arms": arms, "train": flags_of(known["train"])}
         plan = Plan(path, **{key: known[key] for key in KINDS})
-        if not (arms and plan.seeds and plan.steps > 0 and plan.average > 0 and (plan.branch_at > 0) == bool(plan.trunks)):
-            raise ValueError("it needs arms, seeds, steps above 0, and branch_at exactly if it has trunks")
+        good = arms and plan.seeds and plan.steps > 0 and plan.average > 0 and (plan.branch_at > 0) == bool(plan.trunks)
+        refuse(not good, "it needs arms, seeds, steps above 0, and branch_at exactly if it has trunks")
         return plan

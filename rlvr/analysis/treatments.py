@@ -29,7 +29,6 @@ from rlvr.run.branch import start_branch
 from rlvr.run.cli import parse_command, run_program
 from rlvr.train import set_up
 
-OWN = {"method", "name", *STRENGTHS}  # in these alone do arms differ whose gradients can be compared
 SAME = 0.999  # an arm whose gradient has a cosine above this is no treatment
 
 
@@ -81,8 +80,8 @@ def treatments(config: TreatmentsConfig) -> list[dict]:
     shown = []
     for arm in plan.arms:
         cosines, lengths = ([row[name] for row in rows if row["arm"] == arm] for name in ("cosine", "length"))
-        apart = [n for n, v in vars(arms[arm].wanted).items() if v != vars(arms[baseline].wanted)[n] and n not in OWN]
-        seen = f"not seen: --{apart[0].replace('_', '-')}" if apart else "no treatment" if fmean(cosines) > SAME else "a treatment"
+        apart = {n for n, _ in vars(arms[arm].wanted).items() - vars(arms[baseline].wanted).items()} - {"method", "name", *STRENGTHS}
+        seen = f"not seen: --{min(apart).replace('_', '-')}" if apart else "no treatment" if fmean(cosines) > SAME else "a treatment"
         numbers = f"{fmean(cosines):.4f}", f"{min(cosines):.4f} to {max(cosines):.4f}", f"{fmean(lengths):.3f}"
         shown.append([arm, *numbers, "the baseline" if arm == baseline else seen])
     say(table(["arm", "cosine", "over trunks", "length", ""], shown))

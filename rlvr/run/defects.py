@@ -27,8 +27,7 @@ def defects(text: str, finished: bool, steps: int | None) -> dict[str, bool]:
     equations = _EQUATION.findall(text)
     sentences = [s.strip() for s in _SENTENCE.findall(text)]
     return {
-        "no_box": not has_box,
-        "broken_box": has_box and not (box or "").strip(),
+        "no_box": not has_box, "broken_box": has_box and not (box or "").strip(),
         "wrong_step": any(apply_op(int(a), op, int(b)) != int(c) for a, op, b, c in equations),
         "skipped_step": steps is not None and len(equations) < steps,
         "chatter": steps is not None and any(not any(c.isdigit() for c in s) for s in sentences),

@@ -16,10 +16,9 @@ class HeldOut:
 
     def measure(self, policy: Policy, c: TrainConfig, limit: int) -> Evaluation:
         """Sampling as in training (same temperature, no top-p), so that the curve and the training accuracy can be compared."""
-        return evaluate(
-            policy, self.problems[:limit], self.prompts[:limit], completions=c.eval_completions, temperature=c.temperature, top_p=1.0,
-            max_new_tokens=c.max_new_tokens, seed=c.seed, sampling_rows=c.sampling_rows, progress="evaluating",
-        )  # fmt: skip
+        how = {key: getattr(c, key) for key in ("temperature", "max_new_tokens", "seed", "sampling_rows")} | {"top_p": 1.0}
+        few = self.problems[:limit], self.prompts[:limit]
+        return evaluate(policy, *few, completions=c.eval_completions, progress="evaluating", **how)
 
 
 def encode(c: TrainConfig, policy: Policy, problems: list[Problem], what: str) -> tuple[list[Problem], list[list[int]]]:

@@ -78,10 +78,8 @@ def fenced(function: Callable) -> Callable:
 
 
 # What code of the user's may switch over: how to ask for it, and how to set it.
-SWITCHES = [
-    (os.getcwd, os.chdir), (sys.getrecursionlimit, sys.setrecursionlimit),
-    (torch.get_default_dtype, torch.set_default_dtype), (torch.get_num_threads, torch.set_num_threads),
-]  # fmt: skip
+SWITCHES = [(os.getcwd, os.chdir), (sys.getrecursionlimit, sys.setrecursionlimit)]
+SWITCHES += [(torch.get_default_dtype, torch.set_default_dtype), (torch.get_num_threads, torch.set_num_threads)]
 
 
 @contextmanager

@@ -27,20 +27,12 @@ def trainer_state(trainer, step) -> tuple[Tensors, dict]:
 
     step: the one in progress, if the run stopped between two of its updates; else None.
     """
-    optimizer = trainer.optimizer
-    tensors = {
-        "weights": dict(zip(_names(trainer), optimizer.weights.parameters, strict=True)),
-        "optimizer": {key: x for i, values in optimizer.adamw.state_dict()["state"].items() for key, x in _flat(values, str(i))},
-    }
-    state = counters(trainer) | {
-        "micro_batch_tokens": [trainer.micro_batch_tokens.wanted, trainer.micro_batch_tokens.size],
-        "sampling_rows": [trainer.config.sampling_rows, trainer.policy.complete.rows],
-        "skipped_in_a_row": optimizer.skipped_in_a_row,
-        "random": random_states(),
-        "made_with": _made_with(trainer),
-        "reward": reward_name(trainer),
-        "unfinished": None,
-    }
+    optimizer, budget, rows = trainer.optimizer, trainer.micro_batch_tokens, trainer.policy.complete.rows
+    moments = {key: x for i, values in optimizer.adamw.state_dict()["state"].items() for key, x in _flat(values, str(i))}
+    tensors = {"weights": dict(zip(_names(trainer), optimizer.weights.parameters, strict=True)), "optimizer": moments}
+    state = counters(trainer) | {"skipped_in_a_row": optimizer.skipped_in_a_row, "random": random_states(), "unfinished": None}
+    state |= {"micro_batch_tokens": [budget.wanted, budget.size], "sampling_rows": [trainer.config.sampling_rows, rows]}
+    state |= {"made_with": _made_with(trainer), "reward": reward_name(trainer)}
     if step is not None:
         tensors["batch"], state["unfinished"] = _pack(step)
     return tensors, state
@@ -182,12 +174,8 @@ def _unhex(text: str) -> Tensor:
 def random_states() -> dict:
     """The global generators. This library draws from its own ones; a reward function or a model may draw from these."""
     name, keys, *rest = numpy.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [name, keys.tolist(), *rest],
-        "torch": _hex(torch.get_rng_state()),
-        "cuda": [_hex(x) for x in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
-    }
+    cuda = [_hex(x) for x in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
+    return {"python": random.getstate(), "numpy": [name, keys.tolist(), *rest], "torch": _hex(torch.get_rng_state()), "cuda": cuda}
 
 
 def restore_random_states(state: dict) -> None:

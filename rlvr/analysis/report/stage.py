@@ -209,14 +209,11 @@ def token_shifts(run: Run) -> Verdict:
     estimates = [more, resampled("growth of formal reasoning (points of all tokens)", grown, *logged, form=points)]
     often = [row for row in rows if row["count_fixed"] >= FEWEST]
     falls = sorted(often, key=lambda row: row["entropy_after"] - row["entropy_before"])[:10]
+    most = ", ".join(f"“{row['token'].strip() or '␣' * len(row['token'])}”" for row in falls[:5])
     text = f"Read by the model of step {later[0]['step']}, unrelated places ({percent(base)} of the text) lost {mean(fall[unrelated]):.2f} "
-    text += f"nats, the others {mean(fall[~unrelated]):.2f}. Most was lost at {_quoted(falls)}."
+    text += f"nats, the others {mean(fall[~unrelated]):.2f}. Most was lost at {most}."
     cannot = "" if 0 < base < 1 else "The first model wrote nothing unrelated, or nothing else."
     return verdict(estimates, text, rows, _token_panels(falls, rows), over="completions of this run", cannot=cannot)
-
-
-def _quoted(rows: list[dict]) -> str:
-    return ", ".join(f"“{row['token'].strip() or '␣' * len(row['token'])}”" for row in rows[:5])
 
 
 def _token_panels(falls: list[dict], rows: list[dict]) -> list[Panel]:
