@@ -101,7 +101,7 @@ def curves(arm: str, seed: int, folder: Path) -> Iterator[dict]:
 def read_results(path: Path) -> list[dict]:
     """results.csv or curves.csv back as rows of numbers. Raises SettingError."""
     kinds = {"trunk": str, "arm": str, "seed": int, "step": int}
-    with as_sentence(f"{path} is not what an experiment wrote", "Put it back from a copy."), open(path, newline="", encoding="utf-8") as file:
+    with as_sentence(f"{path} is not what an experiment wrote", "Put it back."), open(path, newline="", encoding="utf-8") as file:
         return [{k: kinds.get(k, float)(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
