@@ -171,6 +171,7 @@ MUTANTS = [
         ("E1 the other way", "e1", "report/exploration", "*(FLAT - x for x in (rise, high, low))", "*(x - FLAT for x in (rise, low, high))"))),
     ("report: a run that was not probed is asked", "report", "analysis/report/section", "if not needs or getattr(run, needs)", "if True"),
     ("experiment: unpaired", "experiment", "analysis/compare_arms", "sorted(by_seed[0].keys() & by_seed[1].keys())", "sorted(by_seed[0])"),
+    ("experiment: runs from one trunk are independent", "experiment -k equal_seeds", "analysis/compare_arms", "lambda key: key[0] or key)", "lambda key: key)"),
     ("intervals: a larger p may become smaller than one before it", "experiment -k holm", "analysis/intervals", "largest = max(largest, ", "largest = max(0.0, "),
     ("intervals: each p times their number", "experiment -k holm", "analysis/intervals", "(len(asked) - rank) * p[i]", "len(asked) * p[i]"),
     ("intervals: one side of p alone", "experiment -k tables", "analysis/intervals", "0, x, regularized=True))", "0, x, regularized=True)) / 2"),

@@ -150,6 +150,9 @@ def test_area_by_hand():
 def test_pairs_are_of_equal_seeds():
     results = rows(grpo={0: 0.5, 1: 0.6, 3: 0.9}, pos={3: 1.0, 1: 0.5, 2: 0.1})
     assert differences(results, "pos", "pass_at_1") == pytest.approx([-0.1, 0.1])  # seeds 1 and 3
+    trunks = [r | {"trunk": t, "pass_at_1": r["pass_at_1"] + up} for t, up in (("a", 0.0), ("b", 0.3)) for r in results]
+    trunks[-2]["pass_at_1"] += 0.1
+    assert differences(trunks, "pos", "pass_at_1") == pytest.approx([0.0, 0.05]), "one of each trunk: its seeds are not independent"
 
 
 def test_a_link_where_a_run_or_its_log_shall_be_is_refused(tmp_path):

@@ -5,6 +5,7 @@ Everything here is made from results.csv (a row for each run) and curves.csv (a 
 
 import csv
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from math import ceil, exp, log
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -28,7 +29,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {  # column of results.csv -> what it is
-    "pass_at_1": Metric("pass@1", 3, "held-out pass@1 after the last step"),
+    "pass_at_1": Metric("pass@1", 3, "held-out pass@1 after the last step (or the mean of as many of the last evaluations as the plan says)"),
     "area": Metric("area", 3, "mean height of the held-out pass@1 curve over the steps (area under it, divided by its length)"),
     "pass_at_max": Metric("pass@8", 3, "held-out pass@k after the last step, for the largest k (--eval-completions, 8)"),
     "entropy_late": Metric("late entropy", 4, "token entropy of training completions, mean of the last fifth of the steps, nats", True),
@@ -106,11 +107,12 @@ def read_results(path: Path) -> list[dict]:
 
 
 def differences(results: Sequence[dict], arm: str, metric: str, baseline: str = BASELINE) -> list[float]:
-    """arm minus baseline on every seed, and from every trunk, that both have, in their order; of a metric with ratios, the difference of
-    the logarithms. `results`: rows of results.csv."""
+    """arm minus baseline on every seed that both have, in their order; of a metric with ratios, the difference of the logarithms. With
+    trunks, the mean over seeds from every trunk: runs from one trunk are not independent. `results`: rows of results.csv."""
     scale = log if METRICS[metric].ratio else float
     by_seed = [{(r.get("trunk", ""), r["seed"]): scale(r[metric]) for r in results if r["arm"] == name} for name in (arm, baseline)]
-    return [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
+    alike = groupby(sorted(by_seed[0].keys() & by_seed[1].keys()), lambda key: key[0] or key)
+    return [fmean(by_seed[0][seed] - by_seed[1][seed] for seed in seeds) for _, seeds in alike]
 
 
 def difference_text(gaps: Sequence[float], metric: str) -> str:
@@ -212,10 +214,8 @@ GAP = 0.015  # of pass@1: what the paper's smaller gain is
 def power(results: Sequence[dict]) -> str:
     """What an experiment of this size can see, as a sentence; empty if it is too small to say."""
     sd, df = residual_spread(results, "pass_at_1")
-    if not df:
-        return ""
     text = f"A run's final pass@1 varies by {sd:.3f} beside its arm and its seed ({df} degrees of freedom): to see a difference of {GAP}"
-    return f"{text} between two arms in four of five attempts takes {seeds_for(sd, GAP)} seeds of each."
+    return f"{text} between two arms in four of five attempts takes {seeds_for(sd, GAP)} seeds of each." if df else ""
 
 
 def text_tables(results: Sequence[dict], baseline: str = BASELINE) -> str:
@@ -290,7 +290,7 @@ def draw_differences(results: Sequence[dict], path: Path, baseline: str = BASELI
     axes[0].set_yticks(range(len(arms)), arms)
     axes[0].invert_yaxis()
     n = max((len(differences(results, arm, "pass_at_1", baseline)) for arm in arms), default=0)
-    figure.suptitle(f"difference to {baseline} on equal seeds, n = {n}; 95 % interval, orange where it leaves out 0", fontsize=10)
+    figure.suptitle(f"difference to {baseline} on equal seeds (or from equal trunks), n = {n}; 95 % interval, orange where it leaves out 0", fontsize=10)
     save_figure(figure, path)
 
 

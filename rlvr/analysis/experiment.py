@@ -320,7 +320,7 @@ def experiment(config: ExperimentConfig) -> list[dict]:
     refuse(not results, f"No run was finished; what the first said is in {_log(runs[0])}. Mend the cause, then start again.")
     baseline = next(iter(plan.arms))
     say("\n" + text_tables(results, baseline))
-    say(f"\nmean and standard deviation over seeds; mean difference to {baseline} on equal seeds, with Student's interval")
+    say(f"\nmean and standard deviation over seeds; mean difference to {baseline} on equal seeds (of trunks: over their means), with Student's interval")
     say(f"written to {out}: results.csv, curves.csv, table.md, differences.png, curves.png")
     if failed:
         raise SettingError(f"{len(failed)} runs failed; what the first said is in {_log(failed[0])}. Mend the cause, then start again.")

@@ -148,7 +148,7 @@ def draw(study: Study, values: dict[str, np.ndarray], path: Path) -> None:
     axis.axvspan(-study.margin, study.margin, color="gray", alpha=0.15, linewidth=0)
     paired_differences(axis, {y: (x[~np.isnan(x)].tolist(), COLOURS[y % 3]) for y, x in enumerate(gaps)})
     axis.set_yticks(range(len(rows)), [f"{contrast}\n{metric}" for metric, contrast in rows], fontsize=8)
-    axis.invert_yaxis()
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="difference (0.01: one point)")
     axis.set_title(f"dots: trunks; lines: 95 % intervals; band: effects not worth having (±{study.margin:g})", fontsize=9)
     save_figure(figure, path)
 
