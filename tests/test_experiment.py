@@ -1,9 +1,11 @@
 """The experiment: arms, pairs, intervals and areas by hand; and a small one that is stopped, goes on, and ends."""
 
+import contextlib
 import csv
 import doctest
 import json
 import math
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from helpers import STORIES
 from rlvr.analysis import compare_arms, intervals
 from rlvr.analysis import experiment as experiment_module
 from rlvr.config import SettingError
-from rlvr.run.cli import parse_train
+from rlvr.run.cli import parse_command, parse_train
 from rlvr.analysis.experiment import ARMS, ExperimentConfig, Run, chosen_plan, planned, run_all
 from rlvr.analysis.plan import PUBLISHED, read_plan
 from rlvr.analysis.treatments import TreatmentsConfig, treatments
@@ -468,12 +470,22 @@ def test_a_plan_that_cannot_be_is_one_sentence(tmp_path, changes, said):
 
 
 @pytest.mark.slow
-def test_trunks_branches_evaluations_and_treatments_from_beginning_to_end(tmp_path):
+def test_trunks_branches_evaluations_and_treatments_from_beginning_to_end(tmp_path, monkeypatch):
+    """Each program runs in this process and ends before the next begins: ten more that import torch would take a minute."""
+
+    def start(run):
+        run.asked, *flags = run.command()
+        monkeypatch.setattr(sys, "argv", [run.asked, *flags])
+        runpy.run_path(str(ROOT / run.asked), run_name="__main__")
+        run.process = SimpleNamespace(poll=lambda: 0, returncode=0)
+        return run
+
+    monkeypatch.setattr(experiment_module, "_start", start)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     words = f"{SMALL} --max-new-tokens 60 --prompts-per-step 16".replace(f"--data {STORIES} --eval-data {STORIES}", "--level 3")
     config = with_trunks(tmp_path, train=words, average=1, steps=1, seeds=[100], evaluate={"cool": "--level 3 --problems 4 --completions 2"}, errors=True)
-    done = subprocess.run([sys.executable, "-m", "rlvr.analysis.experiment", "--plan", config.plan, "--out", config.out],
-                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert parse_command(ExperimentConfig, "it", ["--plan", config.plan, "--out", config.out]) == config
+    experiment_module.experiment(config)
     rows = read_results(tmp_path / "results.csv")
     assert [(row["trunk"], row["arm"]) for row in rows] == [("a", "grpo"), ("b", "grpo"), ("a", "pos"), ("b", "pos")]
     assert all(0 <= row["cool"] <= 1 and row["selection"] >= 0 for row in rows)
@@ -494,8 +506,23 @@ def command(out: Path, *flags: str) -> list[str]:
             f"--train={SMALL}", *flags]  # fmt: skip
 
 
+@pytest.fixture
+def at_once(monkeypatch, capfd):
+    """at_once(command, code=0): the same program without the seconds in which a process of its own imports torch. What it printed."""
+
+    def run(command, code=0):
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", command[2:])
+        with pytest.raises(SystemExit) if code else contextlib.nullcontext() as end:
+            runpy.run_module(sys.argv[0], run_name="__main__")
+        assert not code or end.value.code == code
+        return capfd.readouterr()
+
+    return run
+
+
 @pytest.mark.slow
-def test_an_experiment_from_beginning_to_end(tmp_path):
+def test_an_experiment_from_beginning_to_end(tmp_path, at_once):
     out = tmp_path / "e"
     first = subprocess.run(command(out), cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
@@ -506,11 +533,9 @@ def test_an_experiment_from_beginning_to_end(tmp_path):
         assert differences(results, "ppl-dropped", metric) == [0.0]
     assert {p.name for p in out.iterdir() if p.is_file()} >= {"results.csv", "curves.csv", "table.md", "differences.png", "curves.png"}
     written = {p: p.stat().st_mtime_ns for p in out.glob("*-seed*/summary.json")}
-    again = subprocess.run(command(out), cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and "2 done" in again.stdout
+    assert "2 done" in at_once(command(out)).out
     assert {p: p.stat().st_mtime_ns for p in out.glob("*-seed*/summary.json")} == written
-    other = subprocess.run(command(out, f"--train={SMALL} --level 1"), cwd=ROOT, capture_output=True, text=True)
-    assert other.returncode == 2 and "other settings (--level 2)" in other.stderr
+    assert "other settings (--level 2)" in at_once(command(out, f"--train={SMALL} --level 1"), code=2).err
 
 
 @pytest.mark.slow
@@ -535,9 +560,8 @@ def test_a_stopped_experiment_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_named(tmp_path):
+def test_a_run_that_fails_is_named(tmp_path, at_once):
     bad = tmp_path / "bad.jsonl"
     bad.write_text("{", encoding="utf-8")
-    failed = subprocess.run(command(tmp_path / "e", f"--train={SMALL} --data {bad}"), cwd=ROOT, capture_output=True, text=True)
-    assert failed.returncode == 2 and "-seed0.log" in failed.stderr
+    assert "-seed0.log" in at_once(command(tmp_path / "e", f"--train={SMALL} --data {bad}"), code=2).err
     assert "not valid JSON" in (tmp_path / "e" / "grpo-seed0.log").read_text()
