@@ -159,7 +159,7 @@ SMALL_MODEL, SMALL_DATA = (str(Path(os.environ["RLVR_SMALL"]) / name) for name i
 STORIES = str(Path(__file__).parent / "data" / "stories.jsonl")  # 64 of the built-in ones: all 8192 take seconds to make and encode
 RUN = dict(
     method="pos", steps=4, prompts_per_step=4, completions_per_prompt=4, mini_batch_prompts=2, filter_groups=False, sampling_rounds=1,
-    max_new_tokens=20, overlong_buffer=10, warmup_steps=2, lr=2e-3, eval_every=2, eval_problems=3, final_eval_problems=3,
+    max_new_tokens=12, overlong_buffer=6, warmup_steps=2, lr=2e-3, eval_every=2, eval_problems=3, final_eval_problems=3,
     eval_completions=2, log_completions=2, model=SMALL_MODEL, data=SMALL_DATA, eval_data=SMALL_DATA, instruction="",
 )  # fmt: skip
 

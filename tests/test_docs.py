@@ -80,7 +80,7 @@ def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "runs" / "pos-seed0"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw_curves", lambda folder: folder / "curves.png")
-        train(TrainConfig(**(RUN | dict(steps=1, eval_completions=8, out=str(folder.parent), name=folder.name))))
+        train(TrainConfig(**(RUN | dict(steps=1, max_new_tokens=20, eval_completions=8, out=str(folder.parent), name=folder.name))))
     return folder
 
 

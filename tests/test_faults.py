@@ -178,7 +178,7 @@ def test_a_completion_does_not_depend_on_its_neighbours(temperature, top_p, comp
     def completions(rows):
         generator = torch.Generator().manual_seed(0)
         rollouts = sample(
-            model, tokenizer, prompts, completions_per_prompt=3, max_new_tokens=20, stop_ids={2}, temperature=temperature, top_p=top_p,
+            model, tokenizer, prompts, completions_per_prompt=3, max_new_tokens=10, stop_ids={2}, temperature=temperature, top_p=top_p,
             generator=generator, sampling_rows=rows, complete=complete,
         )  # fmt: skip
         return [ids[:n].tolist() for ids, n in zip(rollouts.completion_ids, rollouts.lengths)]

@@ -122,7 +122,7 @@ def settings_for(folder: Path, **settings) -> dict:
 
 def test_killed_at_random_moments_the_run_ends_as_if_it_had_not_been(server, tmp_path):
     """36 kills; after each, the newest checkpoint is whole and not older than before. A run that ends is checked and begun anew."""
-    more = dict(steps=25, method="ppl+pos", ppl_alpha=0.2, eval_every=5)
+    more = dict(steps=15, method="ppl+pos", ppl_alpha=0.2, eval_every=5)
     assert life(server, tmp_path / "whole", settings_for(tmp_path / "whole", **more))[0] == 0  # starts the server
     shutil.rmtree(tmp_path / "whole")
     started = time.monotonic()

@@ -222,7 +222,7 @@ class Boxes(WordTokenizer):
         return [self.decode(row) for row in rows]
 
 
-def by_hand(monkeypatch, after: dict[int, int], lengths=(6,), max_new_tokens=20, **changed):
+def by_hand(monkeypatch, after: dict[int, int], lengths=(6,), max_new_tokens=20, continuations=3, **changed):
     """Completions 10 11 12 ... of which token 1 is undecided; after it, and after what `after` names, texts go on with that token and end.
     Returns (entries, prefixes that were sampled from)."""
     batch = make_rollouts([2] * len(lengths), lengths, groups=list(range(len(lengths))))
@@ -247,7 +247,7 @@ def by_hand(monkeypatch, after: dict[int, int], lengths=(6,), max_new_tokens=20,
     policy = Policy(None, Boxes(), {2})
     monkeypatch.setattr(policy, "sample", fake)
     problems = [Problem("", "7")] * len(lengths)
-    found = replace_tokens(policy, TrainConfig(max_new_tokens=max_new_tokens), batch, problems, 3, torch.Generator().manual_seed(0))
+    found = replace_tokens(policy, TrainConfig(max_new_tokens=max_new_tokens), batch, problems, continuations, torch.Generator().manual_seed(0))
     return found, [prompt[2:] for prompt in asked]
 
 
@@ -268,12 +268,13 @@ def test_a_token_that_does_not_matter_is_not_finished_again(monkeypatch):
 
 def test_the_other_token_is_drawn_from_the_policy_without_the_one_that_stands_there(monkeypatch):
     """0.3 and 0.2 are left, so three in five and two in five; 0.04 is too little, and the likeliest token is none of the others' rest."""
-    entries, _ = by_hand(monkeypatch, {}, lengths=(6,) * 2000)
+    entries, _ = by_hand(monkeypatch, {}, lengths=(6,) * 2000, continuations=1)
     others = [entry["other"] for entry in entries]
     assert set(others) == {20, 21} and others.count(20) / len(others) == pytest.approx(0.6, abs=0.04)
     rare = torch.zeros(1, 6, TOP)  # the token that stands there is a rare one: the first choice is drawn as often as it is likely
     rare[0, 1] = torch.tensor([0.6, 0.02, 0.3, 0.0, 0.0])
-    others = [entry["other"] for entry in by_hand(monkeypatch, {}, (6,) * 2000, top_p=rare.repeat(2000, 1, 1))[0] if entry["token"] == 11]
+    entries, _ = by_hand(monkeypatch, {}, lengths=(6,) * 2000, continuations=1, top_p=rare.repeat(2000, 1, 1))
+    others = [entry["other"] for entry in entries if entry["token"] == 11]
     assert set(others) == {10, 20} and others.count(10) / len(others) == pytest.approx(2 / 3, abs=0.04)
 
 

@@ -168,9 +168,9 @@ def test_last_boxed(text, answer):
 def test_last_boxed_is_linear():
     n = 1_000_000
     for text in ["{" * n, r"\boxed{5}" + "}" * n, r"\boxed{5}" + "{" * n, r"\boxed{" * (n // 7), r"\boxed" + " " * n]:
-        start = time.monotonic()
+        start = time.process_time()
         last_boxed(text)
-        assert time.monotonic() - start < 5
+        assert time.process_time() - start < 5
 
 
 # --- exact values, decided in this process -------------------------------------------------------------------------
