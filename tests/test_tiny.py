@@ -292,21 +292,17 @@ def test_the_model_travels_light():
     assert [path.name for path in files if path.suffix not in (".py", ".json", ".jinja", ".txt", ".md")] == ["model.safetensors"] * 2
 
 
-def check_base_policy(problems: int, slack: float) -> None:
+@pytest.mark.slow
+def test_the_base_policy_leaves_room_to_learn():
+    """Right sometimes, able to be right nearly always, and undecided where it is wrong."""
     from rlvr.analysis.base_model import describe
 
-    base = describe("tiny", problems)
-    assert 0.15 - slack <= base["pass@1"] <= 0.35 + slack
-    assert base["pass@8"] >= 0.75 - 2 * slack
+    base = describe("tiny", problems=400)
+    assert 0.15 <= base["pass@1"] <= 0.35
+    assert base["pass@8"] >= 0.75
     assert base["entropy, wrong answers"] >= 0.3
     assert base["entropy, wrong answers"] > base["entropy, right answers"]
     assert base["mean length"] < 100
-
-
-@pytest.mark.slow
-def test_the_base_policy_leaves_room_to_learn():
-    """Right sometimes, able to be right nearly always, and undecided where it is wrong. The slack is two standard errors or so."""
-    check_base_policy(problems=100, slack=0.05)
 
 
 def test_base_models_are_compared_side_by_side(capsys):
@@ -330,23 +326,18 @@ def test_base_models_are_compared_side_by_side(capsys):
 # The base model of level 3
 
 
-def check_base_of_level_3(problems: int, slack: float) -> None:
+@pytest.mark.slow
+def test_the_base_of_level_3_is_right_in_one_answer_of_three():
     """At the temperature of evaluations it is right in one answer of three, and what goes wrong is of every kind."""
     from rlvr.analysis.base_model import describe
 
-    base = describe("tiny3", problems, level=3, temperature=0.6, top_p=0.95)
-    assert 0.25 - slack <= base["pass@1"] <= 0.45 + slack
+    base = describe("tiny3", problems=400, level=3, temperature=0.6, top_p=0.95)
+    assert 0.25 <= base["pass@1"] <= 0.45
     assert base["pass@1"] + 0.1 < base["pass@8"] < 0.9
-    assert base["mean length"] > 60 - 10 * slack
+    assert base["mean length"] > 60
     errors = {name: share for name, share in base.items() if name.startswith("error")}
     assert sum(errors.values()) == pytest.approx(1 - base["pass@1"])
     assert min(errors[f"error: {kind}"] for kind in ("copying", "calculation", "selection")) > 0.01
-
-
-@pytest.mark.slow
-def test_the_base_of_level_3_is_right_in_one_answer_of_three():
-    """The slack is three standard errors: other processors draw other answers."""
-    check_base_of_level_3(problems=64, slack=0.15)
 
 
 def test_the_base_of_level_3_reads_as_the_first_one_does(tokenizer):
@@ -400,13 +391,3 @@ def test_a_run_of_level_3_is_trained_evaluated_and_its_errors_are_drawn(tmp_path
     (run / "rollouts.jsonl").write_text("")
     with pytest.raises(SettingError, match="has logged no answers to the built-in stories"):
         errors(ErrorsConfig(str(run)))
-
-
-@pytest.mark.slow
-def test_the_base_of_level_3_on_all_test_problems():
-    check_base_of_level_3(problems=400, slack=0.0)
-
-
-@pytest.mark.slow
-def test_the_base_policy_on_all_test_problems():
-    check_base_policy(problems=400, slack=0.0)
