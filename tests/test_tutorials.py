@@ -90,13 +90,14 @@ def test_a_notebook_redefines_nothing(path):
 FEW = 'data="../tests/data/stories.jsonl", prompts_per_step=4, mini_batch_prompts=2'  # 64 problems: all 8192 take seconds to encode
 FEWER_PROMPTS = ("prompts_per_step=16, mini_batch_prompts=8", FEW)
 AND_HELD_OUT = ("prompts_per_step=16, mini_batch_prompts=8", f'eval_data="../tests/data/stories.jsonl", {FEW}')
+FEWER_HELD_OUT = ("eval_problems=48, final_eval_problems=48", "eval_problems=8, final_eval_problems=8")
 SMALLER = {
     1: [("    for tau in (1.0, 0.6, 0.2):\n        e", "    for tau in (1.0,):\n        e")],
-    2: [AND_HELD_OUT, ("steps=24", "steps=8")],
-    3: [AND_HELD_OUT],
+    2: [AND_HELD_OUT, ("steps=24", "steps=8"), FEWER_HELD_OUT],
+    3: [AND_HELD_OUT, ("steps=36", "steps=9"), FEWER_HELD_OUT, ("for step in range(10):", "for step in range(3):")],
     4: [FEWER_PROMPTS, ("temperatures = (0.3, 0.6, 1.0, 1.4)", "temperatures = (0.6, 1.0)"), ('"test", 100)', '"test", 16)')],
     5: [FEWER_PROMPTS],
-    7: [FEWER_PROMPTS, ('"test", 64)', '"test", 24)')],
+    7: [FEWER_PROMPTS, ("steps=30", "steps=10"), ('"test", 64)', '"test", 24)')],
     8: [("repeats=3", "repeats=1"), ("(1, 8, 64, 512)", "(1, 8, 64)")],
     9: [("prompts_per_step=4, completions_per_prompt=4, mini_batch_prompts=4", "prompts_per_step=2, completions_per_prompt=4, mini_batch_prompts=2"),
         ('answers("auto", 64)', 'answers("auto", 24)')],
