@@ -16,9 +16,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: more threads 
     os.environ["OMP_NUM_THREADS"] = "1"  # for the programs that tests start
 
 
+LONGEST = ("test_every_notebook_runs", "test_killed", "beginning_to_end", "test_it_learns", "test_the_base_")
+
+
 def pytest_collection_modifyitems(items):
-    """The notebooks first, which take longest: begun last, the last of them would be run by one worker while the others wait."""
-    items.sort(key=lambda item: "test_every_notebook_runs" not in item.name)
+    """What takes longest comes first: begun last, the last of it would be run by one worker while the others wait."""
+    items.sort(key=lambda item: not any(name in item.name for name in LONGEST))
 
 
 @pytest.fixture(autouse=True)
