@@ -30,15 +30,15 @@ class WordTokenizer:
         return [" ".join(str(i) for i in row if not (skip_special_tokens and i == self.eos_token_id)) for row in rows]
 
 
-def new_model(name: str, seed: int = 0, vocabulary: int = V, scale: float = 12.0):
+def new_model(name: str, seed: int = 0, vocabulary: int = V, scale: float = 12.0, layers: int = 2):
     """A random float32 model. Its weights are scaled up, because a freshly made model gives every token nearly the same probability."""
     torch.manual_seed(seed)
     if name == "gpt2":  # learned positions: wrong position ids show at once
         model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2))
     else:
         shape = dict(
-            vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
-            bos_token_id=1, eos_token_id=2,
+            vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+            max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
         )  # fmt: skip
         if name == "qwen":  # two query heads share a key head
             model = Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, tie_word_embeddings=True))
@@ -136,7 +136,7 @@ def one_step(trainer) -> tuple[dict, Rollouts, torch.Tensor, torch.Tensor]:
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Whole runs, as small as they come: half a second
 
-# The built-in model takes seconds for what these runs need, so they have a model of their own: random, two layers, and each token a word.
+# The built-in model takes seconds for what these runs need, so they have a model of their own: random, one layer, and each token a word.
 # A third of its answers are right, because three words of sixteen are a box. Some of them end, some are cut off.
 WORDS = [*"<unk> <bos> <eos>".split(), *(rf"\boxed{{{n}}}" for n in (1, 2, 3)), *"1 2 3 4 + - * = so is".split()]
 
@@ -145,7 +145,7 @@ def make_small_model(folder: Path) -> None:
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = dict(unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<unk>")
-    new_model("qwen", vocabulary=len(WORDS), scale=16.0).save_pretrained(folder / "words")
+    new_model("qwen", vocabulary=len(WORDS), scale=16.0, layers=1).save_pretrained(folder / "words")
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder / "words")
     rows = [{"problem": f"{i % 4 + 1} {'+-*='[i // 16]} {i // 4 % 4 + 1}", "answer": str(i % 3 + 1)} for i in range(64)]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -137,7 +137,7 @@ def test_out_of_memory_half_way_through_an_update_does_not_count_the_first_half_
 
 def test_out_of_memory_with_bfloat16_masters_does_not_count_twice_either(monkeypatch):
     def after(fail_at):
-        config = TrainConfig(**(RUN | dict(dtype="bfloat16", micro_batch_tokens=60, mini_batch_prompts=4)))
+        config = TrainConfig(**(RUN | dict(dtype="bfloat16", micro_batch_tokens=40, mini_batch_prompts=4)))
         policy = load_policy(config.model, dtype="bfloat16")
         problems, prompts, _ = encode_prompts(policy.tokenizer, load_problems(config.data), "", 128)
         trainer, norms = Trainer(config, policy, problems, prompts, plus), []
