@@ -25,9 +25,10 @@ def main(out: str = "runs/trl", steps: int = 30):
         save_strategy="no", report_to="none",
     )  # fmt: skip
     trainer = ShapedGRPOTrainer(
-        AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype="float32"), right_or_wrong, args=config,
+        AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype="float32", trust_remote_code=False, use_safetensors=True),
+        right_or_wrong, args=config,
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": p.problem}], "answer": p.answer} for p in problems]),
-        processing_class=AutoTokenizer.from_pretrained(TINY_MODEL, padding_side="left"),
+        processing_class=AutoTokenizer.from_pretrained(TINY_MODEL, padding_side="left", trust_remote_code=False),
         method="ppl+pos", strengths={"ppl_alpha": 0.2, "pos_alpha": 0.1},
     )  # fmt: skip
     trainer.train()
