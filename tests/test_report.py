@@ -713,6 +713,7 @@ def test_everything_is_on_the_page(written):
         "S7",
         "I1",
         "I2",
+        "T1",
         "T2",
         "E1",
         "E2",

@@ -234,3 +234,13 @@ def test_a_model_in_the_style_of_gpt2_trains_from_start_to_end(tmp_path):
     rows = [row for row in read_metrics(tmp_path / "r") if row["step"]]
     assert len(rows) == 2 and all(row["logp_drift"] < 1e-4 and row["updates"] == 2 for row in rows)
     assert load_policy(str(tmp_path / "r")).stop_ids == {end}
+
+
+def test_a_process_that_may_have_no_children_fills_a_template_too(monkeypatch):
+    """A worker of a pool is a daemon, in which the package multiprocessing starts nothing."""
+    import multiprocessing
+
+    from rlvr.common.limits import limited
+
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    assert limited(lambda: ["text"], 5, 2**28) == ["text"]

@@ -1,13 +1,12 @@
 """Work that somebody else's text decides, in a copy of this process that may take so much time and memory and no more."""
 
 import json
-import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from rlvr.common.text import one_line
@@ -20,26 +19,32 @@ def limited(work: Callable[[], object], seconds: float, room: int):
     """
     if not hasattr(os, "fork"):
         return work()
-    ours, its = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_answer, args=(work, seconds, room, its))
+    ours, its = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads are not copied; `work` may need none of them
-        child.start()
-    its.close()
-    done, value = False, f"more than {seconds:g} seconds, or more memory than there is"
+        child = os.fork()
+    if child == 0:
+        _answer(work, seconds, room, its)
+    os.close(its)
+    watch = threading.Timer(60 + 20 * seconds, os.kill, (child, signal.SIGKILL))  # by the clock, should it wait for something
+    watch.start()
     try:
-        with suppress(EOFError, OSError):  # it was ended half way, or says more than there is room for
-            if ours.poll(60 + 20 * seconds):  # by the clock, should it wait for something
-                done, value = json.loads(ours.recv_bytes(room))
+        with open(ours, "rb") as pipe:
+            answer = pipe.read(room)
     finally:
-        child.kill()
-        child.join()
+        watch.cancel()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    try:
+        done, value = json.loads(answer)
+    except ValueError:  # it was ended half way
+        done, value = False, f"more than {seconds:g} seconds, or more memory than there is"
     if not done:
         raise RuntimeError(value)
     return value
 
 
-def _answer(work: Callable[[], object], seconds: float, room: int, pipe: Connection) -> None:
+def _answer(work: Callable[[], object], seconds: float, room: int, pipe: int) -> None:
     """In the copy: do the work, write [True, result] or [False, reason], and end, whatever happens."""
     try:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -55,6 +60,7 @@ def _answer(work: Callable[[], object], seconds: float, room: int, pipe: Connect
     except BaseException as error:
         answer = False, one_line(error)
     try:
-        pipe.send_bytes(json.dumps(answer).encode())
+        with open(pipe, "wb") as file:
+            file.write(json.dumps(answer).encode())
     finally:
         os._exit(0)
