@@ -118,7 +118,7 @@ class ShapedGRPOTrainer(GRPOTrainer):
             chunk = dict(batch_size=self.args.per_device_train_batch_size, compute_entropy=True)
             with torch.no_grad():
                 logp, entropy, _ = score(self.model, ids, attention, mask.shape[1], **chunk, **images)
-        return (torch.zeros_like(entropy) if logp is None else logp), entropy
+        return (torch.zeros_like(entropy) if logp is None else logp).float(), entropy.float()  # a model in bfloat16 may give such ones
 
     @wraps(GRPOTrainer._get_per_token_logps_and_entropies)
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
