@@ -24,7 +24,8 @@ def rows():
     mask = torch.arange(T) < torch.randint(2, T + 1, (N, 1), generator=draw)
     rewards = torch.zeros(N, T)
     rewards[:, 0] = torch.randint(0, 2, (N,), generator=draw) * 2.0 - 1
-    logp, entropy = -torch.rand(N, T, generator=draw), torch.rand(N, T, generator=draw)
+    logp = -torch.rand(N, T, generator=draw) * torch.rand(N, 1, generator=draw)  # of some rows all near 0, as that of a row without a token
+    entropy = torch.rand(N, T, generator=draw)
     names = [f"problem {g}" for g in group.tolist()]
     first = {name: number for number, name in enumerate(dict.fromkeys(names))}
     group = torch.tensor([first[name] for name in names])

@@ -247,20 +247,23 @@ EDITED = {
 
 
 @pytest.mark.parametrize("kind", EDITED)
-def test_an_edited_log_is_named_where_it_stands_and_mended(kind, tmp_path, reference, capsys):
+def test_an_edited_log_is_named_where_it_stands_and_mended(kind, tmp_path, reference, monkeypatch, capsys):
     data = (reference() / "metrics.csv").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    folder = Path("run")  # a short name: a long one would shorten the sentence
+    folder.mkdir()
     edit, reason = EDITED[kind]
-    (tmp_path / "metrics.csv").write_bytes(edit(data))
+    (folder / "metrics.csv").write_bytes(edit(data))
     with pytest.raises(SettingError, match=f"metrics.csv was edited or is damaged .*{reason}.*Put back the file .*--resume"):
-        figures.read_metrics(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
+        figures.read_metrics(folder)
+    (folder / "checkpoints").mkdir()
     for number in (1, 2):  # a finished run, then one that has made steps since its last checkpoint
-        Log(tmp_path, TrainConfig(), 4, None, data.decode().splitlines(keepends=True)).close()
-        assert (tmp_path / "metrics.csv").read_bytes() == data and len(figures.read_metrics(tmp_path)) == 5
+        Log(folder, TrainConfig(), 4, None, data.decode().splitlines(keepends=True)).close()
+        assert (folder / "metrics.csv").read_bytes() == data and len(figures.read_metrics(folder)) == 5
         assert ("metrics.csv was edited" in capsys.readouterr().out) == (number == 1)
-        with open(tmp_path / "metrics.csv", "ab") as file:
+        with open(folder / "metrics.csv", "ab") as file:
             file.write(b"5,rising,1,0.")
-    assert (tmp_path / "metrics-edited.csv").read_bytes() == edit(data) and not (tmp_path / "metrics-edited-2.csv").exists()
+    assert (folder / "metrics-edited.csv").read_bytes() == edit(data) and not (folder / "metrics-edited-2.csv").exists()
 
 
 def test_a_log_that_only_got_a_mark_of_its_encoding_is_read(tmp_path, reference):
