@@ -6,7 +6,7 @@ from datasets import load_dataset
 
 from rlvr import adapters, config
 from rlvr.adapters import parquet
-from rlvr.adapters.verl import compute_score, method_of, shape_rows
+from rlvr.adapters.verl import check, compute_score, method_of, shape_rows
 from rlvr.advantage import METHODS, Strength, grpo_advantages, keep_sign, method, shape
 from rlvr.config import SettingError
 from rlvr.methods import STRENGTHS
@@ -99,7 +99,7 @@ def test_the_window_and_the_sign_are_those_of_train(rows):
     ({"method": "pos", "alpha": 1}, "alpha is no setting of shaping"),
     ({"method": "pos", "pos_alpha": -1.0}, "--pos-alpha is -1"),
     ({"method": "pos", "shape_start": "plateau", "step": 1}, "verl keeps no entropy"),
-    ({"method": "pos", "shape_start": 9, "step": None}, "no step"),
+    ({"method": "pos", "shape_start": 9, "step": None}, "There is no step"),
     ({"method": "forks", "entropy": None}, "needs entropy"),
     ({"method": "ppl-sham", "step": None}, "needs step"),
 ])  # fmt: skip
@@ -109,6 +109,21 @@ def test_what_is_wrong_or_missing_is_said(given, message, rows):
     with pytest.raises(ValueError, match="needs the old log-probs, and none reached it"):
         shape_rows(rows["rewards"], rows["mask"], rows["names"], None, "ppl")
     assert torch.equal(shape_rows(rows["rewards"], rows["mask"], rows["names"], None, "pos"), by_hand(rows, "pos"))
+
+
+@pytest.mark.parametrize("rlvr, message", [
+    ({"method": "best"}, "There is no method 'best'"),
+    ({"method": "ppl", "ppl_alhpa": 0.1}, "ppl_alhpa is no setting of shaping"),
+    ({"method": "pos", "shape_start": "plateau"}, "verl keeps no entropy"),
+    ({"method": "pos+forks"}, "which verl does not compute with rollout_correction.bypass_mode=True"),
+])  # fmt: skip
+def test_settings_that_would_fail_at_the_first_advantage_are_refused_at_the_start(rlvr, message):
+    bypass = {"rollout_correction": {"bypass_mode": True}}
+    with pytest.raises(ValueError, match=message):
+        check(Algorithm(adv_estimator="rlvr", rlvr=rlvr, **bypass))
+    check(Algorithm(adv_estimator="gae", rlvr=rlvr))  # not ours
+    check(Algorithm(adv_estimator="rlvr_ppl", rlvr={"ppl_alpha": 0.1}, **bypass))
+    check(Algorithm(adv_estimator="rlvr_forks", rollout_correction={"bypass_mode": False}))
 
 
 def test_the_reward_is_our_verifier():
@@ -137,3 +152,13 @@ def test_a_version_that_an_adapter_does_not_know_ends_the_program_with_a_sentenc
     else:
         with pytest.raises(SystemExit, match="is not a version that this adapter knows. Install one: pip install 'trl>=1.16,<2'"):
             adapters.need("trl", ">=1.16,<2")
+
+
+def test_a_private_method_that_takes_other_things_ends_it_too():
+    class Trainer:
+        def _loss(self, model, inputs): ...
+
+    adapters.need_method(Trainer, "_loss", "model inputs", "trl==1.16.0")
+    for name, parameters in (("_loss", "model batch"), ("_gone", "model")):
+        with pytest.raises(SystemExit, match=f"Trainer.{name} is another here .* pip install trl==1.16.0"):
+            adapters.need_method(Trainer, name, parameters, "trl==1.16.0")

@@ -225,31 +225,82 @@ def test_shaping_from_the_plateau_on_begins_one_step_after_it(tmp_path):
     assert trainer.method_now() == "grpo"
 
 
-def test_a_resumed_run_remembers_the_entropies_of_its_steps(tmp_path):
-    first = make_trainer(tmp_path, steps=2, settings=STRONG, save_strategy="steps", save_steps=1)
+@pytest.mark.parametrize("restored", [False, True], ids=["callbacks as given", "callbacks as stored"])
+def test_a_resumed_run_remembers_the_entropies_of_its_steps(restored, tmp_path):
+    """With the second, transformers puts a callback of its own making in the place of ours."""
+    options = dict(settings=STRONG, save_strategy="steps", save_steps=1, restore_callback_states_from_checkpoint=restored)
+    first = make_trainer(tmp_path, steps=2, **options)
     first.train()
-    assert len(first.stage.entropies) == 2
-    again = make_trainer(tmp_path, steps=3, settings=STRONG, save_strategy="steps", save_steps=1)
+    before = list(first.stage.entropies)
+    assert len(before) == 2
+    again = make_trainer(tmp_path, steps=3, **options)
     again.train(resume_from_checkpoint=True)
-    assert again.stage.entropies[:2] == first.stage.entropies and len(again.stage.entropies) == 3
+    assert again.stage.entropies[:2] == before and len(again.stage.entropies) == 3
+    again.train()  # anew, from step 0
+    assert len(again.stage.entropies) == 3 and again.stage.entropies[:2] != before
+
+
+def test_completions_that_serve_several_steps_keep_the_method_of_the_step_that_sampled_them(tmp_path):
+    """Batches of two steps: those of steps 1 and 2 are shaped, those of 3 and 4 are not, and the log says so of each."""
+    window = {"method": "pos", "shape_stop": 1}
+    trainer = make_trainer(tmp_path, Recorded, steps=4, settings=window, steps_per_generation=4)
+    trainer.train()
+    assert [batch["advantages"].dim() for batch in trainer.batches] == [2, 2, 2, 2, 1, 1, 1, 1]
+    assert [row["rlvr/shaped"] for row in trainer.state.log_history if "loss" in row] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_with_log_probs_of_trl_such_as_those_with_vllm_no_other_are_made(tmp_path):
+    """TRL puts them into the batch with vLLM; here it is made to, by a batch of two steps."""
+    trainer = make_trainer(tmp_path, Recorded, steps=2, settings=STRONG | {"method": "ppl"}, steps_per_generation=4)
+    plain, before = [], GRPOTrainer._generate_and_score_completions
+
+    def with_log_probs(self, inputs):
+        out = before(self, inputs)
+        draw = torch.Generator().manual_seed(0)
+        assert out["old_per_token_logps"].shape == out["completion_mask"].shape
+        logp = -torch.rand(out["completion_mask"].shape, generator=draw)
+        out["old_per_token_logps"] = logp * torch.rand(len(logp), 1, generator=draw)  # such that perplexities differ much
+        plain.append(out["advantages"].clone())
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPOTrainer, "_generate_and_score_completions", with_log_probs)
+        trainer.train()
+    out = trainer.made[0]
+    group = torch.arange(len(plain[0])) // G
+    wanted = shape("ppl", plain[0], out["old_per_token_logps"], out["completion_mask"].bool(), group, ppl_alpha=0.2)
+    assert torch.equal(out["advantages"], wanted) and not torch.equal(wanted, shape("grpo", plain[0], *[out["completion_mask"]] * 2, group))
+
+
+def test_what_no_function_scored_is_neither_right_nor_wrong(tmp_path):
+    trainer = make_trainer(tmp_path, Recorded, steps=1, learning_rate=0.0, settings={"method": "pos"})
+    trainer.reward_funcs[0] = lambda completion_ids, **_: [(-1.0, 1.0, 1.0, None)[i % 4] for i in range(len(completion_ids))]
+    trainer.train()
+    row, out = next(row for row in trainer.state.log_history if "loss" in row), trainer.made[0]
+    entropy, mask = scores_of(trainer, out)[1], out["completion_mask"].bool()
+    place = torch.arange(len(mask)) % 4
+    for name, rows in (("right", (place == 1) | (place == 2)), ("wrong", place == 0)):
+        assert row[f"rlvr/entropy_{name}"] == pytest.approx(entropy[rows][mask[rows]].mean().item(), abs=1e-5)
+    assert trainer.stage.entropies == pytest.approx([entropy[mask].mean().item()], abs=1e-5)  # all tokens, for the stage
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Several processes
 
 
-def launched(folder: Path, world: int) -> list[dict]:
+def launched(folder: Path, world: int, method: str, accumulation: int) -> list[dict]:
     """A run of 24 rows in three groups on so many processes -> what each made of its rows."""
-    script = [str(ROOT / "tests" / "trl_run.py"), str(folder), "24", "ppl+pos"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world), "--master_port", str(29500 + os.getpid() % 1000)]
+    script = [str(ROOT / "tests" / "trl_run.py"), str(folder), "24", method, str(accumulation)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
     done = subprocess.run([*launch, *script], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def test_two_processes_give_the_result_of_one(tmp_path):
-    """The middle group lies on both, and each process pads to its own longest completion."""
-    (one,), (first, second) = launched(tmp_path, 1), launched(tmp_path, 2)
+@pytest.mark.parametrize("method, accumulation", [("ppl+pos", 1), ("ppl+forks", 2)])
+def test_two_processes_give_the_result_of_one(method, accumulation, tmp_path):
+    """The middle group lies on both, and each process pads to its own longest completion. With forks, they share one bound of entropy."""
+    (one,), (first, second) = launched(tmp_path, 1, method, accumulation), launched(tmp_path, 2, method, accumulation)
     for alone, *both in zip(one["shaped"], first["shaped"], second["shaped"], strict=True):
         assert [len(part) for part in both] == [12, 12] and G == 8
         joined = torch.cat([torch.nn.functional.pad(part, (0, alone.shape[1] - part.shape[1])) for part in both])
@@ -293,11 +344,22 @@ def test_settings_are_checked_before_anything_is_loaded(settings, message, tmp_p
         ShapedGRPOTrainer("no/such-model", right_or_wrong, **settings)
 
 
+@pytest.mark.parametrize("options", [
+    {"scale_rewards": "none"}, {"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"},
+])  # fmt: skip
+def test_a_division_that_trl_does_not_make_is_not_taken_back(options, tmp_path):
+    with pytest.raises(SettingError, match="dr-grpo counts on a division by the group's standard deviation, which scale_rewards="):
+        make_trainer(tmp_path, settings={"method": "pos+dr-grpo"}, **options)
+    make_trainer(tmp_path, settings={"method": "pos"}, **options)
+
+
 def test_the_reward_reads_texts_and_messages_and_says_none_for_what_was_not_scored(monkeypatch):
     right, wrong = r"\boxed{\frac{2}{4}}", r"\boxed{3}"
     assert right_or_wrong([right, [{"role": "assistant", "content": wrong}]], answer=["0.5", "0.5"], prompts=[]) == [1.0, -1.0]
     monkeypatch.setattr(adapter, "rewards_from", lambda *_: [1.0, float("nan")])
     assert right_or_wrong([right, right], answer=["0.5", "0.5"]) == [1.0, None]
+    with pytest.raises(SettingError, match="has no column 'answer'"):
+        right_or_wrong([right], solution=["0.5"])
 
 
 @pytest.mark.parametrize("version, method", [("1.15.0", ""), ("2.0.0", ""), ("1.99.0", "_compute_loss"), (None, "")])

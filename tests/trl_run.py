@@ -1,6 +1,6 @@
 """Runs of TRL on completions that are fixed, so that two of them can be compared. test_trl.py uses it, and torchrun starts it:
 
-    torchrun --nproc_per_node 2 tests/trl_run.py FOLDER ROWS METHOD
+    torchrun --nproc_per_node 2 tests/trl_run.py FOLDER ROWS METHOD ACCUMULATION
 """
 
 import os
@@ -90,8 +90,9 @@ class Recorded(ShapedGRPOTrainer):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    out, rows, method = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    run = make_trainer(out, Recorded, rows, gradient_accumulation_steps=1, settings={"method": method, "strengths": {"ppl_alpha": 0.05}})
+    out, rows, method, accumulation = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    shaping = {"method": method, "strengths": {"ppl_alpha": 0.05, "forks_share": 0.5}}
+    run = make_trainer(out, Recorded, rows // accumulation, gradient_accumulation_steps=accumulation, settings=shaping)
     run.train()
     logs = [row for row in run.state.log_history if "loss" in row]
     shaped = [batch["advantages"] for batch in run.made]

@@ -27,8 +27,11 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1 import utils as v1
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from rlvr.adapters import parquet
 from rlvr.adapters import verl as adapter
 from rlvr.advantage import METHODS, grpo_advantages, keep_sign, shape
+from rlvr.loaders.sources import HUB
+from rlvr.run.cli import parse_command
 
 N, T, STEP = 32, 40, 7
 NAMES = {"rlvr_" + m.replace("+", "_").replace("-", "_"): m for m in (*METHODS, "ppl+pos")}
@@ -161,11 +164,24 @@ def test_without_old_log_probs_it_says_so():
         ray_trainer.compute_advantage(data_of(batch(), without="old_log_probs"), adv_estimator="rlvr_ppl", config=config)
 
 
-def test_it_is_loaded_in_a_worker_of_ray():
-    import ray
+def test_settings_are_checked_before_a_trainer_is_built():
+    for name, rlvr, message in (("rlvr_pos", {"shape_start": "plateau"}, "keeps no entropy"), ("rlvr_ppl", {"alpha": 1}, "no setting of shaping")):
+        with pytest.raises(ValueError, match=message):
+            PPOTrainerSync(SimpleNamespace(algorithm=algorithm(name, **rlvr)))
+        with pytest.raises(ValueError, match=message):
+            ray_trainer.RayPPOTrainer(SimpleNamespace(algorithm=algorithm(name, **rlvr)), None, {}, None)
 
-    path = {"env_vars": {"VERL_USE_EXTERNAL_MODULES": "rlvr.adapters.verl", "PYTHONPATH": str(ROOT)}}
-    ray.init(num_cpus=1, runtime_env=path, include_dashboard=False, logging_level="ERROR")
+
+def test_it_is_loaded_in_a_worker_of_a_cluster_that_knows_only_the_recipe(monkeypatch):
+    """The recipe hands over both variables: the processes of a cluster that runs already have not inherited them."""
+    import ray
+    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    config = composed(recipe())
+    merged = OmegaConf.merge(get_ppo_ray_runtime_env(config), config.ray_kwargs.ray_init.runtime_env)  # as verl's main_ppo does it
+    for name in ("VERL_USE_EXTERNAL_MODULES", "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
+    ray.init(num_cpus=1, runtime_env=OmegaConf.to_container(merged), include_dashboard=False, logging_level="ERROR")
     try:
 
         @ray.remote
@@ -187,9 +203,9 @@ def test_it_is_loaded_in_a_worker_of_ray():
 def recipe() -> list[str]:
     """The settings of tutorials/with_verl.sh, as bash hands them over."""
     script = (ROOT / "tutorials" / "with_verl.sh").read_text()
-    shown = subprocess.run(["bash", "-c", script.replace("python -m verl.trainer.main_ppo", "printf '%s\\n'").replace("\npython -m rlvr", "\n: ")],
-                           cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
-    return shown.stdout.splitlines()
+    script = script.replace("python -m verl.trainer.main_ppo", "printf '%s\\n'").replace("\npython -m rlvr", "\n: ")
+    script = script.replace('"$0"', shlex.quote(str(ROOT / "tutorials" / "with_verl.sh")))
+    return subprocess.run(["bash", "-c", script], cwd="/", capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def composed(overrides: list[str]):
@@ -209,6 +225,15 @@ def test_verl_accepts_the_recipe():
     assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.optim.lr, config.data.train_batch_size) == (0.2, 0.28, 1e-6, 512)
     assert actor.clip_ratio_c >= 1e6  # no third clip: verl's default is 3
     assert config.algorithm.filter_groups.metric == "acc" and config.trainer.use_v1
+
+
+def test_the_recipe_writes_its_problems_where_it_reads_them():
+    """Its lines are read, not run: the problems come from the Hub."""
+    lines = [shlex.split(line) for line in (ROOT / "tutorials" / "with_verl.sh").read_text().splitlines() if line.startswith("python -m rlvr")]
+    read = composed(recipe()).data
+    for words, file in zip(lines, (read.train_files, read.val_files), strict=True):
+        config = parse_command(parquet.ParquetConfig, "x", words[3:])
+        assert words[:3] == ["python", "-m", "rlvr.adapters.parquet"] and config.data in HUB and file == str(ROOT / config.out)
 
 
 def test_verl_refuses_a_setting_that_it_does_not_know():

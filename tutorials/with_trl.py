@@ -1,4 +1,4 @@
-"""ppl+pos inside TRL, on the built-in model and its stories: a minute on a CPU. See beyond_one_gpu.md for what to change on many GPUs.
+"""ppl+pos inside TRL, on the built-in model and its stories: a minute on a CPU. beyond_one_gpu.md says what to change on many GPUs.
 
     pip install 'trl>=1.16,<2' && python tutorials/with_trl.py
 """

@@ -3,8 +3,9 @@
 # Position shaping: algorithm.adv_estimator=rlvr_pos +algorithm.rlvr.pos_alpha=0.1 +algorithm.rlvr.shape_start=201 +algorithm.rlvr.shape_stop=299
 # Each value is that of the paper's released script unless a comment says otherwise. See beyond_one_gpu.md.
 set -euo pipefail
-cd "$(dirname "$0")/.." # so that verl and its workers find rlvr
+cd "$(dirname "$0")/.." # so that verl and its workers find rlvr. Several nodes: this folder lies on storage that all of them share
 export PYTHONPATH="$PWD" VERL_USE_EXTERNAL_MODULES=rlvr.adapters.verl
+workers=+ray_kwargs.ray_init.runtime_env.env_vars # those of a Ray cluster that runs already do not inherit what is exported here
 
 python -m rlvr.adapters.parquet still-3-rl-90k train.parquet
 python -m rlvr.adapters.parquet aime24 val.parquet --split test
@@ -13,7 +14,7 @@ settings=(
     algorithm.adv_estimator=rlvr_ppl +algorithm.rlvr.ppl_alpha=0.01
     algorithm.use_kl_in_reward=False
     algorithm.filter_groups.enable=True algorithm.filter_groups.metric=acc # not by reward, which the length changes too
-    data.train_files=train.parquet data.val_files=val.parquet data.truncation=left
+    "data.train_files='$PWD/train.parquet'" "data.val_files='$PWD/val.parquet'" data.truncation=left
     data.train_batch_size=512 data.max_prompt_length=1024 data.max_response_length=8192
     actor_rollout_ref.model.path=Qwen/Qwen2.5-7B
     actor_rollout_ref.model.use_remove_padding=True actor_rollout_ref.model.enable_gradient_checkpointing=True
@@ -34,6 +35,7 @@ settings=(
     +reward.reward_kwargs.overlong_buffer_cfg.enable=True +reward.reward_kwargs.overlong_buffer_cfg.len=1024
     +reward.reward_kwargs.overlong_buffer_cfg.penalty_factor=1.0 +reward.reward_kwargs.overlong_buffer_cfg.log=False
     trainer.nnodes=1 trainer.n_gpus_per_node=8 trainer.total_training_steps=600 trainer.test_freq=10 trainer.save_freq=20
+    "$workers.PYTHONPATH='$PWD'" "$workers.VERL_USE_EXTERNAL_MODULES=$VERL_USE_EXTERNAL_MODULES"
     "trainer.logger=[console]" trainer.project_name=rlvr trainer.experiment_name=ppl-7b
 )
 python -m verl.trainer.main_ppo "${settings[@]}" "$@"

@@ -1,13 +1,13 @@
 """The methods inside TRL's GRPOTrainer, which brings Accelerate, DeepSpeed, FSDP and vLLM.
 
-One method of TRL is overridden to replace the advantages of the rows by those of the tokens: TRL's maintainers name this as the supported way
-(huggingface/trl#4525). The rows of a group may lie on several processes, so everything is gathered before it is shaped.
+One method of TRL is overridden to replace the advantages of the rows by those of the tokens: TRL's maintainers name this as the supported
+way (huggingface/trl#4525). The rows of a group may lie on several processes, so everything is gathered before it is shaped.
 """
 
 import inspect
 from functools import wraps
 
-from rlvr.adapters import need
+from rlvr.adapters import need, need_method
 
 need("trl", ">=1.16,<2")
 
@@ -17,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from rlvr.adapters.shaping import reads, settings, shaped_by
+from rlvr.config import SettingError
 from rlvr.entropy import log_perplexity, plateau_step
 from rlvr.reward import rewards_from
 
@@ -27,15 +28,17 @@ _USED = {  # the private methods of TRL that are overridden or called, and the p
     "_compute_loss": "model inputs",
 }
 for _name, _parameters in _USED.items():
-    if not set(_parameters.split()) <= set(inspect.signature(getattr(GRPOTrainer, _name, lambda: None)).parameters):
-        raise SystemExit(f"This TRL has another {_name} than the adapter knows. Install one that fits: pip install trl==1.16.0")
+    need_method(GRPOTrainer, _name, _parameters, "trl==1.16.0")
 
 
-def right_or_wrong(completions: list, answer: list[str], **_) -> list[float | None]:
+def right_or_wrong(completions: list, answer: list[str] | None = None, **_) -> list[float | None]:
     """A reward function for TRL: 1 for a right answer, -1 for a wrong one, None where it could not be checked.
 
-    answer: the column of that name in the dataset. A completion is a text, or a list of messages of which the last is read.
+    answer: the column of that name in the dataset. A completion is a text, or a list of messages of which the last is read. Raises
+    SettingError for a dataset without that column.
     """
+    if answer is None:
+        raise SettingError("The dataset has no column 'answer' with the gold answers. Name yours so: data.rename_column(yours, 'answer').")
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [None if reward != reward else reward for reward in rewards_from(None, texts, answer)]
 
@@ -55,26 +58,37 @@ class Stage(TrainerCallback, ExportableState):
         return {"args": {"entropies": self.entropies}, "attributes": {}}
 
     def on_train_begin(self, args, state, control, **_):
-        self.entropies = list(state.stateful_callbacks.get("Stage", self.state())["args"]["entropies"])
+        stored = state.stateful_callbacks.get("Stage", self.state())["args"]["entropies"]
+        self.entropies = list(stored) if state.global_step else []  # a run from step 0 has none, also after another of the same trainer
 
 
 class ShapedGRPOTrainer(GRPOTrainer):
     """GRPOTrainer, with the advantages of the tokens made by a method of `rlvr.advantage`.
 
     method, learn_from, shape_start and shape_stop mean what they mean in `python train.py --help`; strengths are those of the method, as in
-    strengths={"ppl_alpha": 0.2}; everything else is TRL's. A step is one optimiser step of TRL (its global_step). 'plateau' takes effect one
-    step later than in train.py: TRL knows the entropy of a step only after its update.
+    strengths={"ppl_alpha": 0.2}; everything else is TRL's. A step is one optimiser step of TRL (its global_step); completions that serve
+    several steps keep the method of the step that sampled them. 'plateau' takes effect one step later than in train.py: TRL knows the
+    entropy of a step only after its update. In the log an answer is right if its summed reward is above 0: give wrong ones 0 or less.
 
-    Where nothing is shaped (method grpo, strength 0, outside the window) TRL's advantages stay as they are, so the run is TRL's own, bit for
-    bit. They differ from ours by TRL's 1e-4 beside the standard deviation. Raises SettingError.
+    Where nothing is shaped (method grpo, strength 0, outside the window) TRL's advantages stay as they are, so the run is TRL's own, bit
+    for bit. They differ from ours by TRL's 1e-4 beside the standard deviation. Raises SettingError, also for a method that reads rewards
+    (dr-grpo takes the division by their standard deviation back) where TRL does not make that division.
     """
 
     def __init__(self, *args, method="ppl+pos", learn_from="all", shape_start=1, shape_stop=0, strengths=None, **kwargs):
         self.shaping = settings(method=method, learn_from=learn_from, shape_start=shape_start, shape_stop=shape_stop, **strengths or {})
         super().__init__(*args, **kwargs)
-        self.stage = Stage()
-        self.add_callback(self.stage)
+        made = {"scale_rewards": self.scale_rewards, "multi_objective_aggregation": self.multi_objective_aggregation}
+        if "rewards" in reads(method) and made != {"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize"}:
+            what = " and ".join(f"{name}={value!r}" for name, value in made.items())
+            raise SettingError(f"{method} counts on a division by the group's standard deviation, which {what} leave out. Omit both.")
+        self.add_callback(Stage())
         self._sums = 0.0  # over the micro-batches of a step, see _compute_loss
+
+    @property
+    def stage(self) -> Stage:
+        """That of the run; transformers may put another in its place when it resumes."""
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, Stage))
 
     def method_now(self) -> str:
         """That of the step to come."""
@@ -93,7 +107,8 @@ class ShapedGRPOTrainer(GRPOTrainer):
         mask = _loss_mask(out)
         first = self.accelerator.process_index * len(mask)
         ours = slice(first, first + len(mask))  # rows lie in the order of the processes
-        out["right"] = self._rewards[ours] > 0  # TRL shuffles and splits it with the rest
+        out["summed_reward"] = self._rewards[ours]  # TRL shuffles and splits it with the rest
+        self._method = self.method_now()
         logp, entropy = self._scores(out, mask)
         # Each process pads to its own longest completion.
         padded = self.accelerator.pad_across_processes(torch.stack([mask.float(), logp, entropy], 1), dim=2)  # [B, 3, T]
@@ -101,14 +116,14 @@ class ShapedGRPOTrainer(GRPOTrainer):
         advantages = self.accelerator.gather(out["advantages"])
         group = torch.arange(len(advantages), device=advantages.device) // self.num_generations
         more = dict(rewards=self._rewards, entropy=entropy, step=self.state.global_step + 1)
-        shaped = shaped_by(self.shaping, self.method_now(), advantages, logp, mask.bool(), group, **more)
+        shaped = shaped_by(self.shaping, self._method, advantages, logp, mask.bool(), group, **more)
         if not shaped.equal(advantages[:, None] * mask):
             out["advantages"] = shaped[ours, : out["completion_mask"].shape[1]]
         return out
 
     def _scores(self, out: dict, mask):
         """Log-probs and entropies [B, T] of the policy that sampled, or zeros for what the method does not read."""
-        wanted = reads(self.method_now())
+        wanted = reads(self._method)
         logp, entropy = out.get("old_per_token_logps"), torch.zeros(mask.shape, device=mask.device)
         if "entropy" in wanted or ("old_logp" in wanted and logp is None):
             ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
@@ -129,22 +144,24 @@ class ShapedGRPOTrainer(GRPOTrainer):
         loss = super()._compute_loss(model, inputs)
         if self.model.training:
             logp, entropy, _ = self._seen
-            self._note(logp.detach(), entropy.detach(), _loss_mask(inputs).bool(), inputs["right"])
+            self._note(logp.detach().float(), entropy.detach().float(), _loss_mask(inputs).bool(), inputs["summed_reward"])
         return loss
 
-    def _note(self, logp, entropy, mask, right):
+    def _note(self, logp, entropy, mask, reward):
         """Add up a micro-batch; at the end of a step, log the means over all processes."""
-        rows = mask.any(1)
-        total = entropy.masked_fill(~mask, 0).sum(1)
-        sums = [total[right].sum(), mask[right].sum(), total[~right].sum(), mask[~right].sum(), log_perplexity(logp, mask).sum(), rows.sum()]
+        tokens, entropy = mask.sum(1), entropy.masked_fill(~mask, 0).sum(1)
+        right, wrong = reward > 0, reward <= 0  # NaN, for what no function scored, is neither
+        sums = [x[rows].sum() for rows in (right, wrong, mask.any(1)) for x in (entropy, tokens)]
+        sums += [log_perplexity(logp, mask).sum(), mask.any(1).sum()]
         self._sums = self._sums + torch.stack([x.float() for x in sums])
         if self.accelerator.sync_gradients:
-            sums, self._sums = self.accelerator.reduce(self._sums, "sum"), 0.0
-            logged = {"entropy_right": sums[0] / sums[1], "entropy_wrong": sums[2] / sums[3], "log_ppl": sums[4] / sums[5]}
-            logged |= {"shaped": float(self.method_now() != "grpo"), "plateau": float(self.stage.plateau is not None)}
+            sums, self._sums = self.accelerator.reduce(self._sums, "sum").view(4, 2), 0.0
+            of_right, of_wrong, of_all, log_ppl = (sums[:, 0] / sums[:, 1]).tolist()  # NaN: no such tokens; TRL leaves it out
+            logged = {"entropy_right": of_right, "entropy_wrong": of_wrong, "log_ppl": log_ppl, "shaped": float(self._method != "grpo"),
+                      "plateau": float(self.stage.plateau is not None)}  # fmt: skip
             for name, value in logged.items():
-                self._metrics["train"][f"rlvr/{name}"].append(float(value))  # NaN: no such tokens; TRL leaves it out
-            self.stage.entropies.append(float((sums[0] + sums[2]) / (sums[1] + sums[3])))
+                self._metrics["train"][f"rlvr/{name}"].append(value)
+            self.stage.entropies.append(of_all)
 
 
 def _loss_mask(batch: dict):

@@ -16,9 +16,10 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from rlvr.adapters import need
+from rlvr.adapters import need, need_method
 from rlvr.adapters.shaping import reads, settings, shaped_by
 from rlvr.advantage import METHODS, grpo_advantages
+from rlvr.config import TrainConfig
 from rlvr.reward import verify
 
 _SEEN: ContextVar[dict] = ContextVar("rlvr", default={})  # what verl knows of a batch and does not hand to an estimator, while it calls one
@@ -33,9 +34,9 @@ def shape_rows(
     index: N names; rows of one name are a group, in any order. entropy [N, T] and step are needed by some methods alone. given: strengths,
     learn_from, shape_start and shape_stop, as in `python train.py --help`. Raises ValueError.
     """
-    config = settings(method=method, **given)
-    if config.shape_start == "plateau" or (step is None and (config.shape_start, config.shape_stop) != (1, 0)):
-        raise ValueError("verl keeps no entropy of earlier steps, and this call no step. Give --shape-start a number, and a step.")
+    config = _settings(method, given)
+    if step is None and (config.shape_start, config.shape_stop) != (1, 0):
+        raise ValueError("There is no step, so nothing is known of the window. Leave out --shape-start and --shape-stop, or give a step.")
     if old_log_probs is None and "old_logp" in reads(method):
         raise ValueError(f"The method {method} needs the old log-probs, and none reached it. Choose another method, or verl's v1 trainer.")
     numbers = {name: number for number, name in enumerate(dict.fromkeys(index))}
@@ -44,6 +45,13 @@ def shape_rows(
     old_logp = torch.zeros_like(token_level_rewards) if old_log_probs is None else old_log_probs
     rows = (grpo_advantages(rewards, group), old_logp, response_mask.bool(), group)
     return shaped_by(config, config.method_at(step or 1, None), *rows, rewards=rewards, entropy=entropy, step=step)
+
+
+def _settings(method: str, given: dict) -> TrainConfig:
+    config = settings(method=method, **given)
+    if config.shape_start == "plateau":
+        raise ValueError("verl keeps no entropy of earlier steps, so it cannot tell the plateau. Give shape_start the number of a step.")
+    return config
 
 
 def compute_score(data_source, solution_str: str, ground_truth: str, extra_info=None, **_) -> dict:
@@ -62,12 +70,24 @@ def _estimators() -> dict[str, str]:
     return {"rlvr_" + method.replace("+", "_").replace("-", "_"): method for method in (*METHODS, "ppl+pos")}
 
 
+def _given(algorithm) -> dict:
+    return {key: value for key, value in (algorithm.get("rlvr") or {}).items() if key != "method"}
+
+
+def check(algorithm) -> None:
+    """Raise ValueError for settings with which a run would fail at its first advantage, hours after it was started perhaps."""
+    if not (method := method_of(algorithm)):
+        return
+    _settings(method, _given(algorithm))
+    if "entropy" in reads(method) and (algorithm.get("rollout_correction") or {}).get("bypass_mode"):
+        raise ValueError(f"The method {method} reads entropies, which verl does not compute with rollout_correction.bypass_mode=True.")
+
+
 def _estimate(token_level_rewards, response_mask, config, index=None, batch=None, **_):
     """What verl calls: settings and rows -> (advantages, returns). batch: what newer versions of verl may hand over."""
     seen = {**_SEEN.get(), **(batch or {})}
-    given = {key: value for key, value in (config.get("rlvr") or {}).items() if key != "method"}
-    more = dict(entropy=seen.get("entropy"), step=seen.get("step"))
-    shaped = shape_rows(token_level_rewards, response_mask, index, seen.get("old_log_probs"), method_of(config), **more, **given)
+    more = dict(entropy=seen.get("entropy"), step=seen.get("step"), **_given(config))
+    shaped = shape_rows(token_level_rewards, response_mask, index, seen.get("old_log_probs"), method_of(config), **more)
     return shaped, shaped
 
 
@@ -81,7 +101,7 @@ def _seeing(**more):
 
 
 def register() -> None:
-    """Make the estimators known to verl, and let them see log-probs, entropies and the number of the step."""
+    """Make the estimators known to verl, let its trainers check their settings, and let the estimators see log-probs, entropies and step."""
     need("verl", ">=0.9,<0.10")
     from verl import DataProto
     from verl.trainer.ppo import core_algos, ray_trainer
@@ -112,6 +132,18 @@ def register() -> None:
 
         return seeing
 
+    def checked(init):
+        @wraps(init)
+        def checking(trainer, config, *args, **kwargs):
+            check(config.algorithm)
+            init(trainer, config, *args, **kwargs)
+
+        return checking
+
+    for trainer in (trainer_base.PPOTrainer, ray_trainer.RayPPOTrainer):
+        need_method(trainer, "__init__", "self config", "verl==0.9.1")
+        trainer.__init__ = checked(trainer.__init__)
+    need_method(trainer_base.PPOTrainer, "_compute_advantage", "self batch metrics", "verl==0.9.1")
     v1.compute_advantage = ray_trainer.compute_advantage = with_log_probs(ray_trainer.compute_advantage)
     trainer_base.PPOTrainer._compute_advantage = with_step(trainer_base.PPOTrainer._compute_advantage)
 
