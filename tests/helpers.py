@@ -185,3 +185,9 @@ def check_equal(folder: Path, reference: Path) -> None:
     assert difference == 0.0 and mine["weights"].keys() == other["weights"].keys()
     for name in ("metrics", "rollouts", "summary", "others"):
         assert mine[name] == other[name], name
+
+
+def window_size(browser, width: int, height: int) -> None:
+    """A window of this size, in pixels; below 600 that of a phone."""
+    metrics = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)

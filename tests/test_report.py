@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from helpers import RUN
+from helpers import RUN, window_size
 from markupsafe import escape
 
 from rlvr.analysis import probe, replay
@@ -928,32 +928,11 @@ def test_no_run_and_no_experiment(tmp_path, run):
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium or not shutil.which("chromedriver"):
-        pytest.skip("needs chromium and chromedriver (on Debian: apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run".split():
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
-
-
-def size(browser, width: int, height: int) -> None:
-    metrics = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_page_fits_and_has_no_errors(browser, written, width, theme):
-    size(browser, width, 900)
+    window_size(browser, width, 900)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
     browser.get(written.as_uri())
     assert browser.title.startswith("Entropy and performance: pos")
@@ -969,7 +948,7 @@ def test_the_page_fits_and_has_no_errors(browser, written, width, theme):
 
 @pytest.mark.slow
 def test_the_microscope_works(browser, written):
-    size(browser, 1280, 900)
+    window_size(browser, 1280, 900)
     browser.get(written.as_uri())
     js = browser.execute_script
 
