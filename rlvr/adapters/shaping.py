@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlvr.advantage import METHODS, keep_sign, method_parts, shape
-from rlvr.config import SettingError, TrainConfig, train_config
+from rlvr.config import TrainConfig, refuse, train_config
 from rlvr.methods import STRENGTHS
 from rlvr.run.settings import check_train
 
@@ -17,8 +17,8 @@ def settings(**given) -> TrainConfig:
     Raises SettingError.
     """
     known = {"method", "learn_from", "shape_start", "shape_stop", *STRENGTHS}
-    if unknown := sorted(given.keys() - known):
-        raise SettingError(f"{' and '.join(unknown)} is no setting of shaping. Choose from {', '.join(sorted(known))}.")
+    unknown = " and ".join(sorted(given.keys() - known))
+    refuse(unknown, f"{unknown} is no setting of shaping. Choose from {', '.join(sorted(known))}.")
     config = train_config()(**given, steps=10**12, out=tempfile.gettempdir())  # an engine counts its own steps and keeps its own folder
     check_train(config)
     return config
@@ -34,6 +34,8 @@ def shaped_by(config: TrainConfig, method: str, advantages: Tensor, old_logp: Te
 
     A row without a token (one that the engine masks, or puts in to fill a batch) takes no part in the statistics of its group.
     """
+    if not mask.any():  # nor is there anything to shape
+        return advantages[:, None] * mask
     rewards = rewards.float().where(mask.any(1), torch.nan)
     strengths = {name: getattr(config, name) for name in STRENGTHS}
     return keep_sign(shape(method, advantages, old_logp, mask, group, rewards=rewards, **more, **strengths), config.learn_from)

@@ -17,8 +17,9 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from rlvr.adapters.shaping import reads, settings, shaped_by
-from rlvr.config import SettingError
+from rlvr.config import SettingError, refuse
 from rlvr.entropy import log_perplexity, plateau_step
+from rlvr.loaders.rows import cell_text, gold_answer
 from rlvr.reward import rewards_from
 
 _USED = {  # the private methods of TRL that are overridden or called, and the parameters that this needs
@@ -31,16 +32,16 @@ for _name, _parameters in _USED.items():
     need_method(GRPOTrainer, _name, _parameters, "trl==1.16.0")
 
 
-def right_or_wrong(completions: list, answer: list[str] | None = None, **_) -> list[float | None]:
-    """A reward function for TRL: 1 for a right answer, -1 for a wrong one, None where it could not be checked.
+def right_or_wrong(completions: list, answer: list | None = None, **_) -> list[float | None]:
+    """A reward function for TRL: 1 for a right answer, -1 for a wrong one, None where it could not be checked or there is no gold answer.
 
-    answer: the column of that name in the dataset. A completion is a text, or a list of messages of which the last is read. Raises
-    SettingError for a dataset without that column.
+    answer: the column of that name in the dataset, with answers or with solutions that end in one, as in GSM8K. A completion is a text, or
+    a list of messages of which the last is read. Raises SettingError for a dataset without that column.
     """
-    if answer is None:
-        raise SettingError("The dataset has no column 'answer' with the gold answers. Name yours so: data.rename_column(yours, 'answer').")
+    refuse(answer is None, "The dataset has no column 'answer' with the gold answers. Name yours so: data.rename_column(yours, 'answer').")
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [None if reward != reward else reward for reward in rewards_from(None, texts, answer)]
+    golds = [gold_answer(cell_text(gold, "The answer of a row")) for gold in answer]
+    return [None if reward != reward or not gold else reward for reward, gold in zip(rewards_from(None, texts, golds), golds)]
 
 
 class Stage(TrainerCallback, ExportableState):
@@ -72,16 +73,16 @@ class ShapedGRPOTrainer(GRPOTrainer):
 
     Where nothing is shaped (method grpo, strength 0, outside the window) TRL's advantages stay as they are, so the run is TRL's own, bit
     for bit. They differ from ours by TRL's 1e-4 beside the standard deviation. Raises SettingError, also for a method that reads rewards
-    (dr-grpo takes the division by their standard deviation back) where TRL does not make that division.
+    (dr-grpo takes the division by their standard deviation back) where TRL does not make it, or counts rows in it that it masks.
     """
 
     def __init__(self, *args, method="ppl+pos", learn_from="all", shape_start=1, shape_stop=0, strengths=None, **kwargs):
         self.shaping = settings(method=method, learn_from=learn_from, shape_start=shape_start, shape_stop=shape_stop, **strengths or {})
         super().__init__(*args, **kwargs)
-        made = {"scale_rewards": self.scale_rewards, "multi_objective_aggregation": self.multi_objective_aggregation}
-        if "rewards" in reads(method) and made != {"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize"}:
-            what = " and ".join(f"{name}={value!r}" for name, value in made.items())
-            raise SettingError(f"{method} counts on a division by the group's standard deviation, which {what} leave out. Omit both.")
+        usual = dict(scale_rewards="group", multi_objective_aggregation="sum_then_normalize", mask_truncated_completions=False)
+        other = " and ".join(f"{name}={getattr(self, name)!r}" for name, value in usual.items() if getattr(self, name) != value)
+        if other and "rewards" in reads(method):  # rows that it masks count in TRL's
+            raise SettingError(f"{method} counts on a division by the group's standard deviation, which {other} changes. Leave that out.")
         self.add_callback(Stage())
         self._sums = 0.0  # over the micro-batches of a step, see _compute_loss
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from rlvr.adapters import need, need_method
 from rlvr.adapters.shaping import reads, settings, shaped_by
 from rlvr.advantage import METHODS, grpo_advantages
-from rlvr.config import TrainConfig
+from rlvr.config import TrainConfig, refuse
 from rlvr.reward import verify
 
 _SEEN: ContextVar[dict] = ContextVar("rlvr", default={})  # what verl knows of a batch and does not hand to an estimator, while it calls one
@@ -39,11 +39,12 @@ def shape_rows(
         raise ValueError("There is no step, so nothing is known of the window. Leave out --shape-start and --shape-stop, or give a step.")
     if old_log_probs is None and "old_logp" in reads(method):
         raise ValueError(f"The method {method} needs the old log-probs, and none reached it. Choose another method, or verl's v1 trainer.")
+    index = index.tolist() if isinstance(index, Tensor) else index  # its elements have no equals
     numbers = {name: number for number, name in enumerate(dict.fromkeys(index))}
     group = torch.tensor([numbers[name] for name in index], device=response_mask.device)
-    rewards = token_level_rewards.sum(-1)
+    rewards = token_level_rewards.float().sum(-1)
     old_logp = torch.zeros_like(token_level_rewards) if old_log_probs is None else old_log_probs
-    rows = (grpo_advantages(rewards, group), old_logp, response_mask.bool(), group)
+    rows = (grpo_advantages(rewards, group), old_logp.float(), response_mask.bool(), group)
     return shaped_by(config, config.method_at(step or 1, None), *rows, rewards=rewards, entropy=entropy, step=step)
 
 
@@ -76,11 +77,15 @@ def _given(algorithm) -> dict:
 
 def check(algorithm) -> None:
     """Raise ValueError for settings with which a run would fail at its first advantage, hours after it was started perhaps."""
-    if not (method := method_of(algorithm)):
+    name, known = str(algorithm.adv_estimator), ["rlvr", *_estimators()]
+    refuse(name.lower().startswith("rlvr") and name not in known, f"There is no estimator {name}. Choose one of {', '.join(known)}.")
+    if name not in known:
         return
-    _settings(method, _given(algorithm))
-    if "entropy" in reads(method) and (algorithm.get("rollout_correction") or {}).get("bypass_mode"):
-        raise ValueError(f"The method {method} reads entropies, which verl does not compute with rollout_correction.bypass_mode=True.")
+    refuse(name != "rlvr" and "method" in (algorithm.get("rlvr") or {}), f"{name} names its method. Leave out algorithm.rlvr.method.")
+    _settings(method := method_of(algorithm), _given(algorithm))
+    for reading, setting, what in (("entropy", "bypass_mode", "computes no entropies"), ("rewards", "rollout_rs", "drops rewards")):
+        if reading in reads(method) and (value := (algorithm.get("rollout_correction") or {}).get(setting)):
+            raise ValueError(f"verl {what} with rollout_correction.{setting}={value}, and {method} needs them. Leave out one of the two.")
 
 
 def _estimate(token_level_rewards, response_mask, config, index=None, batch=None, **_):
@@ -105,7 +110,7 @@ def register() -> None:
     need("verl", ">=0.9,<0.10")
     from verl import DataProto
     from verl.trainer.ppo import core_algos, ray_trainer
-    from verl.trainer.ppo.v1 import trainer_base
+    from verl.trainer.ppo.v1 import trainer_base as base
     from verl.trainer.ppo.v1 import utils as v1
 
     for name in ("rlvr", *_estimators()):
@@ -124,8 +129,7 @@ def register() -> None:
         def seeing(trainer, batch, metrics):
             more = {"step": trainer.global_steps}
             if "entropy" in reads(method_of(trainer.config.algorithm) or "grpo"):
-                fields = dict(partition_id=batch.partition_id, select_fields=["entropy", "response_mask"])
-                stored = trainer_base.tq.kv_batch_get(keys=batch.keys, **fields)
+                stored = base.tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["entropy", "response_mask"])
                 more["entropy"] = DataProto(batch=stored.to_padded_tensor()).batch["entropy"]
             with _seeing(**more):
                 return compute_advantage(trainer, batch, metrics)
@@ -140,12 +144,12 @@ def register() -> None:
 
         return checking
 
-    for trainer in (trainer_base.PPOTrainer, ray_trainer.RayPPOTrainer):
+    for trainer in (base.PPOTrainer, ray_trainer.RayPPOTrainer):
         need_method(trainer, "__init__", "self config", "verl==0.9.1")
         trainer.__init__ = checked(trainer.__init__)
-    need_method(trainer_base.PPOTrainer, "_compute_advantage", "self batch metrics", "verl==0.9.1")
+    need_method(base.PPOTrainer, "_compute_advantage", "self batch metrics", "verl==0.9.1")
     v1.compute_advantage = ray_trainer.compute_advantage = with_log_probs(ray_trainer.compute_advantage)
-    trainer_base.PPOTrainer._compute_advantage = with_step(trainer_base.PPOTrainer._compute_advantage)
+    base.PPOTrainer._compute_advantage = with_step(base.PPOTrainer._compute_advantage)
 
 
 if "verl" in sys.modules:  # verl itself imports this file, by VERL_USE_EXTERNAL_MODULES

@@ -136,8 +136,8 @@ def main() -> None:
     import tyro
 
     c = tyro.cli(StepConfig, prog="python -m rlvr.engine.estimate")
-    if c.gpus < 0 or min(c.prompts, c.completions, c.mean_tokens, c.rounds) <= 0 or c.max_tokens < c.mean_tokens:
-        sys.exit("error: A step needs GPUs, prompts and completions, and none is longer than the longest. Choose positive numbers.")
+    if not (min(c.gpus, c.prompt_tokens) >= 0 and min(c.prompts, c.completions) > 0 < c.mean_tokens <= c.max_tokens and 1 <= c.rounds < 1e9):
+        sys.exit("error: A step needs GPUs, prompts, completions, a round, and none is longer than the longest. Choose positive numbers.")
     print(f"Assumed: {MFU:.0%} of the peak of a {c.card.upper()} in matrix products, {MBU:.0%} of its memory bandwidth, {BETWEEN - 1:.0%} of a step "
           f"between its parts, at most {MOST_ROWS} rows at once in a sampler; {c.prompts} x {c.completions} completions of {c.mean_tokens} tokens in "
           f"the mean and {c.max_tokens} at most. Nobody has measured these rows: they tell a minute from an hour.\n")  # fmt: skip

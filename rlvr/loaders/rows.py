@@ -165,17 +165,12 @@ def _read_row(row: dict, number: int, where: str, questions: tuple[str, ...], an
     """Problem and answer of a row. Raises SettingError with its number."""
     columns = (*questions, answer_column)
     cells = (*(_user_message(_cell(row, c)) for c in questions), _cell(row, answer_column))
-    *parts, published = (_cell_text(cell, f"The {c} in row {number} of {where}") for cell, c in zip(cells, columns))
+    *parts, published = (cell_text(cell, f"The {c} in row {number} of {where}") for cell, c in zip(cells, columns))
     if len(parts) == 1 and isinstance(cells[0], list) and len(cells[0]) > 1:
         raise SettingError(f"The {columns[0]} in row {number} of {where} is a list of {len(cells[0])} texts. Write a row for each problem.")
-    question, boxed = " ".join(parts), last_boxed(published)
-    # What a published solution ends with is its answer: '#### 72' (a line), or the last box of a worked one. Anything else is an answer
-    # itself.
-    text = published.rsplit("####", 1)[-1].strip().split("\n")[0] if "####" in published else published if boxed is None else boxed
-    text = text.strip()
+    question, text = " ".join(parts), gold_answer(published)
     question = next((match[1] for pattern in WRAPPINGS if (match := pattern.fullmatch(question))), question)
-    unboxed = columns == ("problem", "solution") and boxed is None  # a proof, which has no answer
-    if not all(parts) or not question or not text or unboxed:
+    if not all(parts) or not question or not text or columns == ("problem", "solution") and last_boxed(published) is None:  # a proof
         raise SettingError(f"Row {number} of {where} lacks its {' or '.join(columns)}. Fill it in, or leave the row out.")
     if len(question) > MAX_PROBLEM_CHARS or len(text) > MAX_CHARS:
         cause = f"Row {number} of {where} has {len(question)} characters in the problem and {len(text)} in the answer"
@@ -183,7 +178,13 @@ def _read_row(row: dict, number: int, where: str, questions: tuple[str, ...], an
     return question, text
 
 
-def _cell_text(value, cell: str) -> str:
+def gold_answer(published: str) -> str:
+    """What a published solution ends with: '#### 72' (a line), or the last box of a worked one. Anything else is an answer itself."""
+    boxed = last_boxed(published)
+    return (published.rsplit("####", 1)[-1].strip().split("\n")[0] if "####" in published else published if boxed is None else boxed).strip()
+
+
+def cell_text(value, cell: str) -> str:
     """A cell as text: 43.0 -> 43, ["1", "2"] -> 1, 2, and nothing for a missing value. `cell` says in a message which cell it is.
 
     Raises SettingError for anything that is neither text nor a number.
@@ -191,7 +192,7 @@ def _cell_text(value, cell: str) -> str:
     if value is None or value != value:  # pandas writes a missing number as NaN
         return ""
     if isinstance(value, list) and not any(isinstance(x, (list, dict)) for x in value):  # several answers, as in OlympiadBench
-        return ", ".join(filter(None, (_cell_text(x, cell) for x in value)))
+        return ", ".join(filter(None, (cell_text(x, cell) for x in value)))
     if isinstance(value, (list, dict)):
         inside = f"{cell.split()[1]}.{'0.content' if isinstance(value, list) else next(iter(value), 'name')}"
         raise SettingError(f"{cell} is a {type(value).__name__}. Name the place inside it, as in {inside}.")
