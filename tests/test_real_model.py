@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlvr.config import SettingError
+
 ROOT = Path(__file__).parent.parent
 GSM8K = ROOT / "tests" / "data" / "gsm8k.jsonl"
 
@@ -100,6 +102,50 @@ def test_the_sampler_follows_a_real_model(smollm2):
     for i, prompt in enumerate(prompts):
         theirs = policy.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
         assert ours.completion_ids[i, : len(theirs)].tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize(
+    "source, folder, says",
+    [("nothing.gguf", "new", "no GGUF file nothing.gguf"), ("torch", "new", "no GGUF file torch"), ("a.gguf", "there", "stays. Name a new folder"),
+     ("a.gguf", "new", "needs the package gguf. Install it|a.gguf cannot be read")],
+)  # fmt: skip
+def test_what_is_no_gguf_file_is_refused_in_one_sentence(source, folder, says, tmp_path, monkeypatch):
+    from rlvr.loaders.from_gguf import convert
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF, but no model")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(SettingError, match=says):
+        convert(source, Path(folder))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "there"]
+
+
+def test_a_failure_while_writing_leaves_no_folder(tmp_path, monkeypatch):
+    """A full disk, as far as a test can: the model is written, the tokenizer is not."""
+    import importlib.machinery
+    from types import SimpleNamespace
+
+    import transformers
+
+    from rlvr.loaders import from_gguf
+
+    class Full:
+        @staticmethod
+        def from_pretrained(*args, **settings):
+            return SimpleNamespace(save_pretrained=Full.write, num_parameters=lambda: 0)
+
+        @staticmethod
+        def write(folder):
+            (folder / "config.json").write_text("{}")
+            raise OSError(28, "No space left on device")
+
+    for name in ("AutoModelForCausalLM", "AutoTokenizer", "GgufConfig"):
+        monkeypatch.setattr(transformers, name, Full if name != "GgufConfig" else dict)
+    monkeypatch.setattr("rlvr.config.importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))  # gguf is there
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(SettingError, match=r"cannot be written to .*No space left on device.. Free some space"):
+        from_gguf.convert(str(tmp_path / "a.gguf"), tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
 
 
 def test_the_problems_of_the_smollm2_run_are_chosen_as_it_says(tmp_path, monkeypatch):
