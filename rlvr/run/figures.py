@@ -81,12 +81,24 @@ def save_figure(figure, path: Path, **style) -> None:
     write_atomically(path, png.getvalue())
 
 
+def title(c) -> str:
+    """What a run is, in one line that fits above its curves: long paths lose their middle.
+
+    >>> from types import SimpleNamespace
+    >>> title(SimpleNamespace(method="pos", model="/home/ada/experiments/of-last-autumn/smollm2/model", data="my.jsonl", seed=0))
+    'method pos, model /home/ada/expe…n/smollm2/model, data my.jsonl, seed 0'
+    """
+    most = 30 - len(c.method) // 2  # characters for each of the two paths
+    model, data = (x if len(x) <= most else f"{x[: most // 2]}…{x[-most // 2 :]}" for x in (c.model, c.data))
+    return f"method {c.method}, model {model}, data {data}, seed {c.seed}"
+
+
 def draw_curves(folder: Path) -> Path:
     """Draw curves.png from metrics.csv, config.json and summary.json of a run folder. Returns its path."""
     rows, c, figure = read_metrics(folder), read_config(folder), new_figure(8, 10)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    figure.suptitle(f"method {c.method}, model {c.model}, data {c.data}, seed {c.seed}", parse_math=False)  # a name may hold dollar signs
+    figure.suptitle(title(c), parse_math=False, fontsize=10)  # a name may hold dollar signs
 
     trained = [row for row in rows if row["accuracy"] is not None]
     _faint_and_smooth(top, *series(trained, "accuracy"), GREY, "training problems")
