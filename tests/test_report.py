@@ -26,6 +26,7 @@ from rlvr.analysis.report import changes as plateau
 from rlvr.analysis.report.__main__ import ReportConfig, report, unique_names
 from rlvr.analysis.report.arms import Experiment
 from rlvr.analysis.report.microscope import microscope_data
+from rlvr.run import figures
 from rlvr.analysis.intervals import mean_interval
 from rlvr.analysis.report.run import Run, bootstrap, share_of_largest
 from rlvr.analysis.report.section import CANNOT, NO, OPEN, YES, Estimate, Panel, Section, Verdict, draw, percent
@@ -175,7 +176,7 @@ def test_s3(tmp_path):
     assert by[" lunch"]["unrelated"] and not by[" the"]["unrelated"], "a right answer uses it"
     assert by["5"]["category"] == "formal reasoning" and by[" lunch"]["share_after"] == 0
     found = section.verdicts[0]
-    assert found.agrees == YES and "lost at “lunch”" in found.text and "(25 % of the text) lost 1.50 nats, the others 0.00" in found.text
+    assert found.agrees == YES and "lost at “lunch”" in found.text and "(25 % of all places) lost 1.50 nats, the others 0.00" in found.text
     assert len(drawn(section, tmp_path)) == 3
 
 
@@ -332,6 +333,28 @@ def test_s7(tmp_path):
     other.token = {2: "5", 3: "5"}.__getitem__
     assert plateau.changed_tokens_are_formal([other]).verdicts[0].agrees == CANNOT  # all of them
     assert plateau.changed_tokens_are_formal([changed(n=900, big=20)]).verdicts[0].agrees == CANNOT  # nine tokens
+
+
+def test_a_share_of_almost_nothing_is_a_count(tmp_path):
+    """Of 4,000 tokens three are a connective: "0 % of all tokens" would say that none is."""
+    run = changed(big=20)
+    run.changes["token"] = np.where(np.isin(np.arange(4000), [200, 300, 400]), 5, run.changes["token"])
+    run.token = (WORDS | {5: " so"}).__getitem__
+    text = plateau.changed_tokens_are_formal([run]).verdicts[0].text
+    assert "logical structuring 0 of 20 largest changes, 3 of 2,000 tokens" in text and " 0 %" not in text, text
+    assert "10 of 2,000 tokens changed by more than 0.05" in plateau.few_tokens_change([changed(big=10)]).verdicts[0].text
+
+
+def test_the_title_above_the_curves_of_a_run_fits():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    assert doctest.testmod(figures).failed == 0
+    for name in ("pos", "ppl-sham+pos-sham"):
+        figure = figures.new_figure(8, 10)
+        c = TrainConfig(method=name, model="/home/ada/EXPERIMENTS/" * 9, data="/scratch/WORD-PROBLEMS/" * 9, seed=1000)
+        words = figure.suptitle(figures.title(c), fontsize=10)
+        extent = words.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width and words.get_text().count("…") == 2
 
 
 def test_s7_asks_for_the_strongest_updates():

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from rlvr.analysis.exchange import CATEGORIES, by_quantile, category, log_odds, rank_correlation, share_over, within
+from rlvr.analysis.exchange import CATEGORIES, by_quantile, category, largest, log_odds, rank_correlation, share_over, within
 from rlvr.analysis.report.run import Run, bootstrap, mean, of_problems, share_of_largest
-from rlvr.analysis.report.section import CANNOT, Estimate, Panel, Verdict, bars, percent, points, resampled, section, sentence, verdict
+from rlvr.analysis.report.section import CANNOT, Estimate, Panel, Verdict, bars, percent, points, resampled, section, sentence, share_of, verdict
 from rlvr.run.figures import BLUE, GREEN, INK, ORANGE
 
 LITTLE = 0.05  # a change of probability above this counts as one; ours
@@ -67,8 +67,8 @@ def few_tokens_change(run: Run) -> Verdict:
         row, low, high = _how_many_changed(run, chosen)
         rows.append({"stage": stage} | row)
         steps, along = sorted(set(run.changes["step"][chosen].tolist())), row["with_their_advantage"]
-        said = f"{stage} (step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}): {percent(row['share_changed'], 2)} of "
-        said += f"{row['tokens']} tokens changed by more than {LITTLE}; "
+        said = f"{stage} (step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}): "
+        said += f"{share_of(row['share_changed'], row['tokens'], 'its tokens')} changed by more than {LITTLE}; "
         ups, downs = row["mean_change_positive"], row["mean_change_negative"]
         words.append(f"{said}mean change {ups:+.4f} where A > 0, {downs:+.4f} where A < 0")
     if last != "plateau":
@@ -175,8 +175,8 @@ def changed_tokens_are_formal(run: Run) -> Verdict:
         axis.axvline(1, color=INK, linewidth=1, linestyle="--")
 
     formal, others = rows[0], [row for row in rows[1:] if row["base_rate"] > 0]
-    words = [f"{row['category']} {percent(row['share_of_top'])} of the largest changes, {percent(row['base_rate'])} of all tokens, mean "
-             f"change {row['mean_change']:.4f}" for row in (formal, *others)]  # fmt: skip
+    words = [f"{row['category']} {share_of(row['share_of_top'], int(largest(size, TOP).sum()), 'the largest changes')}, "
+             f"{share_of(row['base_rate'], len(size), 'all tokens')}, mean change {row['mean_change']:.4f}" for row in (formal, *others)]
     cannot = too_few(run)
     compared = [row for row in others if len(np.unique(problem[kinds == row["category"]])) >= OFTEN]
     if not formal["base_rate"] or not compared:

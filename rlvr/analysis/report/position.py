@@ -8,7 +8,7 @@ from rlvr.analysis.exchange import ends_and_middle, position_profile, with_posit
 from rlvr.analysis.report.arms import Experiment, arms_section
 from rlvr.analysis.report.instance import FEW, compare_drops, matters
 from rlvr.analysis.report.run import Run
-from rlvr.analysis.report.section import CANNOT, NO_PROBE, Panel, Section, Verdict, percent, resampled, section, sentence, verdict
+from rlvr.analysis.report.section import CANNOT, NO_PROBE, Panel, Section, Verdict, resampled, section, sentence, verdict
 from rlvr.common.text import quoted
 from rlvr.run.figures import GREEN, ORANGE
 
@@ -69,12 +69,12 @@ def entropy_by_position(run: Run) -> Verdict:
     everything = [row for (stage, _), chosen in found.items() if stage == last_stage for row in chosen]
     estimate = resampled(f"the lower end less the middle ({last_stage}, all answers; nats)", _least_end_above_middle, everything)
     cannot = "" if last_stage == "plateau" else "This is not the plateau."
-    share = np.mean([matters(entry) for entry in run.replacements]) if run.replacements else 0.0
+    matter = sum(matters(entry) for entry in run.replacements)
     if not run.replacements:
         cannot = f"Whether an answer depends on what is undecided is not known. {NO_PROBE.format(folder=quoted(run.folder))}"
-    elif share <= FEW:
-        cannot = f"Of the undecided tokens that were replaced {percent(share)} matter to the answer, half of them perhaps by chance: this is "
-        cannot += "a choice of words."
+    elif matter <= FEW * len(run.replacements):
+        cannot = f"Of {len(run.replacements):,} undecided tokens that were replaced {matter:,} matter to the answer, half of them perhaps by "
+        cannot += "chance: this is a choice of words."
     found = verdict([estimate], sentence(words), rows, [Panel(draw)], over="completions of this run", cannot=cannot)
     return replace(found, agrees=CANNOT) if cannot else found
 

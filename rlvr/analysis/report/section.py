@@ -214,7 +214,22 @@ def bars(axis, names: Sequence[str], values: Sequence[float], xlabel: str, **sty
 
 
 def percent(x: float, digits: int = 0) -> str:
-    return f"{100 * x:.{digits}f} %"
+    """A share of 1 in hundredths. What is not 0 is not called 0.
+
+    >>> percent(0.0), percent(0.0004, 1), percent(0.374)
+    ('0 %', 'below 0.1 %', '37 %')
+    """
+    least = 10.0**-digits
+    return f"below {least:g} %" if 0 < 100 * x < least / 2 else f"{100 * x:.{digits}f} %"
+
+
+def share_of(share: float, total: int, what: str) -> str:
+    """A share in words; of almost nothing, below one in a hundred, the count.
+
+    >>> share_of(0.374, 40_000, "all tokens"), share_of(0.000075, 40_000, "all tokens")
+    ('37 % of all tokens', '3 of 40,000 tokens')
+    """
+    return f"{round(share * total):,} of {total:,} {what.split(maxsplit=1)[1]}" if share < 0.01 else f"{percent(share)} of {what}"
 
 
 def points(x: float) -> str:

@@ -8,7 +8,7 @@ from rlvr.analysis.exchange import CATEGORIES, category, drop_shares, other_scri
 from rlvr.analysis.intervals import gap_interval, mean_interval, t_quantile
 from rlvr.analysis.report.run import Run, mean, share_of_largest
 from rlvr.analysis.report.section import CANNOT, OPEN, YES, Estimate, Panel, Verdict, bars, factor
-from rlvr.analysis.report.section import percent, points, resampled, section, verdict
+from rlvr.analysis.report.section import percent, points, resampled, section, share_of, verdict
 from rlvr.run.defects import DEFECTS
 from rlvr.run.figures import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, smoothed
 
@@ -210,8 +210,8 @@ def token_shifts(run: Run) -> Verdict:
     often = [row for row in rows if row["count_fixed"] >= FEWEST]
     falls = sorted(often, key=lambda row: row["entropy_after"] - row["entropy_before"])[:10]
     most = ", ".join(f"“{row['token'].strip() or '␣' * len(row['token'])}”" for row in falls[:5])
-    text = f"Read by the model of step {later[0]['step']}, unrelated places ({percent(base)} of the text) lost {mean(fall[unrelated]):.2f} "
-    text += f"nats, the others {mean(fall[~unrelated]):.2f}. Most was lost at {most}."
+    text = f"Read by the model of step {later[0]['step']}, unrelated places ({share_of(base, len(fall), 'all places')}) lost "
+    text += f"{mean(fall[unrelated]):.2f} nats, the others {mean(fall[~unrelated]):.2f}. Most was lost at {most}."
     cannot = "" if 0 < base < 1 else "The first model wrote nothing unrelated, or nothing else."
     return verdict(estimates, text, rows, _token_panels(falls, rows), over="completions of this run", cannot=cannot)
 
