@@ -107,7 +107,7 @@ def test_the_sampler_follows_a_real_model(smollm2):
 @pytest.mark.parametrize(
     "source, folder, says",
     [("nothing.gguf", "new", "no GGUF file nothing.gguf"), ("torch", "new", "no GGUF file torch"), ("a.gguf", "there", "stays. Name a new folder"),
-     ("a.gguf", "new", "needs the package gguf. Install it|a.gguf cannot be read")],
+     ("a.gguf", "new", "needs the package (gguf|accelerate). Install it|a.gguf cannot be read")],
 )  # fmt: skip
 def test_what_is_no_gguf_file_is_refused_in_one_sentence(source, folder, says, tmp_path, monkeypatch):
     from rlvr.loaders.from_gguf import convert

@@ -25,7 +25,8 @@ def convert(source: str, folder: Path) -> None:
     """Write the model and its tokenizer to a new folder, whole or not at all. Raises SettingError."""
     file = gguf_file(source)
     refuse(folder.exists(), f"There is something called {folder} already, and it stays. Name a new folder.")
-    need("gguf", "Reading a GGUF file")
+    for package in ("gguf", "accelerate"):
+        need(package, "Reading a GGUF file")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print(f"reading {file.name}, {file.stat().st_size / 2**20:.0f} MiB", flush=True)  # transformers shows a bar of its own
@@ -33,8 +34,7 @@ def convert(source: str, folder: Path) -> None:
         settings = dict(quantization_config=GgufConfig(dequantize=True), dtype="float32")
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **settings)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    remedy = "Free some space, or name another folder."
-    with as_sentence(f"The model cannot be written to {folder}", remedy, OSError), replaced_folder(folder) as beside:
+    with as_sentence(f"The model cannot be written to {folder}", "Free some space.", OSError), replaced_folder(folder) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
     print(f"{model.num_parameters() / 1e6:.0f} million parameters are in {folder}")
