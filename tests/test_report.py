@@ -351,7 +351,7 @@ def test_the_title_above_the_curves_of_a_run_fits():
     assert doctest.testmod(figures).failed == 0
     for name in ("pos", "ppl-sham+pos-sham"):
         figure = figures.new_figure(8, 10)
-        c = TrainConfig(method=name, model="/home/ada/EXPERIMENTS/" * 9, data="/scratch/WORD-PROBLEMS/" * 9, seed=1000)
+        c = TrainConfig(method=name, model="my/EXPERIMENTS/" * 9, data="/scratch/WORD-PROBLEMS/" * 9, seed=1000)
         words = figure.suptitle(figures.title(c), fontsize=10)
         extent = words.get_window_extent(FigureCanvasAgg(figure).get_renderer())
         assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width and words.get_text().count("…") == 2

