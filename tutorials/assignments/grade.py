@@ -1,8 +1,8 @@
 """python -m tutorials.assignments.grade SUBMISSION...: points for each task, a hint for each failure, and Gradescope's results.json.
 
 A submission is a folder with an adapter.py and whatever it imports. The tests run here; the functions of the adapter run in a process
-of their own (runner.py), which knows neither tests nor answers and has limits of time and memory. What students write neither crashes
-the grader nor changes a point of theirs; instructor.md says how, and where that ends.
+of their own (runner.py), which knows neither tests nor answers, has limits of time and memory, and sees nothing of this machine but Python
+(fences.py). What students write neither crashes the grader nor changes a point of theirs; instructor.md says how, and where that ends.
 """
 
 import sys
@@ -19,10 +19,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import textwrap
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -32,26 +34,31 @@ from tqdm import tqdm
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_command, run_program
 from rlvr.common.files import write_atomically
-from rlvr.common.text import csv_text, printable, say, table, unique_names
+from rlvr.common.text import csv_text, one_line, printable, say, table, unique_names
+from tutorials.assignments import fences
 from tutorials.assignments.a1.tests import tests as a1
 from tutorials.assignments.a2.tests import tests as a2
 from tutorials.assignments.a3.tests import tests as a3
 from tutorials.assignments.a4.tests import tests as a4
 from tutorials.assignments.a5.tests import tests as a5
 from tutorials.assignments.checks import Assignment, Check, StudentError, Wrong, show_call
-from tutorials.assignments.runner import pack, unpack
+from tutorials.assignments.runner import MAX_NUMBERS, USER, pack, unpack
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ASSIGNMENTS: dict[str, Assignment] = {"a1": a1, "a2": a2, "a3": a3, "a4": a4, "a5": a5}
 START_SECONDS = 120.0  # to import torch, on a slow machine
 TOTAL_SECONDS = 180.0  # for all checks of a submission; the rest fails
-MAX_LINE = 2**25  # bytes of one reply
+MAX_LINE = 2**22  # bytes of one reply
+MAX_PARTS = 10**4  # lists and dicts in one reply: each takes twenty times the memory that it takes in JSON
 MAX_REPLIES = 4  # that wait to be read. One is asked for at a time, so more are forged
 MAX_FILES, MAX_BYTES, MAX_DEPTH = 500, 2**25, 20  # of a submission
-PRINTED, PRINTED_LINES = 4000, 40  # characters and lines of what the student's code prints that are shown
+PRINTED, PRINTED_LINES = 500, 8  # characters and lines of what the student's code prints during one check that are shown
+PRINT_SECONDS = 0.5  # to wait for the end of what it prints; it is there with the reply, unless the code has closed its stderr
 NOT_IMPORTED = "Your code cannot be imported, so no function was tested"
 NOT_RUN = "not run"  # what a check says if the code cannot be imported; the reason is said once
+UNFENCED = "Nothing held the code: it ran without fences. See instructor.md"
+FORMULA = (*"=+-@\t\r\n\uff1d\uff0b\uff0d\uff20",)  # a cell that begins with one of these, four of them in full width, is a formula
 PATIENCE = 2  # a function that took too long so often is not asked again
 
 
@@ -76,6 +83,8 @@ class GradeConfig:
     """Time limit for one call of a student's function."""
     hidden: str = ""
     """Folder with your hidden_checks.py, which adds checks that students do not see. See instructor.md."""
+    no_fences: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the student's code without bubblewrap: in a container that is thrown away, or if you trust the code."""
     solutions: tyro.conf.FlagCreatePairsOff[bool] = False
     """Grade the reference solutions of all assignments instead, without fences."""
 
@@ -87,16 +96,17 @@ class GradeConfig:
 class Child:
     """A process that runs runner.py. It answers questions until it dies, or is killed because it took too long."""
 
-    def __init__(self, folder: Path, trusted: list[str]):
-        keep = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # nothing else: it may hold secrets
-        environment = {name: os.environ[name] for name in keep if name in os.environ}
-        environment |= {"HOME": str(folder), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    def __init__(self, folder: Path, trusted: list[str], fenced: bool):
+        work = fences.WORK if fenced else str(folder)
+        where = [*fences.command(folder), sys.executable, "-I", "-B", fences.RUNNER, fences.HANDED_IN] if fenced else []
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(HERE / "runner.py"), str(folder), *trusted],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=environment, start_new_session=True,
+            [*(where or [sys.executable, "-I", "-B", str(HERE / "runner.py"), work]), work, *trusted],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=fences.environment(work),
+            start_new_session=True,
         )  # fmt: skip
         self.replies: queue.Queue = queue.Queue(MAX_REPLIES)
-        self.printed = b""
+        self.alive, self.answers = True, 0
+        self.printed, self.ends, self.arrived = b"", 0, threading.Condition()  # `ends`: the zero bytes in it
         self.reader = threading.Thread(target=self._read_printed, daemon=True)
         self.reader.start()
         threading.Thread(target=self._read_replies, daemon=True).start()
@@ -104,17 +114,28 @@ class Child:
     def _read_replies(self) -> None:
         with self.process.stdout as pipe:
             try:
-                while line := pipe.readline(MAX_LINE):
+                while self.alive and (line := pipe.readline(MAX_LINE)):
                     self.replies.put_nowait(line)
                 self.replies.put_nowait(b"")
             except queue.Full:
                 self.kill()
 
     def _read_printed(self) -> None:
-        """Read all of it, so that the child never waits, and keep the beginning."""
+        """Read all of it, so that the child never waits, and keep the beginning of what belongs to each check."""
         with self.process.stderr as pipe:
-            while part := pipe.read1(2**16):
-                self.printed += part[: 4 * PRINTED - len(self.printed)]
+            while self.alive and (part := pipe.read1(2**16)):
+                with self.arrived:
+                    self.printed += part.replace(b"\0", b"")[: 4 * PRINTED - len(self.printed) + 1]
+                    self.ends += part.count(0)
+                    self.arrived.notify()
+
+    def take_printed(self) -> bytes:
+        """The beginning of what was printed since the last call, up to the last answer and a little more."""
+        with self.arrived:
+            there = self.arrived.wait_for(lambda: self.ends >= self.answers or not self.reader.is_alive(), PRINT_SECONDS)
+            self.answers = self.answers if there else -1_000_000  # it has closed its stderr: never wait again
+            printed, self.printed = self.printed, b""
+        return printed
 
     def reply(self, seconds: float) -> dict:
         """The next reply. Raises StudentError for none in time, or an ended process."""
@@ -124,29 +145,36 @@ class Child:
             self.kill()
             raise StudentError("Timeout", f"took longer than {seconds:.0f} s (an endless loop?)") from None
         try:
-            reply = json.loads(line)
+            reply = json.loads(line) if line.count(b"[") + line.count(b"{") <= MAX_PARTS else None
             if isinstance(reply, dict):
+                self.answers += 1
                 return reply
         except (ValueError, RecursionError):
             pass
         self.kill()
-        code = self.process.returncode
-        why = f"signal {-code}" if code and code < 0 else f"exit code {code}"
+        code = self.process.returncode or 0
+        died_of = -code if code < 0 else code - 128  # bubblewrap says it as a shell does
+        why = f"signal {died_of}" if died_of > 0 else f"exit code {code}"
         raise StudentError("Died", f"ended its process ({why}): out of memory, a crash, or exit()")
 
     def ask(self, question: dict, seconds: float) -> dict:
-        try:
-            self.process.stdin.write(json.dumps(question).encode() + b"\n")
-            self.process.stdin.flush()
-        except OSError:
-            pass  # it died; there will be no reply
+        # From a thread: a process that does not read would hold us up. The time for the reply is the limit of both.
+        threading.Thread(target=self._write, args=(json.dumps(question).encode() + b"\n",), daemon=True).start()
         reply = self.reply(seconds)
         if reply.get("id") != question["id"]:
             self.kill()
             raise StudentError("Died", "wrote into the grader's pipe")
         return reply
 
+    def _write(self, line: bytes) -> None:
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+        except (OSError, ValueError):
+            pass  # it died; there will be no reply
+
     def kill(self) -> None:
+        self.alive = False  # the readers stop too, even if something that it started holds its pipes open
         try:
             if hasattr(os, "killpg"):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -163,14 +191,14 @@ class Student:
     A process that died is started anew for the next call, unless it could not even import the adapter.
     """
 
-    def __init__(self, folder: Path, trusted: list[str], seconds: float):
-        self._folder, self._trusted, self._seconds = folder, trusted, seconds
+    def __init__(self, folder: Path, trusted: list[str], seconds: float, fenced: bool = False):
+        self._folder, self._trusted, self._seconds, self._fenced = folder, trusted, seconds, fenced
         self._ends = time.monotonic() + TOTAL_SECONDS
         self._child: Child | None = None
         self._broken: StudentError | None = None  # why the adapter cannot be imported
         self._imported = False  # whether it could be, once: then what fails later is no fault of the adapter
-        self._landlock: int | None = None  # its version in the process; 0: there is none; None: the process has no fences
-        self._asked, self._printed, self._slow = 0, b"", Counter()
+        self._asked, self._slow = 0, Counter()
+        self._printed, self._printed_at_import = b"", b""
         # Read before the student's code runs, which could put something else in their place.
         self._texts = {path.name: _read(path) for path in folder.iterdir() if path.suffix in (".csv", ".md")}
 
@@ -219,52 +247,66 @@ class Student:
 
     def _start(self) -> None:
         self.close()
-        self._child = Child(self._folder, self._trusted)
+        self._child = Child(self._folder, self._trusted, self._fenced)
         try:
             self._child.reply(START_SECONDS)
         except StudentError:  # nothing of the student's has run yet
-            why = self.close().strip().splitlines()[-1:] or ["it says nothing"]
+            self._child.kill()
+            why = self._child.take_printed().decode("utf-8", "replace").strip().splitlines()[-1:] or ["it says nothing"]
             what = f"The process for the submission's code could not be started ({printable(why[0])[:200]})."
             raise SettingError(f"{what} Install the requirements into a virtual environment and grade with its Python.") from None
         try:
-            reply = self._child.reply(3 * self._seconds)
-            self._raise_error(reply, " at its import")
-            self._imported, self._landlock = True, reply.get("landlock")
+            self._raise_error(self._child.reply(3 * self._seconds), " at its import")
+            self._imported = True
         except StudentError as error:
             if not self._imported:
                 self._broken = error
             raise
+        finally:
+            printed = self._child.take_printed()
+            self._printed_at_import = self._printed_at_import or printed
 
     @staticmethod
     def _raise_error(reply: dict, after: str = "") -> None:
         if error := reply.get("error"):
             kind, message, where = (
-                printable(str(error.get(k, ""))) if isinstance(error, dict) else "" for k in ("type", "message", "where")
+                printable(str(error.get(k, ""))[:1000]) if isinstance(error, dict) else "" for k in ("type", "message", "where")
             )
             kind = {"SystemExit": "SystemExit, from exit()"}.get(kind, kind)
             if kind in ("EOFError", "BdbQuit") and not after:
                 kind, message = "Keyboard", "input() and breakpoint() cannot work here, nobody is at the keyboard: use print()"
             bases = error.get("bases", []) if isinstance(error, dict) else []
-            raise StudentError(kind + after, message, where, [str(base) for base in bases][:20] if isinstance(bases, list) else [])
+            raise StudentError(kind + after, message, where, [str(base) for base in bases[:20]] if isinstance(bases, list) else [])
 
-    def close(self) -> str:
-        """End the process; what the student's code has printed so far, its beginning."""
+    def take_printed(self) -> str:
+        """The beginning of what the student's code has printed since the last call."""
+        printed = self._printed + (self._child.take_printed() if self._child else b"")
+        self._printed = b""
+        return beginning(printed)
+
+    def close(self) -> None:
+        """End the process."""
         if self._child:
             self._child.kill()
-            self._printed += self._child.printed
+            self._printed += self._child.take_printed()
             self._child = None
-        printed = self._printed.decode("utf-8", "replace")
-        lines = printed[:PRINTED].splitlines()
-        if len(printed) > PRINTED or len(lines) > PRINTED_LINES:
-            lines = [*lines[:PRINTED_LINES], "... (the rest is not shown)"]
-        return "\n".join(lines)
+
+
+def beginning(printed: bytes) -> str:
+    """What the student's code has printed, cut to a length that can be shown."""
+    whole = printed.decode("utf-8", "replace").strip("\r\n")
+    lines = printable(whole[:PRINTED]).splitlines()
+    if len(whole) > PRINTED or len(lines) > PRINTED_LINES:
+        lines = [*lines[:PRINTED_LINES], "... (the rest is not shown)"]
+    return "\n".join(lines)
 
 
 def _as_tensor(value):
     """A list of numbers of equal lengths counts as a tensor; anything else stays."""
     if isinstance(value, list) and value:
         try:
-            return torch.tensor(value)
+            tensor = torch.tensor(value)
+            return tensor if tensor.numel() <= MAX_NUMBERS else value
         except (TypeError, ValueError, RuntimeError, OverflowError):
             pass
     return value
@@ -288,6 +330,7 @@ class Result:
     passed: bool
     message: str = ""
     hint: str = ""
+    printed: str = ""  # by the student's code, meanwhile; its beginning
 
 
 @dataclass
@@ -297,13 +340,22 @@ class Report:
     name: str  # a1 to a5
     results: list[Result]
     broken: str = ""  # why the adapter cannot be imported, if so; no check has run then
-    printed: str = ""
-    seconds: float = 0.0
-    landlock: int | None = None  # how far the kernel kept compiled code inside (`_say_fences`); None: nothing was run, or without fences
+    printed: str = ""  # while the adapter was imported
+    seconds: float = 0.0  # without the hidden checks
+    unfenced: bool = False  # the student's code ran without fences
 
     @property
     def score(self) -> float:
         return sum(r.check.points for r in self.results if r.passed)
+
+    def part(self, hidden: bool) -> str:
+        """The points of the hidden checks, or of the others: "18 of 20"."""
+        results = [r for r in self.results if r.check.hidden == hidden]
+        return f"{number(sum(r.check.points for r in results if r.passed))} of {number(sum(r.check.points for r in results))}"
+
+    @property
+    def has_hidden(self) -> bool:
+        return any(r.check.hidden for r in self.results)
 
     def of_task(self, task: str) -> float:
         return sum(r.check.points for r in self.results if r.passed and r.check.task == task)
@@ -348,6 +400,12 @@ def remove(folder: Path) -> None:
 
 
 def run_check(check: Check, student: Student) -> Result:
+    result = _run_check(check, student)
+    result.printed = student.take_printed()
+    return result
+
+
+def _run_check(check: Check, student: Student) -> Result:
     try:
         check.function(student)
         return Result(check, True)
@@ -367,23 +425,30 @@ def run_check(check: Check, student: Student) -> Result:
     return Result(check, False, printable(message)[:1000], hint)
 
 
-def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | None = None) -> Report:
+def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | None = None, fenced: bool = True) -> Report:
     """All checks of assignment `name` on a submission. trusted: paths to import from, without fences, for the reference solutions.
 
-    Raises SettingError for a folder that cannot be graded at all.
+    Raises SettingError for a folder that cannot be graded at all, and where there are no fences.
     """
+    fenced = fenced and not trusted
+    if fenced and (why := fences.why_not()):
+        raise SettingError(
+            f"The student's code cannot be fenced in: {why}. Where a container that is thrown away is the fence, or none is needed "
+            "because you trust the code, add --no-fences."
+        )
     if not folder.is_dir():
         raise SettingError(f"There is no folder {folder}. Name the folder that holds your adapter.py.")
     started = time.monotonic()
     temporary = Path(tempfile.mkdtemp()).resolve()
     try:
         copy_submission(folder, temporary)
-        student = Student(temporary, trusted or [], seconds)
+        _give_away(temporary)
+        student = Student(temporary, trusted or [], seconds, fenced)
         try:
             checks = ASSIGNMENTS[name].checks
             visible = [check for check in checks if not check.hidden]
             results = [run_check(check, student) for check in tqdm(visible, desc=name, leave=False, disable=None)]
-            printed = student.close()  # what is printed during hidden checks would tell their numbers
+            took = time.monotonic() - started
             results += [run_check(check, student) for check in checks if check.hidden]
             results.sort(key=lambda r: checks.index(r.check))
         finally:
@@ -391,7 +456,15 @@ def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | N
     finally:
         remove(temporary)
     broken = printable(str(student._broken))[:1000] if student._broken else ""
-    return Report(name, results, broken, printed, time.monotonic() - started, student._landlock)
+    return Report(name, results, broken, beginning(student._printed_at_import), took, not (fenced or trusted))
+
+
+def _give_away(folder: Path) -> None:
+    """Where the grader is root, the copy belongs to the user that the student's process becomes."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            with suppress(OSError):
+                os.chown(path, USER, USER)
 
 
 def assignment_of(folder: Path) -> str | None:
@@ -411,9 +484,15 @@ def number(points: float) -> str:
 def text(report: Report) -> str:
     """A report for the terminal."""
     assignment = ASSIGNMENTS[report.name]
-    lines = [f"{report.name}: {number(report.score)} of {number(assignment.total)} points"]
+    lines = [f"{report.name}: {report.part(hidden=False)} points"]
+    if report.has_hidden:
+        lines.append(f"(for you alone: {report.part(hidden=True)} points in the hidden checks)")
+    if report.unfenced:
+        lines.append(f"({UNFENCED})")
     if report.broken:
         lines.append(f"\n{NOT_IMPORTED}:\n  {report.broken}")
+    if report.printed:
+        lines.append("\nWhile it was imported, your code printed:\n  " + report.printed.replace("\n", "\n  "))
     shown = [r for r in report.results if r.message != NOT_RUN]
     if not shown:
         return "\n".join(lines)
@@ -425,8 +504,6 @@ def text(report: Report) -> str:
         for r in shown:
             if r.check.task == task and not (r.passed and r.check.hidden):
                 lines.append(f"  {'+' if r.passed else '-'} {number(r.check.points)}  {r.check.name}{_why(r)}")
-    if report.printed.strip():
-        lines.append("\nYour code printed:\n  " + "\n  ".join(printable(line) for line in report.printed.strip().splitlines()))
     return "\n".join(lines)
 
 
@@ -435,15 +512,16 @@ def _by_hand(assignment: Assignment, task: str) -> str:
 
 
 def _why(r: Result) -> str:
-    if r.passed:
-        return ""
+    """Why a check failed, and what the student's code printed during any."""
     if r.check.hidden:
-        return " (a hidden check)"
-    return f"\n       {r.message}" + (f"\n       hint: {r.hint}" if r.hint else "")
+        return "" if r.passed else " (a hidden check)"
+    why = [] if r.passed else [r.message, *([f"hint: {r.hint}"] if r.hint else [])]
+    why += ["your code printed:", *("  " + line for line in r.printed.splitlines())] if r.printed else []
+    return "".join("\n       " + line for line in why)
 
 
 def gradescope(report: Report) -> dict:
-    """The report in the format of Gradescope's results.json."""
+    """The report in the format of Gradescope's results.json. Before publication nothing in it tells what the hidden checks gave."""
     assignment, tests = ASSIGNMENTS[report.name], []
     for r in report.results:
         tests.append(
@@ -453,20 +531,20 @@ def gradescope(report: Report) -> dict:
                 "score": r.check.points if r.passed else 0,
                 "max_score": r.check.points,
                 "status": "passed" if r.passed else "failed",
-                "output": _why(r).strip() if not r.check.hidden else r.message,
+                "output": r.message if r.check.hidden else textwrap.dedent(_why(r)).strip(),
                 "visibility": "after_published" if r.check.hidden else "visible",
             }
         )
-    return {
-        "score": report.score,
+    seen = " in the tests that you can see" if report.has_hidden else ""
+    said = [f"{report.part(hidden=False)} points{seen}"]
+    said += [f"{NOT_IMPORTED}: {report.broken}"] if report.broken else []
+    said += ["While it was imported, your code printed:", report.printed] if report.printed else []
+    said += [_by_hand(assignment, task) for task in assignment.by_hand]
+    # Without a score of the whole, Gradescope adds up the tests, and shows no sum while one of them is hidden.
+    whole = {} if report.has_hidden else {"score": report.score}
+    return whole | {
         "execution_time": round(report.seconds, 1),
-        "output": "\n".join(
-            [
-                f"{number(report.score)} of {number(assignment.total)} points",
-                *([f"{NOT_IMPORTED}: {report.broken}"] if report.broken else []),
-                *(_by_hand(assignment, task) for task in assignment.by_hand),
-            ]
-        ),
+        "output": "\n".join(said),
         "stdout_visibility": "hidden",
         "tests": tests,
     }
@@ -500,7 +578,7 @@ def _grade_one(folder: Path, c: GradeConfig) -> Report:
     if not (said or c.assignment):
         raise SettingError(f'{folder}/adapter.py does not say ASSIGNMENT = "a1" (or a2 to a5). Add the line, or --assignment a1.')
     try:
-        return grade(folder, said or c.assignment, c.seconds)
+        return grade(folder, said or c.assignment, c.seconds, fenced=not c.no_fences)
     except OSError as error:
         raise SettingError(f"The submission {folder} cannot be graded ({error}). Look at its permissions, and at the disk.") from None
 
@@ -526,28 +604,43 @@ def main(c: GradeConfig) -> None:
         return
     if not c.submissions:
         raise SettingError("No submission was named. Name its folder, as in: python -m tutorials.assignments.grade my_a1")
+    out = try_out(Path(c.out or ("results.json" if len(c.submissions) == 1 else "grades")), a_file=len(c.submissions) == 1)
     if len(c.submissions) == 1:
         try:
             report = _grade_one(Path(c.submissions[0]), c)
         except Exception as error:  # Gradescope wants its file, and the student the reason
             if c.out:
-                write_atomically(Path(c.out), json.dumps({"score": 0, "output": str(error)}) + "\n")
+                write_atomically(out, json.dumps({"score": 0, "output": str(error)}) + "\n")
             raise
         say(text(report))
-        out = Path(c.out or "results.json")
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(gradescope(report), indent=1) + "\n")
         say(f"\nwritten to {out} (in the format of Gradescope)")
-        _say_fences(report.landlock)
         return
-    _grade_many([Path(s) for s in c.submissions], c)
+    _grade_many([Path(s) for s in c.submissions], out, c)
 
 
-def _grade_many(folders: list[Path], c: GradeConfig) -> None:
+def try_out(out: Path, a_file: bool) -> Path:
+    """Make sure, before anything runs, that the result can be written: a file, or files in a folder. Raises SettingError."""
+    if out.is_dir() if a_file else out.exists() and not out.is_dir():
+        wanted = "a folder, but one submission needs a file" if a_file else "a file, but several submissions need a folder"
+        raise SettingError(f"--out {out} is {wanted}. Choose another name.")
+    folder = out.parent if a_file else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SettingError(f"Nothing can be written to {folder} ({one_line(error)}). Choose another place with --out.") from None
+    return out
+
+
+def cell(foreign: str) -> str:
+    """A text that others wrote, for a table: a spreadsheet would run one that begins as a formula does."""
+    return "'" + foreign if foreign.lstrip(" ")[:1] in FORMULA else foreign
+
+
+def _grade_many(folders: list[Path], out: Path, c: GradeConfig) -> None:
     """A file for each submission and a table of all. One that cannot be graded is a line of the table, not the end."""
-    out, rows, lost = Path(c.out or "grades"), [], {}
-    out.mkdir(parents=True, exist_ok=True)
-    landlock = None
+    rows, lost = [], {}
     for name, folder in zip(unique_names(folders), folders):
         name = printable(name)  # a zip from an old Windows can make a name that is no text
         try:
@@ -556,16 +649,18 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
             tasks = {task: report.of_task(task) for task in ASSIGNMENTS[report.name].tasks if task not in ASSIGNMENTS[report.name].by_hand}
             by_hand = {f"{task} (by hand)": "" for task in ASSIGNMENTS[report.name].by_hand}
             rows.append(
-                {"submission": name, "assignment": report.name, "points": report.score} | tasks | by_hand | {"error": report.broken}
+                {"submission": cell(name), "assignment": report.name, "points": report.score}
+                | tasks
+                | by_hand
+                | {"error": cell(report.broken)}
             )
             why = f"  (cannot be imported: {report.broken})" if report.broken else ""
             say(f"{name}: {number(report.score)} of {number(ASSIGNMENTS[report.name].total)}{why}")
-            landlock = report.landlock if landlock is None else landlock
             for r in [] if report.broken else report.results:
                 lost.setdefault((report.name, r.check.task, r.check.name), []).append(not r.passed)
         except Exception as error:  # whatever it is, the others are graded
             why = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
-            rows.append({"submission": name, "error": printable(why)})
+            rows.append({"submission": cell(name), "error": cell(printable(why))})
             say(f"{name}: {printable(why)}")
         columns = [*dict.fromkeys(column for row in rows for column in row if column != "error"), "error"]
         write_atomically(out / "grades.csv", csv_text(rows, columns))  # after each, so that an end in the middle loses nothing
@@ -582,14 +677,8 @@ def _grade_many(folders: list[Path], c: GradeConfig) -> None:
         often = sorted((key for key, failed in lost.items() if any(failed)), key=lambda key: -sum(lost[key]))[:5]
         say("\n".join(f"  {sum(lost[key]):>3} of {len(lost[key])}  {' '.join(key)}" for key in often) or "  nothing")
     say(f"\nwritten to {out}/grades.csv")
-    _say_fences(landlock)
-
-
-def _say_fences(landlock: int | None) -> None:
-    """Where the kernel does not keep everything inside, say so; the guide says what it means."""
-    if landlock is not None and landlock < 6:
-        kept = "nothing" if landlock < 1 else "files" if landlock < 4 else "files and TCP"
-        say(f"(What compiled code does, this system fences in for {kept}, not for files, TCP and signals: see instructor.md.)")
+    if c.no_fences:
+        say(f"({UNFENCED})")
 
 
 if __name__ == "__main__":
