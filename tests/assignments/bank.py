@@ -591,24 +591,33 @@ BANK = [
     ("a5", "sure after one seed", [('return m, float("-inf"), float("inf")', "return m, m, m")], {"of one seed nothing is known"}),
 ]
 
-# Mistakes of the study: what happens to answer.md (old, new) or results.csv, and the checks that must fail.
+STUDY = {"two arms on equal seeds", "the numbers are those of the file", "the verdict follows from the interval"}
+
+# Mistakes of the study: what happens to answer.md (old, new) or results.csv of study/, the checks that must fail, what they say.
 STUDIES = [
-    ("answer.md", "a verdict that is hoped for", "verdict: open", "verdict: better", {"the verdict follows from the interval"}),
-    ("answer.md", "a sign lost", "difference: -0.008", "difference: 0.008", {"the numbers are those of the file"}),
-    ("answer.md", "the interval of another level", "[-0.034, 0.019]", "[-0.027, 0.012]", {"the numbers are those of the file"}),
-    ("answer.md", "no verdict", "verdict: open\n", "", {"the verdict follows from the interval"}),
-    (
-        "answer.md",
-        "an arm that was not run",
-        "arm: pos-plateau",
-        "arm: pos",
-        {"two arms on equal seeds", "the numbers are those of the file", "the verdict follows from the interval"},
-    ),
+    ("answer.md", "a verdict that is hoped for", "verdict: open", "verdict: better", {"the verdict follows from the interval"}, "but the verdict is 'better'"),
+    ("answer.md", "a sign lost", "difference: -0.005", "difference: 0.005", {"the numbers are those of the file"}, "difference and interval in answer.md"),
+    ("answer.md", "another level", "[-0.021, 0.011]", "[-0.017, 0.007]", {"the numbers are those of the file"}, "difference and interval in answer.md"),
+    ("answer.md", "no verdict", "verdict: open\n", "", {"the verdict follows from the interval"}, "has no line 'verdict: ...'"),
+    ("answer.md", "an arm that was not run", "arm: pos-strong", "arm: pos", STUDY, "'pos'"),
+    ("results.csv", "one seed twice", "\npos-strong,21,", "\npos-strong,20,", STUDY, "two rows of arm 'pos-strong', seed 20"),
+    ("results.csv", "a percentage", "grpo,20,0.5621875", "grpo,20,56.21875", STUDY, "a share is from 0 to 1"),
+    ("results.csv", "less than nothing", "grpo,20,0.5621875", "grpo,20,-0.01", STUDY, "a share is from 0 to 1"),
+    ("results.csv", "no number", "grpo,20,0.5621875", "grpo,20,nan", STUDY, "a share is from 0 to 1"),
+    ("results.csv", "infinity", "grpo,20,0.5621875", "grpo,20,inf", STUDY, "a share is from 0 to 1"),
+    ("results.csv", "a word", "grpo,20,0.5621875", "grpo,20,good", STUDY, "is no number"),
     (
         "results.csv",
-        "one seed twice",
-        "\npos-plateau,1,",
-        "\npos-plateau,0,",
-        {"two arms on equal seeds", "the numbers are those of the file"},
+        "the same difference at every seed",
+        """20,0.5543750,0.2987,0.8300,0.2083,63.90
+pos-strong,21,0.5918750,0.3205,0.8650,0.2240,64.15
+pos-strong,22,0.5559375,0.2999,0.8275,0.2161,64.01
+pos-strong,23,0.5846875,""",
+        """20,0.5721875,0.2987,0.8300,0.2083,63.90
+pos-strong,21,0.5934375,0.3205,0.8650,0.2240,64.15
+pos-strong,22,0.5809375,0.2999,0.8275,0.2161,64.01
+pos-strong,23,0.6003125,""",
+        STUDY,
+        "runs with different seeds differ",
     ),
 ]

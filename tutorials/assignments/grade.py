@@ -217,6 +217,10 @@ class Student:
         reply = self._ask(function, arguments, named, of)
         return reply["value"], reply.get("gradient")
 
+    def is_reference(self) -> bool:
+        """Whether it is a reference solution, and no student's."""
+        return bool(self._trusted)
+
     def read(self, name: str) -> str | None:
         """A .csv or .md file of the submission, or None if it is missing, no text, or too long."""
         return self._texts.get(name)

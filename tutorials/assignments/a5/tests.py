@@ -1,8 +1,10 @@
 """Public tests of assignment 5: the two shaping methods and a small study. The right answers are those of rlvr."""
 
 import csv
+import functools
 import io
 import re
+from pathlib import Path
 
 import torch
 
@@ -212,7 +214,57 @@ def of_one_seed_nothing_is_known(student):
 tests.task("5.5", "the study: numbers and verdict")
 
 
+MEASURED = ("pass_at_1", "area", "pass_at_max", "entropy_late", "length_late")  # columns of results.csv
+SHIPPED = sorted(Path(__file__).parents[2].rglob("results.csv"))  # also the study of the reference solution
+
+
+@functools.cache
+def _shipped() -> list[dict]:
+    """The rows of all studies that come with the tutorials."""
+    return [row | {"file": path} for path in SHIPPED for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))]
+
+
+def _numbers(row: dict) -> list[float] | None:
+    """What was measured in a run, or None if a column is missing."""
+    try:
+        return [float(row[column]) for column in MEASURED]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _pairs(rows: list[dict]) -> dict[tuple, list[tuple[float, float]]]:
+    """Two arms of one file -> the two values of pass_at_1 for each seed that they share."""
+    by_arm: dict = {}
+    for row in rows:
+        by_arm.setdefault((row.get("file"), row.get("trunk"), row["arm"]), {})[row["seed"]] = float(row["pass_at_1"])
+    return {
+        (a, b): [(by_arm[a][seed], by_arm[b][seed]) for seed in by_arm[a].keys() & by_arm[b].keys()]
+        for a in by_arm
+        for b in by_arm
+        if a != b and a[:2] == b[:2]
+    }
+
+
+@functools.lru_cache(8)
+def _is_copied(results: str) -> bool:
+    """Whether runs of the file are among the shipped ones, whatever their arms and seeds are called now and in whatever order they are.
+
+    A run with all its columns is known by itself; of a file with pass_at_1 alone two seeds must agree, for one would do so by chance.
+    """
+    rows = list(csv.DictReader(io.StringIO(results)))
+    shipped = [numbers for row in _shipped() if (numbers := _numbers(row))]
+    if any(max(abs(x - y) for x, y in zip(mine, theirs)) < 1e-3 for mine in map(_numbers, rows) if mine for theirs in shipped):
+        return True
+    theirs = _pairs(_shipped()).values()
+    for mine in _pairs(rows).values():
+        for pairs in theirs:
+            if sum(any(abs(x - a) < 1e-4 and abs(y - b) < 1e-4 for a, b in pairs) for x, y in mine) >= 2:
+                return True
+    return False
+
+
 def _results(student) -> list[dict]:
+    """The rows of results.csv. Raises Wrong for a file that cannot be the outcome of a study."""
     text = student.read("results.csv")
     if text is None:
         raise Wrong("there is no results.csv in the submission")
@@ -220,11 +272,18 @@ def _results(student) -> list[dict]:
     if not rows or not {"arm", "seed", "pass_at_1"} <= set(rows[0]):
         raise Wrong("results.csv has no rows with the columns arm, seed and pass_at_1")
     try:
-        if any(float(r["pass_at_1"]) != float(r["pass_at_1"]) for r in rows):
-            raise ValueError
-        return [{"arm": r["arm"], "seed": int(r["seed"]), "pass_at_1": float(r["pass_at_1"])} for r in rows]
+        rows = [row | {"seed": int(row["seed"]), "pass_at_1": float(row["pass_at_1"])} for row in rows]
     except (TypeError, ValueError):
         raise Wrong("a seed or a pass_at_1 of results.csv is no number") from None
+    seen: set = set()
+    for row in rows:
+        run = f"arm {row['arm']!r}, seed {row['seed']}"
+        need(0 <= row["pass_at_1"] <= 1, f"results.csv, {run}: pass_at_1 is {row['pass_at_1']}; a share is from 0 to 1")
+        need((row.get("trunk"), row["arm"], row["seed"]) not in seen, f"results.csv has two rows of {run}; a run counts once")
+        seen.add((row.get("trunk"), row["arm"], row["seed"]))
+    copied = not student.is_reference() and _is_copied(text)
+    need(not copied, "results.csv has runs that come with the tutorials; make your own (40 steps, or other seeds)")
+    return rows
 
 
 def _answer(student, name: str) -> str:
@@ -239,6 +298,8 @@ def _difference(student) -> tuple[float, float, float, int]:
     values = differences(rows, arm, "pass_at_1", baseline)
     if not values or arm == baseline:
         raise Wrong(f"results.csv has no seed that {arm!r} and {baseline!r} share")
+    if len(values) > 1 and max(values) - min(values) < 1e-9:
+        raise Wrong(f"the difference of {arm!r} and {baseline!r} is {values[0]:.6g} at every seed; runs with different seeds differ")
     return *mean_interval(values), len(values)
 
 
