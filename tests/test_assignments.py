@@ -2,11 +2,15 @@
 student writes crashes the grader, changes a point or leaves its folder."""
 
 import ast
+import csv
 import json
 import os
 import re
 import shutil
+import socket
+import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -341,29 +345,6 @@ for fd in range(3, 30):
         pass
 return 0.5
 """
-FLOOD = """
-import os
-while True:
-    for fd in range(3, 30):
-        try:
-            os.write(fd, b'{"value": 0.5}' + bytes([10]))
-        except OSError:
-            pass
-"""
-SPAWN = """
-import multiprocessing, pathlib
-process = multiprocessing.get_context("spawn").Process(target=pathlib.Path(MARK).touch)
-process.start()
-process.join()
-"""
-FORK_EXEC = """
-import os, _posixsubprocess
-read, write = os.pipe()
-command = [b"/bin/touch", MARK.encode()]
-rest = (None, None, -1, -1, -1, -1, -1, -1, read, write, True, True, -1, None, None, None, -1, None, True)
-os.waitpid(_posixsubprocess.fork_exec(command, command[:1], True, (write,), *rest), 0)
-"""
-
 # name -> solution.py, the checks that it may lose (None: any), a text that the report must hold
 HOSTILE = {
     "a syntax error": ("def last_boxed(text:\n", ALL, "solution.py, line 1"),
@@ -386,25 +367,12 @@ HOSTILE = {
         None,
         "spam",
     ),
-    "a big file": (with_pass_at_k("f = open('big', 'wb')\nwhile True: f.write(bytes(10**6))"), PASS_AT_K, ""),
-    "forks": (with_pass_at_k("import os\nwhile True: os.fork()"), PASS_AT_K, "PermissionError"),
-    "a program": (with_pass_at_k("import subprocess\nsubprocess.run(['touch', MARK])"), PASS_AT_K, "PermissionError"),
-    "a shell": (with_pass_at_k("import os\nos.system('touch ' + MARK)"), PASS_AT_K, "PermissionError"),
-    "a file outside": (with_pass_at_k("open(MARK, 'w')"), PASS_AT_K, "PermissionError"),
-    "a folder outside": (with_pass_at_k("import os\nos.mkdir(MARK)"), PASS_AT_K, "PermissionError"),
-    "a file moved outside": (with_pass_at_k("import os\nos.rename('solution.py', MARK)"), PASS_AT_K, "PermissionError"),
-    "the network": (with_pass_at_k("import socket\nsocket.create_connection(('127.0.0.1', PORT))"), PASS_AT_K, "PermissionError"),
-    "a signal to the grader": (with_pass_at_k("import os\nos.kill(os.getppid(), 9)"), PASS_AT_K, "PermissionError"),
-    "machine code": (with_pass_at_k("import ctypes\nctypes.CDLL(None).system(b'touch ' + MARK.encode())"), PASS_AT_K, "PermissionError"),
     "the solutions imported": (
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom rlvr.evaluate import pass_at_k\n",
         ALL,
         "may not import rlvr",
     ),
     "the solutions by name": ("from rlvr.reward import last_boxed\n", ALL, "may not import rlvr"),
-    "the solutions read": (with_pass_at_k(f"return open({str(ROOT / 'rlvr' / 'evaluate.py')!r}).read()"), PASS_AT_K, "PermissionError"),
-    "the tests edited": (with_pass_at_k(f"open({str(HERE / 'a1' / 'tests.py')!r}, 'a').write('x')"), PASS_AT_K, "PermissionError"),
-    "the fences looked for": (with_pass_at_k("import gc\nreturn gc.get_objects()"), PASS_AT_K, "PermissionError"),
     "comparison turned off": (
         with_pass_at_k("import builtins, torch\nbuiltins.abs = lambda x: 0\ntorch.allclose = lambda *a, **k: True\nreturn 0.1"),
         None,
@@ -447,78 +415,119 @@ HOSTILE = {
     ),
     "input": (with_pass_at_k("return float(input())"), PASS_AT_K, "nobody is at the keyboard"),
     "a function that is gone": (GOOD + "\ndel pass_at_k\n", PASS_AT_K, "solution.py has no function pass_at_k (renamed?)"),
-    "len redefined": (
+    "builtins redefined": (
+        with_pass_at_k("import builtins\nbuiltins.len = lambda x: 0\nbuiltins.type = lambda *a: int\nbuiltins.isinstance = lambda *a: True\nreturn 0.1"),
+        None,
+        "",
+    ),
+    "replies that lie": (
         with_pass_at_k(
-            "import builtins, os\nreal, builtins.len = len, lambda x: 0\ntry: os.system('touch ' + MARK)\nfinally: builtins.len = real"
+            "import json, sys, torch\njson.dumps = lambda reply: str(reply).replace('0.1', '0.9')\ntorch.Tensor.tolist = lambda t: [0.5]\n"
+            "sys.modules['__main__'].pack = lambda *a: 0.7\nreturn 0.1"
+        ),
+        None,
+        "",
+    ),
+    "every object looked at": (
+        with_pass_at_k("import gc\nreturn [str(o)[:9] for o in gc.get_objects() if 'comb(8' in str(o)[:99]][:9]"),
+        PASS_AT_K,
+        "",
+    ),
+    "a tensor of its own kind": (
+        with_pass_at_k(
+            "import torch\nclass T(torch.Tensor):\n    __eq__ = __le__ = lambda s, o: True\n    tolist = lambda s: [0.5]\n"
+            "return torch.ones(1).as_subclass(T)"
         ),
         PASS_AT_K,
-        "PermissionError",
+        "",
     ),
-    "type redefined": (
-        with_pass_at_k("import builtins\nbuiltins.type = lambda *a: int\nreturn len(open('/etc/passwd').read())"),
+    "a process that stays": (
+        with_pass_at_k("import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(5)\nreturn 0.5"),
         PASS_AT_K,
-        "may not read",
+        "",
     ),
-    "flags redefined": (
-        with_pass_at_k(
-            "import os, sys\nwanted = os.O_WRONLY | os.O_CREAT\nfor flag in ('WRONLY', 'RDWR', 'CREAT', 'TRUNC', 'APPEND'): setattr(os, 'O_' + flag, 0)\n"
-            "os.open(sys.prefix + '/by_a_student', wanted)"
-        ),
-        PASS_AT_K,
-        "PermissionError",
-    ),
-    "replies without end": (with_pass_at_k(FLOOD), PASS_AT_K, ""),
-    "a list of the grader's folder": (with_pass_at_k(f"import os\nreturn os.listdir({str(HERE)!r})"), PASS_AT_K, "PermissionError"),
-    "a link to a file outside": (with_pass_at_k("import os\nos.symlink(MARK, 'x')\nopen('x', 'w')"), PASS_AT_K, "PermissionError"),
-    "a signal through a pidfd": (
-        with_pass_at_k("import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9)"),
-        PASS_AT_K,
-        "AttributeError",
-    ),
-    "compiled code writes outside": (with_pass_at_k("import torch\ntorch.save(torch.ones(1), MARK)"), PASS_AT_K, "RuntimeError"),
-    "compiled code writes outside in another way": (
-        with_pass_at_k("import torch\nfrom safetensors.torch import save_file\nsave_file({'x': torch.ones(1)}, MARK)"),
-        PASS_AT_K,
-        "denied",
-    ),
-    "compiled code reads outside": (
-        with_pass_at_k(f"import torch\nreturn torch.from_file({str(ROOT / 'rlvr' / 'evaluate.py')!r}, size=9, dtype=torch.uint8)"),
-        PASS_AT_K,
-        "unable to open",
-    ),
-    "a new Python": (with_pass_at_k(SPAWN), PASS_AT_K, ""),
-    "a program by the back door": (with_pass_at_k(FORK_EXEC), PASS_AT_K, ""),
 }
-QUICK_HOSTILE = {"an endless loop", "the solutions imported", "a program", "compiled code writes outside"}
-NEEDS_LANDLOCK = {"a new Python", "a program by the back door", *(name for name in HOSTILE if name.startswith("compiled"))}
+GAINS_NOTHING = {"comparison turned off", "equal to everything", "forged replies", "builtins redefined", "replies that lie"}
+QUICK_HOSTILE = {"an endless loop", "the solutions imported", "forged replies", "a process that stays"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of POSIX systems")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK_HOSTILE else pytest.mark.slow) for n in HOSTILE])
 def test_nothing_that_a_student_writes_harms_the_grader(name, tmp_path, monkeypatch):
-    import socket
-
-    if name in NEEDS_LANDLOCK and landlock_version() < 1:
-        pytest.skip("this kernel has no Landlock")
+    if name == "the solutions imported" and not HELD:
+        pytest.skip("no fences here")
     monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
     solution, may_lose, says = HOSTILE[name]
-    mark, tests_before = tmp_path / "mark", (HERE / "a1" / "tests.py").read_bytes()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.0)
-        names = f"MARK, PORT = {str(mark)!r}, {server.getsockname()[1]}\n"
-        report = grade(submit("a1", tmp_path / "s", names * ("MARK" in solution or "PORT" in solution) + solution), "a1", seconds=1.0)
-        with pytest.raises(BlockingIOError):
-            server.accept()  # nobody has called
-    assert len(report.results) == 3 and not mark.exists() and (HERE / "a1" / "tests.py").read_bytes() == tests_before
+    started = time.monotonic()
+    report = grade(submit("a1", tmp_path / "s", solution), "a1", seconds=1.0)
+    assert len(report.results) == 3 and time.monotonic() - started < 30
     assert (tmp_path / "s" / "solution.py").is_file()
     if may_lose is not None:
         assert lost(report) == may_lose, text(report)
-    elif name in ("comparison turned off", "equal to everything", "forged replies"):
+    elif name in GAINS_NOTHING:
         assert lost(report) == PASS_AT_K, text(report)
     else:  # what is right stays right
         assert "the unbiased estimate" not in lost(report), text(report)
     assert says in text(report), text(report)
     json.dumps(gradescope(report), allow_nan=False)
+
+
+@needs_fences
+def test_nothing_that_a_student_tries_works_inside_of_the_fences(tmp_path, monkeypatch):
+    """One process tries everything in turn, and names what did not fail."""
+    monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
+    monkeypatch.setenv("SECRET", "x")
+    mark, before = tmp_path / "mark", (HERE / "a1" / "tests.py").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as named, socket.socket(socket.AF_UNIX) as abstract:
+        names = {"ATTEMPTS": ATTEMPTS, "MARK": str(mark), "PORT": server.getsockname()[1], "SOCKET": str(tmp_path / "socket")}
+        names |= {"ABSTRACT": f"\0grader-{os.getpid()}", "HERE": str(HERE), "ROOT": str(ROOT), "GRADER": os.getpid()}
+        named.bind(names["SOCKET"])
+        abstract.bind(names["ABSTRACT"])
+        for listener in (server, named, abstract):
+            listener.listen()
+            listener.settimeout(0.0)
+        constants = "".join(f"{name} = {value!r}\n" for name, value in names.items())
+        attempt = ATTEMPT.replace("RIGHT_VALUE", RIGHT_VALUE)
+        report = grade(submit("a1", tmp_path / "s", GOOD + constants + attempt), "a1", seconds=20.0)
+        assert report.score == sum(c.points for c in SHORT.checks), text(report)
+        for listener in (server, named, abstract):
+            with pytest.raises(BlockingIOError):
+                listener.accept()  # nobody has called
+    assert not mark.exists() and (HERE / "a1" / "tests.py").read_bytes() == before
+
+
+GRADE_FLOODS = """
+import sys
+from pathlib import Path
+from tutorials.assignments import grade as g
+c = g.ASSIGNMENTS["a1"].checks
+c[:] = [check for check in c if check.name in ("a box and no box", "the unbiased estimate", "no box is no vote")]
+g.main(g.GradeConfig(submissions=sys.argv[2:], out=sys.argv[1], seconds=1.0, no_fences=True))
+print("peak", [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory from /proc")
+def test_whatever_a_process_writes_the_grader_stays_small_and_quick(tmp_path):
+    """In one grader, one submission after the other; it prints its own peak of memory. Without fences, which must not matter here."""
+    folders = []
+    for name, body in FLOODS.items():
+        function = f"\n\ndef pass_at_k(n, c, k):\n    {body}\n    return 0.5\n"
+        folders.append(str(submit("a1", tmp_path / name.replace(" ", "_"), GOOD + REPLY + function)))
+    command = [sys.executable, "-c", GRADE_FLOODS, str(tmp_path / "out"), *folders]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20 * len(FLOODS))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": 2 of 4\n") == len(FLOODS), done.stdout
+    assert chr(27) not in done.stdout and int(done.stdout.split()[-1]) < 500_000
+
+
+def test_a_process_that_holds_the_pipes_open_after_the_end_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
+    body = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(8)\n    os._exit(0)\nreturn 1 - comb(n - c, k) / comb(n, k)"
+    started = time.monotonic()
+    grade(submit("a1", tmp_path / "s", with_pass_at_k(body)), "a1", fenced=False)
+    assert time.monotonic() - started < 7
 
 
 @pytest.mark.slow
@@ -559,12 +568,21 @@ def test_a_thousand_folders_inside_of_each_other_are_removed(tmp_path, monkeypat
     assert os.listdir(tmp_path) == []
 
 
-def test_what_is_printed_is_cut_and_says_so(tmp_path, monkeypatch):
-    student = grader.Student(tmp_path, [], 1.0)
-    student._printed = b"x" * 5000
-    assert student.close() == "x" * 4000 + "\n... (the rest is not shown)"
-    student._printed = b"x\n" * 50
-    assert student.close() == "x\n" * 40 + "... (the rest is not shown)"
+def test_what_is_printed_is_cut_and_says_so():
+    assert grader.beginning(b"x" * 2000) == "x" * 500 + "\n... (the rest is not shown)"
+    assert grader.beginning(b"x\n" * 50) == "x\n" * 8 + "... (the rest is not shown)"
+    assert grader.beginning(b"\x1b[2J\xff") == "\\x1b[2J\N{REPLACEMENT CHARACTER}" and grader.beginning(b"") == ""
+
+
+def test_what_the_code_prints_stands_beside_the_check_that_printed_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
+    says = "print('at', n, c, k)\nimport os\nos.write(2, b'and ' + str(k).encode())\nreturn 0.5"
+    report = grade(submit("a1", tmp_path / "s", with_pass_at_k(says) + "\nprint('hello')\n"), "a1")
+    assert {r.check.name: r.printed for r in report.results if r.printed} == {"the unbiased estimate": "at 8 2 4\nand 4"}
+    assert report.printed == "hello" and "imported, your code printed:\n  hello" in text(report)
+    assert "your code printed:\n         at 8 2 4\n" in text(report)
+    outputs = [test["output"] for test in gradescope(report)["tests"]]
+    assert outputs[0] == outputs[2] == "" and outputs[1].endswith("your code printed:\n  at 8 2 4\n  and 4")
 
 
 @pytest.mark.slow
@@ -605,7 +623,7 @@ def test_links_caches_and_what_is_too_big_are_not_copied(tmp_path, monkeypatch):
 def test_the_command_prints_points_and_hints_and_writes_gradescopes_file(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     submit("a1", tmp_path / "s", changed(GOOD, BANK[0][2]))
-    main(GradeConfig(submissions=["s"]))
+    main(GradeConfig(submissions=["s"], no_fences=not HELD))
     out = capsys.readouterr().out
     assert "a1: 19 of 20 points" in out and "hint: A model that corrects itself" in out and "written to results.json" in out
     result = json.loads(Path("results.json").read_text())
@@ -623,9 +641,9 @@ def test_a_class_of_submissions(tmp_path, capsys, monkeypatch):
         Path(student).mkdir()
         submit("a1", Path(student, "a1"))
     Path("nothing").mkdir()
-    main(GradeConfig(submissions=["x/a1", "nothing", "y/a1", "missing"]))
+    main(GradeConfig(submissions=["x/a1", "nothing", "y/a1", "missing"], no_fences=not HELD))
     out = capsys.readouterr().out
-    assert "failed most often:\n  nothing\n" in out and ("no Landlock" in out) == (landlock_version() < 1)
+    assert "failed most often:\n  nothing\n" in out 
     assert "x/a1: 20 of 20" in out and "no adapter.py in nothing" in out and "no folder missing" in out
     assert sorted(os.listdir("grades")) == ["grades.csv", "x-a1.json", "y-a1.json"]
     lines = Path("grades/grades.csv").read_text().splitlines()
@@ -697,25 +715,143 @@ def test_a_submission_that_cannot_be_read_does_not_end_a_class(tmp_path, monkeyp
         assert "Input/output error" in text and "RecursionError: too deep" in text and r"M\udcfcller" in text
 
 
-def test_hidden_checks_are_added_and_not_explained(tmp_path, capsys, monkeypatch):
-    a = Assignment(dict(ASSIGNMENTS["a1"].tasks), [])
+GUIDE = re.search(r"```python\n(.*?)```", (HERE / "instructor.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+
+
+@pytest.fixture
+def hidden(tmp_path, monkeypatch) -> Assignment:
+    """Assignment 1 with the hidden checks of the guide, and one check that students see."""
+    a = Assignment(dict(ASSIGNMENTS["a1"].tasks), [c for c in ASSIGNMENTS["a1"].checks if c.name == "a box and no box"])
     monkeypatch.setitem(ASSIGNMENTS, "a1", a)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    guide = (HERE / "instructor.md").read_text(encoding="utf-8")
-    Path("hidden_checks.py").write_text(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1], encoding="utf-8")
-    submit(
-        "a1",
-        tmp_path / "s",
-        with_pass_at_k("return 0.25") + "\n\ndef overlong_penalty(*arguments):\n    print('secret', arguments)\n    return -0.5\n",
-    )
-    main(GradeConfig(submissions=["s"], hidden="."))
-    out, test = capsys.readouterr().out, json.loads(Path("results.json").read_text())["tests"][0]
-    assert "a1: 0 of 4" in out and "a hidden check" in out and "0.25" not in out and "secret" not in out
-    assert test["visibility"] == "after_published" and "0.25 instead of 0.68" in test["output"]
-    submit("a1", tmp_path / "s")
-    report = grade(tmp_path / "s", "a1")
-    assert report.score == 4 and "pass at 64" not in text(report)
+    monkeypatch.delitem(sys.modules, "hidden_checks", raising=False)
+    Path("hidden_checks.py").write_text(GUIDE, encoding="utf-8")
+    return a
+
+
+def test_hidden_checks_are_added_and_not_explained(hidden, capsys):
+    wrong = "\n\ndef overlong_penalty(*arguments):\n    print('secret', arguments)\n    return -0.5\n"
+    submit("a1", Path("s"), with_pass_at_k("return 0.25") + wrong)
+    main(GradeConfig(submissions=["s"], hidden=".", no_fences=not HELD))
+    out, result = capsys.readouterr().out, json.loads(Path("results.json").read_text())
+    assert "a1: 1 of 1" in out and "0 of 4 points in the hidden checks" in out and "a hidden check" in out
+    assert "0.25" not in out and "secret" not in out and "pass at 64" in out
+    test = result["tests"][-1]
+    assert test["visibility"] == "after_published" and "instead of" in test["output"]
+    report = grade(submit("a1", Path("s")), "a1")
+    assert report.score == 5 and "pass at 64" not in text(report)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("-factor * over / buffer", "-factor * over / max_tokens"), ("-factor * over / buffer", "-over / buffer"),
+        ("max_tokens - buffer)", "max_tokens)"), ("min(0.0, -factor", "(-factor"),
+        ("1 - comb(n - c, k) / comb(n, k)", "1 - (1 - c / n) ** k"),
+    ],
+)  # fmt: skip
+def test_the_hidden_checks_of_the_guide_fail_a_wrong_solution(old, new, hidden, monkeypatch):
+    exec(GUIDE, made := {})
+    made["add"](ASSIGNMENTS)
+    report = grade_here(submit("a1", Path("s"), changed(GOOD, [(old, new)])), "a1", monkeypatch)
+    assert report.part(hidden=True) == "2 of 4"
+
+
+def test_before_publication_nothing_tells_the_hidden_points(hidden, monkeypatch):
+    """What Gradescope may show of a submission that passes the hidden checks and of one that fails them is the same."""
+    exec(GUIDE, made := {})
+    made["add"](ASSIGNMENTS)
+    seen = []
+    for solution in (GOOD, with_pass_at_k("return 0.25")):
+        report = grade_here(submit("a1", Path("s"), solution), "a1", monkeypatch)
+        report.seconds = 1.0
+        result = gradescope(report)
+        result["tests"] = [test for test in result["tests"] if test["visibility"] == "visible"]
+        seen.append(result)
+    assert seen[0] == seen[1] and "score" not in seen[0] and seen[0]["stdout_visibility"] == "hidden"
+    assert seen[0]["output"] == "1 of 1 points in the tests that you can see"
+
+
+def test_names_that_a_spreadsheet_would_run_are_texts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\uff1d1", "plain"]
+    monkeypatch.setattr(grader, "_grade_one", lambda folder, c: (_ for _ in ()).throw(SettingError(f"{folder.name} is none")))
+    main(GradeConfig(submissions=names, no_fences=True))
+    with open("grades/grades.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["submission"] for row in rows] == ["'" + name if name != "plain" else name for name in names]
+    assert [row["error"][0] for row in rows] == ["'"] * 6 + ["p"]
+    assert grader.cell("\t=1") == "'\t=1" and grader.cell("\r1") == "'\r1" and grader.cell("") == ""
+
+
+@pytest.mark.parametrize(
+    "submissions, out, says",
+    [
+        (["s"], ".", "--out . is a folder, but one submission needs a file"),
+        (["s", "t"], "file", "--out file is a file, but several submissions need a folder"),
+        (["s"], "file/x.json", "Nothing can be written to file"), (["s", "t"], "file/x", "Nothing can be written to file/x"),
+        (["s"], "/proc/x.json", "Nothing can be written to /proc"), (["s", "t"], "/proc/x", "Nothing can be written to /proc/x"),
+    ],
+)  # fmt: skip
+def test_where_the_result_goes_is_tried_before_anything_runs(submissions, out, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("kept")
+    monkeypatch.setattr(grader, "_grade_one", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(SettingError, match=re.escape(says)):
+        main(GradeConfig(submissions=submissions, out=out, no_fences=True))
+    assert sorted(os.listdir()) == ["file"] and Path("file").read_text() == "kept"
+
+
+def test_without_fences_the_grader_refuses_and_says_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    submit("a1", Path("s"))
+    monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
+    monkeypatch.setattr(fences.shutil, "which", lambda name: None)
+    fences.why_not.cache_clear()
+    try:
+        with pytest.raises(SettingError) as refused:
+            main(GradeConfig(submissions=["s"]))
+        assert "bubblewrap" in str(refused.value) and "add --no-fences" in str(refused.value)
+        main(GradeConfig(submissions=["s"], no_fences=True))
+    finally:
+        fences.why_not.cache_clear()
+    assert "a1: 4 of 4" in (out := capsys.readouterr().out) and "Nothing held the code" in out
+
+
+@needs_fences
+def test_bubblewrap_that_does_not_work_is_named(monkeypatch):
+    failed = types.SimpleNamespace(returncode=1, stderr="bwrap: Creating new namespace failed: Operation not permitted\n", stdout="[]")
+    fences.why_not.cache_clear()
+    monkeypatch.setattr(fences.subprocess, "run", lambda *_, **__: failed)
+    try:
+        assert fences.why_not() == "bubblewrap does not work here (bwrap: Creating new namespace failed: Operation not permitted)"
+    finally:
+        fences.why_not.cache_clear()
+
+
+@needs_fences
+def test_a_repository_inside_of_what_python_needs_stays_out_of_sight(tmp_path, monkeypatch):
+    """A virtual environment in the repository, the repository in a folder of packages, and an installed rlvr."""
+    root, venv = tmp_path / "root", tmp_path / "root" / ".venv"
+    packages = tmp_path / "packages"
+    for folder in (venv / "lib", root / "rlvr", packages / "rlvr"):
+        folder.mkdir(parents=True)
+        (folder / "x.py").write_text("")
+    python = "import json, sys; print(json.dumps(sys.path))"
+    monkeypatch.setattr(fences, "ROOT", root)
+    monkeypatch.setattr(fences.sys, "exec_prefix", str(venv))
+    paths = [*json.loads(subprocess.run([sys.executable, "-I", "-c", python], capture_output=True).stdout), str(root), str(tmp_path), str(packages)]
+    run = subprocess.run
+    monkeypatch.setattr(fences.subprocess, "run", lambda *a, **k: types.SimpleNamespace(stdout=json.dumps(paths)))
+    fences._visible.cache_clear()
+    try:
+        command = fences.command(tmp_path)
+    finally:
+        fences._visible.cache_clear()
+    look = f"import os; print(os.listdir({str(root)!r}), os.listdir({str(venv / 'lib')!r}), os.listdir({str(packages / 'rlvr')!r}))"
+    seen = run([*command, sys.executable, "-I", "-c", look], capture_output=True, text=True)
+    assert seen.stdout.split() == ["['.venv']", "['x.py']", "[]"], seen
 
 
 @pytest.mark.parametrize(

@@ -28,22 +28,22 @@ ATTEMPTS = {
     "the solutions read": "open(ROOT + '/rlvr/evaluate.py')",
     "the tests edited": "open(HERE + '/a1/tests.py', 'a')",
     "the grader's folder listed": "assert os.listdir(HERE)",
-    "the handed-in secrets": "os.environ['SECRET']",
-    "the command of the grader": "assert any(b'grade' in read(p + '/cmdline') or b'pytest' in read(p + '/cmdline') for p in processes())",
-    "the memory of the grader": "assert any('/wt' in os.readlink(p + '/cwd') or ROOT in os.readlink(p + '/cwd') for p in processes())",
-    "a signal to the grader": "os.kill(os.getppid(), 9); time.sleep(0.1); assert os.getppid() != 1",
-    "a signal to everybody": "os.kill(-1, 9); assert False",
+    "a variable of the grader": "os.environ['SECRET']",
+    "the command of the grader": "read(f'/proc/{GRADER}/cmdline')",
+    "another process": "assert processes()",
+    "the memory of the grader": "open(f'/proc/{GRADER}/mem', 'rb')",
+    "a signal to the grader": "os.kill(GRADER, 0)",
+    "a signal to everybody": "os.kill(-1, 0)",
     "a debugger on another": "assert ctypes.CDLL(None).ptrace(16, GRADER, 0, 0) == 0",
-    "a signal by number": "os.kill(GRADER, 0)",
     "a new root": "assert ctypes.CDLL(None).setuid(0) == 0 and os.getuid() == 0",
     "a thousand processes": "forks()",
     "a thousand threads": "[threading.Thread(target=time.sleep, args=(0.5,), daemon=True).start() for _ in range(1000)]",
-    "a gigabyte in many files": "[open(f'f{i}', 'wb').write(bytes(2**24)) for i in range(64)]",
     "one big file": "open('big', 'wb').write(bytes(2**26))",
+    "a gigabyte in many files": "[open(f'f{i}', 'wb').write(bytes(2**24)) for i in range(64)]",
     "ten gigabytes of memory": "bytearray(10**10)",
 }
 ATTEMPT = """
-import ctypes, os, shutil, socket, subprocess, sys, threading, time
+import ctypes, os, socket, subprocess, sys, threading, time
 
 def read(path):
     with open(path, 'rb') as file: return file.read()

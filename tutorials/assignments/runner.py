@@ -184,6 +184,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # what is printed before a crash is not lost
 
     def say(reply: dict) -> None:
         for end in (sys.stdout.flush, lambda: os.write(2, b"\0")):
