@@ -416,7 +416,9 @@ HOSTILE = {
     "input": (with_pass_at_k("return float(input())"), PASS_AT_K, "nobody is at the keyboard"),
     "a function that is gone": (GOOD + "\ndel pass_at_k\n", PASS_AT_K, "solution.py has no function pass_at_k (renamed?)"),
     "builtins redefined": (
-        with_pass_at_k("import builtins\nbuiltins.len = lambda x: 0\nbuiltins.type = lambda *a: int\nbuiltins.isinstance = lambda *a: True\nreturn 0.1"),
+        with_pass_at_k(
+            "import builtins\nbuiltins.len = lambda x: 0\nbuiltins.type = lambda *a: int\nbuiltins.isinstance = lambda *a: True\nreturn 0.1"
+        ),
         None,
         "",
     ),
@@ -478,7 +480,11 @@ def test_nothing_that_a_student_tries_works_inside_of_the_fences(tmp_path, monke
     monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
     monkeypatch.setenv("SECRET", "x")
     mark, before = tmp_path / "mark", (HERE / "a1" / "tests.py").read_bytes()
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as named, socket.socket(socket.AF_UNIX) as abstract:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_UNIX) as named,
+        socket.socket(socket.AF_UNIX) as abstract,
+    ):
         names = {"ATTEMPTS": ATTEMPTS, "MARK": str(mark), "PORT": server.getsockname()[1], "SOCKET": str(tmp_path / "socket")}
         names |= {"ABSTRACT": f"\0grader-{os.getpid()}", "HERE": str(HERE), "ROOT": str(ROOT), "GRADER": os.getpid()}
         named.bind(names["SOCKET"])
@@ -524,7 +530,9 @@ def test_whatever_a_process_writes_the_grader_stays_small_and_quick(tmp_path):
 
 def test_a_process_that_holds_the_pipes_open_after_the_end_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
-    body = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(8)\n    os._exit(0)\nreturn 1 - comb(n - c, k) / comb(n, k)"
+    body = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(8)\n    os._exit(0)\nreturn 1 - comb(n - c, k) / comb(n, k)"
+    )
     started = time.monotonic()
     grade(submit("a1", tmp_path / "s", with_pass_at_k(body)), "a1", fenced=False)
     assert time.monotonic() - started < 7
@@ -643,7 +651,7 @@ def test_a_class_of_submissions(tmp_path, capsys, monkeypatch):
     Path("nothing").mkdir()
     main(GradeConfig(submissions=["x/a1", "nothing", "y/a1", "missing"], no_fences=not HELD))
     out = capsys.readouterr().out
-    assert "failed most often:\n  nothing\n" in out 
+    assert "failed most often:\n  nothing\n" in out
     assert "x/a1: 20 of 20" in out and "no adapter.py in nothing" in out and "no folder missing" in out
     assert sorted(os.listdir("grades")) == ["grades.csv", "x-a1.json", "y-a1.json"]
     lines = Path("grades/grades.csv").read_text().splitlines()
@@ -782,6 +790,7 @@ def test_names_that_a_spreadsheet_would_run_are_texts(tmp_path, monkeypatch, cap
         rows = list(csv.DictReader(file))
     assert [row["submission"] for row in rows] == ["'" + name if name != "plain" else name for name in names]
     assert [row["error"][0] for row in rows] == ["'"] * 6 + ["p"]
+    assert grader.cell("a;=1; @x;b") == "a;'=1;' @x;b" and grader.cell("a=1") == "a=1"
     assert grader.cell("\t=1") == "'\t=1" and grader.cell("\r1") == "'\r1" and grader.cell("") == ""
 
 
@@ -841,7 +850,12 @@ def test_a_repository_inside_of_what_python_needs_stays_out_of_sight(tmp_path, m
     python = "import json, sys; print(json.dumps(sys.path))"
     monkeypatch.setattr(fences, "ROOT", root)
     monkeypatch.setattr(fences.sys, "exec_prefix", str(venv))
-    paths = [*json.loads(subprocess.run([sys.executable, "-I", "-c", python], capture_output=True).stdout), str(root), str(tmp_path), str(packages)]
+    paths = [
+        *json.loads(subprocess.run([sys.executable, "-I", "-c", python], capture_output=True).stdout),
+        str(root),
+        str(tmp_path),
+        str(packages),
+    ]
     run = subprocess.run
     monkeypatch.setattr(fences.subprocess, "run", lambda *a, **k: types.SimpleNamespace(stdout=json.dumps(paths)))
     fences._visible.cache_clear()

@@ -595,9 +595,30 @@ STUDY = {"two arms on equal seeds", "the numbers are those of the file", "the ve
 
 # Mistakes of the study: what happens to answer.md (old, new) or results.csv of study/, the checks that must fail, what they say.
 STUDIES = [
-    ("answer.md", "a verdict that is hoped for", "verdict: open", "verdict: better", {"the verdict follows from the interval"}, "but the verdict is 'better'"),
-    ("answer.md", "a sign lost", "difference: -0.005", "difference: 0.005", {"the numbers are those of the file"}, "difference and interval in answer.md"),
-    ("answer.md", "another level", "[-0.021, 0.011]", "[-0.017, 0.007]", {"the numbers are those of the file"}, "difference and interval in answer.md"),
+    (
+        "answer.md",
+        "a verdict that is hoped for",
+        "verdict: open",
+        "verdict: better",
+        {"the verdict follows from the interval"},
+        "but the verdict is 'better'",
+    ),
+    (
+        "answer.md",
+        "a sign lost",
+        "difference: -0.005",
+        "difference: 0.005",
+        {"the numbers are those of the file"},
+        "difference and interval in answer.md",
+    ),
+    (
+        "answer.md",
+        "another level",
+        "[-0.021, 0.011]",
+        "[-0.017, 0.007]",
+        {"the numbers are those of the file"},
+        "difference and interval in answer.md",
+    ),
     ("answer.md", "no verdict", "verdict: open\n", "", {"the verdict follows from the interval"}, "has no line 'verdict: ...'"),
     ("answer.md", "an arm that was not run", "arm: pos-strong", "arm: pos", STUDY, "'pos'"),
     ("results.csv", "one seed twice", "\npos-strong,21,", "\npos-strong,20,", STUDY, "two rows of arm 'pos-strong', seed 20"),

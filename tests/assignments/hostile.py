@@ -58,9 +58,9 @@ def forks():
 
 def pass_at_k(n, c, k):
     worked = []
-    for name, code in ATTEMPTS.items():
+    for name in list(ATTEMPTS):  # each once
         try:
-            exec(code, globals() | {"__builtins__": __builtins__})
+            exec(ATTEMPTS.pop(name), globals() | {"__builtins__": __builtins__})
         except BaseException:
             continue
         worked.append(name)

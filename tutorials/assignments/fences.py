@@ -84,4 +84,5 @@ def why_not() -> str | None:
     if not shutil.which("bwrap"):
         return "bubblewrap is not installed (apt-get install bubblewrap)"
     tried = subprocess.run([*command(ROOT), sys.executable, "-I", "-c", ""], env=environment(HOME), capture_output=True, text=True)
-    return None if tried.returncode == 0 else f"bubblewrap does not work here ({(tried.stderr.strip() or 'it says nothing').splitlines()[-1]})"
+    why = (tried.stderr.strip() or "it says nothing").splitlines()[-1]
+    return None if tried.returncode == 0 else f"bubblewrap does not work here ({why})"

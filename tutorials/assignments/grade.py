@@ -12,6 +12,7 @@ if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import json
+import math
 import os
 import queue
 import re
@@ -105,8 +106,9 @@ class Child:
             start_new_session=True,
         )  # fmt: skip
         self.replies: queue.Queue = queue.Queue(MAX_REPLIES)
-        self.alive, self.answers = True, 0
-        self.printed, self.ends, self.arrived = b"", 0, threading.Condition()  # `ends`: the zero bytes in it
+        self.fenced, self.alive, self.answers = fenced, True, 0
+        self.printed, self.arrived = b"", threading.Condition()
+        self.ends: float = 0  # zero bytes that came with what was printed: one for each answer
         self.reader = threading.Thread(target=self._read_printed, daemon=True)
         self.reader.start()
         threading.Thread(target=self._read_replies, daemon=True).start()
@@ -128,12 +130,15 @@ class Child:
                     self.printed += part.replace(b"\0", b"")[: 4 * PRINTED - len(self.printed) + 1]
                     self.ends += part.count(0)
                     self.arrived.notify()
+        with self.arrived:
+            self.ends = math.inf
+            self.arrived.notify()
 
     def take_printed(self) -> bytes:
         """The beginning of what was printed since the last call, up to the last answer and a little more."""
         with self.arrived:
-            there = self.arrived.wait_for(lambda: self.ends >= self.answers or not self.reader.is_alive(), PRINT_SECONDS)
-            self.answers = self.answers if there else -1_000_000  # it has closed its stderr: never wait again
+            if not self.arrived.wait_for(lambda: self.ends >= self.answers, PRINT_SECONDS):
+                self.ends = math.inf  # it has another stderr: never wait again
             printed, self.printed = self.printed, b""
         return printed
 
@@ -153,7 +158,7 @@ class Child:
             pass
         self.kill()
         code = self.process.returncode or 0
-        died_of = -code if code < 0 else code - 128  # bubblewrap says it as a shell does
+        died_of = code - 128 if self.fenced and code > 128 else -code  # bubblewrap says it as a shell does
         why = f"signal {died_of}" if died_of > 0 else f"exit code {code}"
         raise StudentError("Died", f"ended its process ({why}): out of memory, a crash, or exit()")
 
@@ -544,7 +549,7 @@ def gradescope(report: Report) -> dict:
     said += [f"{NOT_IMPORTED}: {report.broken}"] if report.broken else []
     said += ["While it was imported, your code printed:", report.printed] if report.printed else []
     said += [_by_hand(assignment, task) for task in assignment.by_hand]
-    # Without a score of the whole, Gradescope adds up the tests, and shows no sum while one of them is hidden.
+    # Without a score of the whole Gradescope adds up the tests itself, and knows which of them are hidden.
     whole = {} if report.has_hidden else {"score": report.score}
     return whole | {
         "execution_time": round(report.seconds, 1),
@@ -638,8 +643,9 @@ def try_out(out: Path, a_file: bool) -> Path:
 
 
 def cell(foreign: str) -> str:
-    """A text that others wrote, for a table: a spreadsheet would run one that begins as a formula does."""
-    return "'" + foreign if foreign.lstrip(" ")[:1] in FORMULA else foreign
+    """A text that others wrote, for a table: a spreadsheet would run one that begins as a formula does, in some countries after a ; too."""
+    start, *rest = re.split(r"(?<=;)", foreign)
+    return "".join("'" + part if part.lstrip(" ")[:1] in FORMULA else part for part in (start, *rest))
 
 
 def _grade_many(folders: list[Path], out: Path, c: GradeConfig) -> None:
