@@ -15,7 +15,7 @@ import tutorials.execute
 from tutorials.execute import execute, main, notebooks
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = notebooks([])
+NOTEBOOKS, SOLUTIONS = notebooks([]), notebooks([], solutions=True)
 
 
 def cells(path: Path, kind: str) -> list[dict]:
@@ -108,22 +108,90 @@ SMALLER = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_every_notebook_runs(path, request, monkeypatch, tmp_path):
-    """In a copy of the folder, so that notebooks that run at the same time do not take each other's run folders."""
-    for name in ("rlvr", "tests"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "tutorials", tmp_path / "tutorials", ignore=shutil.ignore_patterns("assignments", "__pycache__"))
-    number, notebook = int(path.name[:2]), tmp_path / "tutorials" / path.name
-    if number == 9:
-        monkeypatch.setenv("RLVR_MODEL", str(request.getfixturevalue("smollm2")))
+SMALLER_SOLUTIONS = {
+    2: [("def trained(seed, steps=5)", "def trained(seed, steps=1)")],
+    3: [("_ = grpo_steps(3,", "_ = grpo_steps(1,"), ("(grpo_steps(3, divide", "(grpo_steps(2, divide"), ("for seed in range(3):", "for seed in range(2):")],
+    8: [("def clock(work, repeats=3)", "def clock(work, repeats=1)"), ("for seed in (0, 1):", "for seed in (0,):")],
+    9: [("completions_per_prompt=3, max_new_tokens=24", "completions_per_prompt=3, max_new_tokens=4")],
+}
+
+
+def make_smaller(notebook: Path, changes: list[tuple[str, str]]) -> None:
+    """Each old text stands in one cell, once: whoever changes the cell changes what is made smaller too."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
-    for old, new in SMALLER.get(number, []):
+    for old, new in changes:
         holding = [cell for cell in content["cells"] if cell["cell_type"] == "code" and old in "".join(cell["source"])]
         assert len(holding) == 1, f"{old!r} stands in {len(holding)} cells"
         holding[0]["source"] = "".join(holding[0]["source"]).replace(old, new)
     notebook.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture
+def copied(request, monkeypatch, tmp_path):
+    """The number of a notebook and its copy in a copy of the folder: those that run at the same time do not take each other's run folders."""
+    def copy(path: Path) -> tuple[int, Path]:
+        for name in ("rlvr", "tests"):
+            (tmp_path / name).symlink_to(ROOT / name)
+        shutil.copytree(ROOT / "tutorials", tmp_path / "tutorials", ignore=shutil.ignore_patterns("assignments", "__pycache__"))
+        if path.name.startswith("09"):
+            monkeypatch.setenv("RLVR_MODEL", str(request.getfixturevalue("smollm2")))
+        return int(path.name[:2]), tmp_path / path.relative_to(ROOT)
+
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_notebook_runs(path, copied):
+    number, notebook = copied(path)
+    make_smaller(notebook, SMALLER.get(number, []))
+    execute(notebook, check=True)
+
+
+def exercises(path: Path) -> list[str]:
+    """The texts of a chapter's exercises, each in one line, without hints."""
+    text = source(path, "markdown")
+    text = text[text.index("## Exercises") : text.index("## Where to go on")]
+    return [" ".join(item.split("<details>")[0].split()) for item in re.split(r"^\d\. ", text, flags=re.MULTILINE)[1:]]
+
+
+def test_every_exercise_has_its_solution():
+    """Its number and its text stand before it. Whoever changes an exercise looks at its solution too."""
+    assert [path.name for path in SOLUTIONS] == [path.name for path in NOTEBOOKS]
+    for chapter, solutions in zip(NOTEBOOKS, SOLUTIONS):
+        solved = re.findall(r"^## Exercise (\d)\n\n> (.*)$", source(solutions, "markdown"), re.MULTILINE)
+        assert solved == [(str(i), text) for i, text in enumerate(exercises(chapter), start=1)], chapter.name
+        assert f"(solutions/{chapter.name})" in source(chapter, "markdown"), f"{chapter.name} does not point to its solutions"
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
+def test_solutions_show_their_outputs_in_short_lines(path):
+    assert path.stat().st_size < 200_000
+    for number, cell in enumerate(cells(path, "code"), start=1):
+        assert cell["execution_count"] == number, "run it from top to bottom: python -m tutorials.execute --solutions"
+        assert all(output["output_type"] != "error" and output.get("name") != "stderr" for output in cell["outputs"])
+        assert cell["outputs"] or number == 1 or "print(" not in "".join(cell["source"])
+        assert max(map(len, "".join(cell["source"]).splitlines())) <= 100
+
+
+@pytest.mark.parametrize("start", ["clone/tutorials/solutions", "clone/tutorials", "clone", "."])
+def test_solutions_find_the_files_of_the_notebooks(start, tmp_path, monkeypatch):
+    setups = {re.match(r'import .*?sys.path.insert\(0, "\.\."\)', source(path, "code"), re.DOTALL)[0] for path in SOLUTIONS}
+    assert len(setups) == 1
+    (tmp_path / "clone" / "tutorials" / "solutions").mkdir(parents=True)
+    (tmp_path / "clone" / "tutorials" / "glossary.md").touch()
+    monkeypatch.chdir(tmp_path / start)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    exec(setups.pop(), {})
+    assert Path.cwd() == tmp_path / "clone" / "tutorials" and sys.path[0] == ".."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
+def test_every_solution_runs(path, copied, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    number, notebook = copied(path)
+    make_smaller(notebook, SMALLER_SOLUTIONS.get(number, []))
     execute(notebook, check=True)
 
 

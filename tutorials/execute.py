@@ -1,8 +1,9 @@
-"""Run the notebooks from top to bottom and put their new outputs in place: python -m tutorials.execute [NUMBER ...] [--check].
+"""Run the notebooks from top to bottom and put their new outputs in place: python -m tutorials.execute [NUMBER ...] [--solutions] [--check].
 
-    python -m tutorials.execute            all of them, one after the other
-    python -m tutorials.execute 3 5        two of them
-    python -m tutorials.execute --check    run, but write nothing
+    python -m tutorials.execute                  all of them, one after the other
+    python -m tutorials.execute 3 5              two of them
+    python -m tutorials.execute 3 --solutions    the solutions to the exercises of chapter 3, instead
+    python -m tutorials.execute --check          run, but write nothing
 
 Needs nbclient and ipykernel (they come with: pip install notebook). Prints the seconds of each. Ends with 1 if a cell
 of one raises, or one takes over four minutes.
@@ -16,9 +17,10 @@ HERE = Path(__file__).parent
 MINUTES = 4  # what a notebook may take on 2 cores
 
 
-def notebooks(numbers: list[int]) -> list[Path]:
-    """The notebooks with these numbers, or all; in order. Raises SystemExit for a number that there is none of."""
-    found = {int(path.name[:2]): path for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb"))}
+def notebooks(numbers: list[int], solutions: bool = False) -> list[Path]:
+    """The notebooks, or those of solutions, with these numbers, or all; in order. Raises SystemExit for a number that there is none of."""
+    folder = HERE / "solutions" if solutions else HERE
+    found = {int(path.name[:2]): path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     if missing := sorted(set(numbers) - set(found)):
         raise SystemExit(f"There is no notebook {missing[0]}. Choose from {min(found)} to {max(found)}.")
     return [found[n] for n in sorted(numbers or found)]
@@ -45,12 +47,12 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    check = "--check" in arguments
-    numbers = [a for a in arguments if a != "--check"]
+    check, solutions = "--check" in arguments, "--solutions" in arguments
+    numbers = [a for a in arguments if a not in ("--check", "--solutions")]
     if unknown := [a for a in numbers if not a.isdigit()]:
         print(f"{unknown[0]!r} is no number of a notebook. Try: python -m tutorials.execute --help", file=sys.stderr)
         return 2
-    paths = notebooks([int(n) for n in numbers])
+    paths = notebooks([int(n) for n in numbers], solutions)
     try:
         import ipykernel  # noqa: F401
         from nbclient.exceptions import CellExecutionError
