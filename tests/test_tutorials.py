@@ -111,6 +111,9 @@ SMALLER = {
 SMALLER_SOLUTIONS = {
     2: [("def trained(seed, steps=5)", "def trained(seed, steps=1)")],
     3: [("_ = grpo_steps(3,", "_ = grpo_steps(1,"), ("(grpo_steps(3, divide", "(grpo_steps(2, divide"), ("for seed in range(3):", "for seed in range(2):")],
+    4: [("for tau in (0.3, 0.6, 1.0, 1.4):", "for tau in (0.6,):")],
+    5: [("steps=4, prompts_per_step=8, mini_batch_prompts=8", "steps=2, prompts_per_step=4, mini_batch_prompts=4")],
+    6: [("for alpha in (0.2, 1.0, 10.0):", "for alpha in (1.0,):")],
     8: [("def clock(work, repeats=3)", "def clock(work, repeats=1)"), ("for seed in (0, 1):", "for seed in (0,):")],
     9: [("completions_per_prompt=3, max_new_tokens=24", "completions_per_prompt=3, max_new_tokens=4")],
 }
