@@ -202,6 +202,8 @@ def test_the_command_names_what_is_wrong(capsys):
     assert main(["x"]) == 2 and "'x' is no number" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="no notebook 77. Choose from 1 to 10"):
         main(["77"])
+    with pytest.raises(SystemExit, match="no notebook 78. Choose from 1 to 10"):
+        main(["78", "--solutions"])
     assert main(["--help"]) == 0 and "--check" in capsys.readouterr().out
 
 
