@@ -26,11 +26,13 @@ from hostile import RIGHT as RIGHT_VALUE
 from rlvr.config import SettingError
 from tutorials.assignments import fences
 from tutorials.assignments import grade as grader
-from tutorials.assignments.checks import Assignment, Wrong, expect, need, same
+from tutorials.assignments.a6 import tests as a6
+from tutorials.assignments.checks import Assignment, Wrong, expect, need, passed_over, same
 from tutorials.assignments.grade import ASSIGNMENTS, HERE, ROOT, GradeConfig, gradescope, main, text
-from tutorials.assignments.runner import call, pack, unpack
+from tutorials.assignments.runner import call, pack, pack_weights, unpack, unpack_weights
 
 RIGHT = Path(__file__).parent / "assignments"  # right solutions, as a student would write them
+QUICK = [name for name in ASSIGNMENTS if name != "a6"]  # A6 trains a model: it has a section of its own
 HELD = fences.why_not() is None  # where bubblewrap works, these tests use it; elsewhere they do without, as --no-fences does
 needs_fences = pytest.mark.skipif(not HELD, reason=f"no fences: {fences.why_not()}")
 
@@ -64,7 +66,7 @@ def functions(path: Path) -> dict[str, ast.FunctionDef]:
     return {node.name: node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.parametrize("name", QUICK)
 def test_stub_adapter_and_reference_have_the_same_functions(name):
     adapter, stub, right = functions(HERE / name / "adapter.py"), functions(HERE / name / "solution.py"), functions(RIGHT / f"{name}.py")
     assert adapter.keys() == stub.keys() <= right.keys()
@@ -106,7 +108,7 @@ def test_a_check_of_an_unknown_task_is_refused():
     "got, wanted, equal",
     [
         (1.0, 1.0, True), (1, 1.0, True), (1.000001, 1.0, True), (1.001, 1.0, False), (True, 1, False), (1, True, False), (None, 0, False),
-        ("1", 1, False), (float("nan"), float("nan"), True), (float("nan"), 1.0, False), (float("inf"), float("inf"), True),
+        ("1", 1, False), (float("nan"), float("nan"), False), (float("nan"), 1.0, False), (float("inf"), float("inf"), True),
         (float("-inf"), float("inf"), False), (torch.tensor(2.0), 2.0, True), ([1, 2], [1, 2], True), ([1, 2], [1, 2, 3], False),
         (torch.tensor([1.0, 2.0]), [1.0, 2.0], True), (torch.ones(2), torch.ones(2), True), (torch.ones(2), torch.ones(1, 2), False),
         ([1.0, 1.0], torch.ones(2), True), (torch.tensor([1, 0]), torch.tensor([True, False]), True),
@@ -160,8 +162,13 @@ def lost(report) -> set[str]:
     return set(report.lost())
 
 
+def with_followers(name: str, fails) -> set[str]:
+    """The checks that fail, and those on random inputs whose points go with theirs."""
+    return set(fails) | {c.name for c in ASSIGNMENTS[name].checks if c.follows in fails}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.parametrize("name", QUICK)
 def test_the_reference_gets_all_points(name):
     report = grade(HERE / "reference" / name, name, trusted=[str(ROOT)])
     assert report.score == ASSIGNMENTS[name].total, text(report)
@@ -176,7 +183,7 @@ def test_the_stubs_get_none(name):
         assert {r.message[:25] for r in report.results if "not written" not in r.message} == {"there is no results.csv i"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "a5" else pytest.mark.slow) for n in ASSIGNMENTS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "a5" else pytest.mark.slow) for n in QUICK])
 def test_a_right_solution_without_rlvr_gets_all_points(name, tmp_path):
     report = grade(submit(name, tmp_path / "s"), name)
     assert report.score == ASSIGNMENTS[name].total, text(report)
@@ -213,23 +220,24 @@ def grade_here(folder: Path, name: str, monkeypatch):
 def test_a_typical_mistake_costs_exactly_what_it_should(name, what, changes, fails, tmp_path, monkeypatch):
     wrong = changed((RIGHT / f"{name}.py").read_text(encoding="utf-8"), changes)
     report = grade_here(submit(name, tmp_path / "s", wrong), name, monkeypatch)
-    assert lost(report) == set(fails), text(report)
+    fails = with_followers(name, fails)
+    assert lost(report) == fails, text(report)
     assert report.score == ASSIGNMENTS[name].total - sum(c.points for c in ASSIGNMENTS[name].checks if c.name in fails)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry", [next(e for e in BANK if e[0] == name) for name in ASSIGNMENTS], ids=list(ASSIGNMENTS))
+@pytest.mark.parametrize("entry", [next(e for e in BANK if e[0] == name) for name in QUICK], ids=QUICK)
 def test_a_mistake_costs_the_same_in_the_students_process(entry, tmp_path):
     name, _, changes, fails = entry
     wrong = changed((RIGHT / f"{name}.py").read_text(encoding="utf-8"), changes)
-    assert lost(grade(submit(name, tmp_path / "s", wrong), name)) == set(fails)
+    assert lost(grade(submit(name, tmp_path / "s", wrong), name)) == with_followers(name, fails)
 
 
 CONSTANTS = ["None", "True", "False", "0", "1", "0.0", "0.5", "1.0", "'7'", "''", "[0, 0]", "[1.0, 1.0]", "nan", "raise ValueError", "TENSOR", "0 * TENSOR", "0 * TENSOR + 1", "ones(8, 3)", "MASK"]  # fmt: skip
 
 
 @pytest.mark.parametrize("constant", CONSTANTS)
-@pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.parametrize("name", QUICK)
 def test_functions_that_do_not_look_at_their_arguments_earn_nothing(name, constant, tmp_path, monkeypatch):
     """TENSOR: the first tensor among the arguments, returned as it is. MASK: the first that is bool, as numbers."""
     value = constant.replace("TENSOR", "first(arguments)").replace("MASK", "1.0 * first(arguments, bool)")
@@ -257,7 +265,7 @@ FORMS = {  # the same right answers in other forms
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.parametrize("name", QUICK)
 def test_right_answers_in_another_form_get_all_points(name, form, tmp_path, monkeypatch):
     """But the loss of A3 must stay a tensor, for its gradient."""
     adapter = (HERE / name / "adapter.py").read_text(encoding="utf-8") + "\nfrom fractions import Fraction\n"
@@ -313,9 +321,190 @@ def test_a_study_with_runs_that_are_shipped_is_refused(rows, tmp_path):
 
 def test_the_bank_covers_every_check():
     assert len(BANK) > 100 and all(fails for *_, fails in BANK)
-    for name, a in ASSIGNMENTS.items():
+    for name in QUICK:
+        a = ASSIGNMENTS[name]
         failed = set().union(*(fails for n, *_, fails in BANK if n == name), *(s[-2] for s in STUDIES if name == "a5"))
         assert failed == {c.name for c in a.checks}
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Random inputs
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_right_solution_in_another_style_gets_all_points(name, tmp_path, monkeypatch):
+    solution = (RIGHT / "other" / f"{name}.py").read_text(encoding="utf-8")
+    report = grade_here(submit(name, tmp_path / "s", solution), name, monkeypatch)
+    assert report.score == ASSIGNMENTS[name].total, text(report)
+
+
+def test_every_function_is_asked_on_random_inputs_once():
+    for name in QUICK:
+        a = ASSIGNMENTS[name]
+        followed = {task: [c for c in a.checks if c.follows and task in c.tasks] for task in a.tasks if task not in ("5.5", "5.6")}
+        assert all(len(checks) == 1 for checks in followed.values())
+        for (check,) in followed.values():  # it comes last, and what it follows is a check of the same function
+            others = [c for c in a.checks if c.task in check.tasks and c is not check]
+            assert check.follows in {c.name for c in others} and a.checks.index(check) > max(map(a.checks.index, others))
+
+
+def test_random_inputs_are_passed_over_where_the_mistake_is_known():
+    a = Assignment({"1": "x"})
+    main, other, after = (a.check("1", 1, follows=f)(lambda s: None) and a.checks[-1] for f in ("", "", "main"))
+    main.function.__name__ = "main"
+
+    def results(*passed):
+        return [grader.Result(c, p) for c, p in zip((main, other), passed)]
+
+    assert passed_over(after, results(True, True)) is None and passed_over(other, results(False, True)) is None
+    assert passed_over(after, results(True, False)) is True and passed_over(after, results(False, True)) is False
+    assert passed_over(after, results(False, False)) is None  # so that "not written yet" is said here too
+
+
+def test_what_a_function_does_to_its_arguments_is_seen():
+    def ask(body, *arguments):
+        made = types.SimpleNamespace(f=body)
+        question = {"function": "f", "arguments": [pack(a) for a in arguments], "named": {}, "gradient_of": None, "weights": False}
+        return call(made, question, "")["changed"]
+
+    nan = torch.tensor([float("nan"), 1.0])
+    assert ask(lambda x, y: 1, nan, [1, None]) == [] and ask(lambda x, y: x.add_(1).sum(), nan, [1]) == [0]
+    assert ask(lambda x, y: y.append(1), nan, [1]) == [1]
+
+
+def test_nan_is_wrong_wherever_it_stands():
+    class Student:
+        def f(self, *arguments):
+            return torch.tensor([1.0, float("nan")])
+
+        def gradient(self, function, of, *arguments):
+            return 1.0, torch.tensor([float("nan")])
+
+    a = Assignment({"1": "x"})
+    for nan in (False, True):
+        a.check("1", 1, nan=nan)(lambda student: need(not bool(student.f(2)[0] == student.f(2)[1]), "no"))
+    a.check("1", 1)(lambda student: student.gradient("f", 0, 3.0))
+    with pytest.raises(Wrong, match=r"f\(2\): there is a NaN in the answer"):
+        a.checks[0].function(Student())
+    a.checks[1].function(Student())
+    with pytest.raises(Wrong, match=r"f\(3.0\): there is a NaN in its gradient"):
+        a.checks[2].function(Student())
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# A6: a model is trained
+
+
+def learner(to: Path) -> Path:
+    """A submission of A6 with the right solution and what is given."""
+    submit("a6", to)
+    for file in ("given.py", "model.safetensors", "tokenizer.json", "problems.json"):
+        shutil.copy(HERE / "a6" / file, to)
+    return to
+
+
+@pytest.fixture(scope="module")
+def given():
+    from tutorials.assignments.a6 import given
+
+    return given
+
+
+@pytest.fixture(scope="module")
+def batch(given):
+    return given.sample(given.Model(), given.problems("own")[:3], 4, 0)
+
+
+def test_what_a6_gives_is_what_rlvr_has(given, batch):
+    from rlvr.data import encode_prompts, load_problems
+    from rlvr.policy import load_policy
+
+    for file in ("model.safetensors", "tokenizer.json"):
+        assert (HERE / "a6" / file).read_bytes() == (ROOT / "rlvr" / "tiny" / "model" / file).read_bytes(), file
+    policy = load_policy("tiny")
+    assert set(given.STOP_IDS) == policy.stop_ids
+    problems = load_problems("tiny", "train", 356, 6)
+    assert given.problems("train") + given.problems("own") == [{"question": p.problem, "answer": p.answer} for p in problems]
+    _, prompts, _ = encode_prompts(policy.tokenizer, problems[256:259], "", 128)
+    assert [ids[:n].tolist() for ids, n in zip(batch.ids[::4], batch.prompt_lengths[::4])] == prompts
+    with torch.no_grad():
+        assert torch.allclose(given.Model()(batch.ids), policy.model(batch.ids).logits, atol=1e-4)
+    mask = ~batch.old_logp.isnan()
+    logp, _ = policy.logp_and_entropy(policy.model, [p for p in prompts for _ in range(4)], batch.completions, mask, given.TEMPERATURE)
+    assert torch.allclose(logp[mask], batch.old_logp[mask], atol=1e-4)
+    lengths = mask.sum(1)
+    assert bool((mask == (torch.arange(mask.shape[1]) < lengths[:, None])).all())
+    ended = batch.completions.gather(1, lengths[:, None] - 1)[:, 0] == given.STOP_IDS[0]
+    assert bool((ended | (lengths == given.MAX_TOKENS)).all())
+    assert batch.texts[0] == policy.tokenizer.decode(batch.completions[0][mask[0]], skip_special_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def loss(given):
+    """The loss of the right solution of A6."""
+    sys.modules["given"], made = given, {}
+    exec((RIGHT / "a6.py").read_text(encoding="utf-8"), made)
+    return made["loss"]
+
+
+def test_the_reference_of_a6_and_a_students_solution_agree(given, batch, loss):
+    from tutorials.assignments.reference.a6 import adapter
+
+    rewards = torch.tensor([1.0, -1, -1, 1, -1, -1, 1, -1, -1, -1, -1, -1])
+    gradients = []
+    for some_loss in (adapter.loss, loss):
+        model = given.Model()
+        value = some_loss(model, batch, rewards)
+        value.backward()
+        gradients.append(torch.cat([x.grad.flatten() for x in model.parameters()]))
+        assert abs(value.item()) < 0.5
+    assert gradients[0].abs().max() > 1e-3 and torch.allclose(*gradients, atol=1e-5)
+
+
+def test_weights_that_cannot_be_of_the_training_earn_nothing(given, monkeypatch):
+    base = given.weights(given.Model())
+    trained = base + 0.01
+    nan = trained.clone()
+    nan[7] = float("nan")
+    shares = []
+    monkeypatch.setattr(a6, "pass_at_1", lambda model: shares.append(1) or 0.4)
+    for weights, passes, says in (
+        (base, [], "is what it was"), (base[:9], [], "but the model has 379104"), (nan, [], "NaN"), (base + 1, [], "has moved by 1"),
+        (trained, ["every weight is a number and some have moved", "it is right more often than before"], "0.400, not above 0.5"),
+    ):  # fmt: skip
+        student = types.SimpleNamespace(weights=lambda function, seed, found=weights: found)
+        results = [grader._run_check(c, types.SimpleNamespace(_broken=None, **vars(student))) for c in a6.tests.checks if c.task == "6.2"]
+        assert [r.check.name for r in results if r.passed] == passes and any(says in r.message for r in results), [
+            r.message for r in results
+        ]
+    assert len(shares) == 1  # measured once
+
+
+def test_a_student_can_watch_the_curve(given, loss, monkeypatch, capsys):
+    monkeypatch.setattr(given, "STEPS", 2)
+    monkeypatch.setattr(given, "PROMPTS", 2)
+    monkeypatch.setattr(given, "MAX_TOKENS", 30)
+    rewards = torch.tensor([1.0, -1.0] * 8)
+    model = given.train(lambda texts, golds: rewards, loss, show=True)
+    assert "step  2 of 2  ####################                     0.50 right" in capsys.readouterr().out
+    assert 0 < (given.weights(model) - given.weights(given.Model())).abs().max() < a6.REACH
+
+
+def test_weights_travel_in_a_few_bytes_each():
+    there = unpack_weights(json.loads(json.dumps(pack_weights(torch.arange(5.0)))))
+    assert torch.equal(there, torch.arange(5.0))
+    for forged in ("x", None, "AAAA", "A" * 10**7, {}):
+        with pytest.raises(ValueError):
+            unpack_weights(forged)
+    for value in (torch.ones(2, 2), [1.0], torch.ones(500_001)):
+        with pytest.raises(TypeError, match="no row of at most 500000 weights"):
+            pack_weights(value)
+
+
+@pytest.mark.slow  # a minute
+def test_a_right_solution_of_a6_learns(tmp_path):
+    report = grade(learner(tmp_path / "s"), "a6")
+    assert report.score == 20, text(report)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------

@@ -589,6 +589,386 @@ BANK = [
     ("a5", "the spread, not the error of the mean", [(" / n**0.5", "")], {"students interval"}),
     ("a5", "degrees of freedom n", [("T_QUANTILES[n - 1]", "T_QUANTILES[n]")], {"students interval"}),
     ("a5", "sure after one seed", [('return m, float("-inf"), float("inf")', "return m, m, m")], {"of one seed nothing is known"}),
+    # --- mistakes that few numbers show: those of the random inputs, and of checks made for them
+    (
+        "a1",
+        "two levels of braces by a pattern",
+        [
+            (
+                "    best = None\n    start = text.find",
+                "    found = re.findall(r'\\\\boxed\\{((?:[^{}]|\\{[^{}]*\\})*)\\}', text)\n    return found[-1] if found else None\n    start = text.find",
+            )
+        ],
+        {"braces inside of the box"},
+    ),
+    (
+        "a1",
+        "the box stripped of spaces",
+        [("best = text[start + 7 : i - 1]", "best = text[start + 7 : i - 1].strip()")],
+        {"fifty random texts"},
+    ),
+    ("a1", "an empty box is none", [("    return best\n", "    return best or None\n")], {"fifty random texts"}),
+    (
+        "a1",
+        "equal as floats",
+        [("return number(box) == number(gold)", "return float(number(box)) == float(number(gold))")],
+        {"near is not equal"},
+    ),
+    (
+        "a1",
+        "a pattern that hangs",
+        [
+            (
+                "    text = text.strip()\n",
+                '    text = text.strip()\n    if re.fullmatch(r"x*", text) or len(text) > 30 and text[-1] == "x":\n        raise TimeoutError\n',
+            )
+        ],
+        {"nonsense is wrong and raises nothing"},
+    ),
+    ("a1", "no more than three groups of digits", [("(,\\d{3})+", "(,\\d{3})")], {"fifty random answers"}),
+    (
+        "a1",
+        "no signs before a fraction",
+        [("        text = text[1:]\n", "        text = text[1:]\n        if '/' in text:\n            raise ValueError(text)\n")],
+        {"one number in several spellings"},
+    ),
+    (
+        "a1",
+        "rounded to nine places",
+        [("return number(box) == number(gold)", "return round(number(box), 9) == round(number(gold), 9)")],
+        {"near is not equal"},
+    ),
+    (
+        "a1",
+        "whole tokens of the buffer",
+        [("-factor * over / buffer", "-factor * (over // max(1, buffer // 1024)) / (buffer / max(1, buffer // 1024))")],
+        {"fifty random lengths"},
+    ),
+    (
+        "a1",
+        "the factor as a limit",
+        [
+            (
+                "min(0.0, -factor * over / buffer)",
+                "min(0.0, max(-1.0 * factor, -over / buffer) if factor == 1 else -factor * over / buffer if factor > 0.5 else -over / buffer)",
+            )
+        ],
+        {"fifty random lengths"},
+    ),
+    (
+        "a1",
+        "no penalty for a buffer as long as the limit",
+        [("if buffer == 0:", "if buffer == 0 or buffer == max_tokens:")],
+        {"fifty random lengths"},
+    ),
+    (
+        "a1",
+        "pass@k by a product in floats of one k too few",
+        [("1 - comb(n - c, k) / comb(n, k)", "1 - comb(n - c, k) / comb(n, k) if n < 20 or c > 3 else 1 - (1 - k / n) ** c")],
+        {"the unbiased estimate"},
+    ),
+    (
+        "a1",
+        "pass@1 taken for granted",
+        [("    if not 1 <= k <= n:", "    if n == 1:\n        return float(c)\n    if not 1 <= k <= n:")],
+        {"fifty random counts"},
+    ),
+    (
+        "a1",
+        "pass@k rounded",
+        [("return 1 - comb(n - c, k) / comb(n, k)", "return round(1 - comb(n - c, k) / comb(n, k), 6)")],
+        {"fifty random counts"},
+    ),
+    (
+        "a1",
+        "numbers counted, not texts",
+        [
+            (
+                "    votes = Counter(key for key in keys if key is not None)",
+                "    keys = [key.lstrip('0') or '0' if key else key for key in keys]\n    votes = Counter(key for key in keys if key is not None)",
+            )
+        ],
+        {"fifty random votes"},
+    ),
+    ("a1", "the text None is no vote", [("if key is not None)", "if key not in (None, 'None'))")], {"fifty random votes"}),
+    (
+        "a1",
+        "votes in the caller's list",
+        [("    votes = Counter(", "    while keys and keys[-1] is None:\n        keys.pop()\n    votes = Counter(")],
+        {"fifty random votes"},
+    ),
+    (
+        "a2",
+        "equal means a small std",
+        [("if r.max() > r.min():", "if len(r) > 1 and r.std() >= 1e-7:")],
+        {"a group of equal rewards gets zero"},
+    ),
+    (
+        "a2",
+        "equal up to float32's relative rounding",
+        [("if r.max() > r.min():", "if r.max() - r.min() > 1e-3 * r.abs().max() + 1e-7:")],
+        {"fifty random groups"},
+    ),
+    ("a2", "the spread clipped at 3", [("(r.std() + 1e-6)", "(r.std() + 1e-6).clamp(max=3)")], {"groups may be mixed"}),
+    (
+        "a2",
+        "rewards centred in place",
+        [("        r = rewards[rows]\n", "        rewards[rows] -= 0.5\n        r = rewards[rows]\n")],
+        {"fifty random groups"},
+    ),
+    (
+        "a2",
+        "only groups of positive number",
+        [("for g in group.unique():", "for g in range(int(group.max()) + 1 if group.max() < 100 else 0):")],
+        {"groups may be mixed", "a group of one gets zero"},
+    ),
+    ("a2", "two stop tokens at most", [("for s in stop_ids:", "for s in stop_ids[:2]:")], {"several stop tokens"}),
+    ("a2", "the mask as numbers", [("return stopped_before == 0", "return (stopped_before == 0).long()")], {"fifty random completions"}),
+    (
+        "a2",
+        "ids behind the end overwritten",
+        [("    return stopped_before == 0", "    ids[stopped_before > 0] = 0\n    return stopped_before == 0")],
+        {"fifty random completions"},
+    ),
+    (
+        "a2",
+        "log-probs of no less than -20",
+        [
+            (
+                "return logp.gather(-1, ids[:, :, None])[:, :, 0]",
+                "return logp.gather(-1, ids[:, :, None])[:, :, 0].clamp(min=-20) if logits.shape[-1] > 3 else logp.gather(-1, ids[:, :, None])[:, :, 0]",
+            )
+        ],
+        {"fifty random logits"},
+    ),
+    (
+        "a2",
+        "temperatures below a half taken for a half",
+        [("torch.log_softmax(logits / temperature, dim=-1)", "torch.log_softmax(logits / max(temperature, 0.5), dim=-1)")],
+        {"fifty random logits"},
+    ),
+    (
+        "a2",
+        "temperature twice",
+        [("logits[i, p - 1 : p + n - 1] / temperature", "logits[i, p - 1 : p + n - 1] / temperature**2")],
+        {"logits predict the next token"},
+    ),
+    (
+        "a2",
+        "the last token of the widest row lost",
+        [
+            ("out[i, :n] = logp", "n = min(n, 5)\n        out[i, :n] = logp[:n]"),
+            ("ids[i, p : p + n, None])[:, 0]", "ids[i, p : p + n, None])[:, 0]  # cut"),
+        ],
+        {"fifty random rows"},
+    ),
+    (
+        "a3",
+        "tokens beyond the clip leave the mask",
+        [
+            (
+                "    per_token = torch.where(mask, per_token, 0.0)\n",
+                "    mask = mask & ~(((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low)))\n    per_token = torch.where(mask, per_token, 0.0)\n",
+            )
+        ],
+        {"beyond the clip the gradient is zero"},
+    ),
+    (
+        "a3",
+        "clipped in logs",
+        [("clipped = ratio.clamp(1 - clip_low, 1 + clip_high)", "clipped = log_ratio.clamp(-clip_low, clip_high).exp()")],
+        {"the two bounds differ"},
+    ),
+    (
+        "a3",
+        "a third clip at 3 (dual clip)",
+        [(MAX, MAX.replace("torch.maximum", "torch.minimum(3 * advantages.abs(), torch.maximum") + ")")],
+        {"on the wrong side the gradient stays"},
+    ),
+    (
+        "a3",
+        "the ratio cut off at 10",
+        [("ratio = log_ratio.exp()", "ratio = log_ratio.clamp(-1.6, 2.3).exp()")],
+        {"on the wrong side the gradient stays"},
+    ),
+    (
+        "a3",
+        "mean over the batch where a denominator is given",
+        [("return per_token.sum() / denominator", "return per_token.sum() / min(denominator, mask.sum())")],
+        {"parts of a batch add up"},
+    ),
+    (
+        "a3",
+        "normalised again",
+        [("    ratio = log_ratio.exp()\n", "    ratio = log_ratio.exp()\n    if len(mask) > 2:\n        advantages = advantages / 2\n")],
+        {"fifty random batches", "a step of gradient descent"},
+    ),
+    (
+        "a3",
+        "the weights changed in place",
+        [
+            ("return weights.detach() - lr * weights.grad", "return given.sub_(lr * weights.grad)"),
+            ("    weights = weights.clone().requires_grad_()", "    given, weights = weights, weights.clone().requires_grad_()"),
+        ],
+        {"twenty random updates"},
+    ),
+    (
+        "a3",
+        "a step of half the weights at most",
+        [("return weights.detach() - lr * weights.grad", "return weights.detach() - min(lr, 0.5) * weights.grad")],
+        {"twenty random updates"},
+    ),
+    (
+        "a4",
+        "the fifty largest logits",
+        [
+            (
+                "logp = torch.log_softmax(logits / temperature, -1)",
+                "logp = torch.log_softmax((logits / temperature).topk(min(50, logits.shape[-1]), -1).values, -1)",
+            )
+        ],
+        {"the entropy of each position"},
+    ),
+    (
+        "a4",
+        "small probabilities left out",
+        [("logp.clamp(min=-1e9)", "logp.clamp(min=-1e9) * (logp > -5)")],
+        {"the entropy of each position", "the temperature counts"},
+    ),
+    ("a4", "the temperature rounded", [("logits / temperature", "logits / round(temperature, 1)")], {"fifty random logits"}),
+    (
+        "a4",
+        "perplexity up to 10",
+        [("return torch.exp(-total / mask.sum(1).clamp(min=1))", "return torch.exp(-total / mask.sum(1).clamp(min=1)).clamp(max=10)")],
+        {"fifty random rows"},
+    ),
+    (
+        "a4",
+        "the mask taken for lengths",
+        [
+            (
+                "total = torch.where(mask, logp, 0.0).sum(1)",
+                "total = torch.where(torch.arange(mask.shape[1]) < mask.sum(1)[:, None], logp, 0.0).nan_to_num(0, 0, 0).sum(1)",
+            )
+        ],
+        {"fifty random rows"},
+    ),
+    (
+        "a4",
+        "sums rounded to two places",
+        [("(before < top_p - 1e-6)", "((before * 100).round() / 100 < top_p - 1e-6)")],
+        {"a sum that is just reached"},
+    ),
+    (
+        "a4",
+        "a factor that is a float",
+        [("(before < top_p - 1e-6).sum(-1)", "(before < top_p - 1e-6).sum(-1).float()")],
+        {"fifty random distributions"},
+    ),
+    (
+        "a4",
+        "at most ten",
+        [("(before < top_p - 1e-6).sum(-1)", "(before < top_p - 1e-6).sum(-1).clamp(max=60)")],
+        {"a sum that is just reached"},
+    ),
+    ("a4", "a loose tolerance", [("top_p - 1e-6", "top_p - 1e-2")], {"a sum that is just reached", "the smallest set that holds top p"}),
+    (
+        "a4",
+        "rows weighed by the square of their length",
+        [
+            (
+                "wrong = entropy[~correct][mask[~correct]].mean()",
+                "wrong = entropy[~correct][mask[~correct]].mean() if correct.sum() < 3 else entropy[~correct].nan_to_num().mean()",
+            )
+        ],
+        {"fifty random pools"},
+    ),
+    (
+        "a4",
+        "entropies of zero left out",
+        [("right = entropy[correct][mask[correct]].mean()", "right = entropy[correct][mask[correct] & (entropy[correct] > 0.05)].mean()")],
+        {"fifty random pools"},
+    ),
+    (
+        "a4",
+        "a quarter below, unsmoothed",
+        [("fallen = smooth[-1] <= 0.75 * max(smooth)", "fallen = h <= 0.75 * max(entropies[:step])")],
+        {"the step of the rule"},
+    ),
+    (
+        "a4",
+        "the median of the last steps",
+        [("slope < 0.1 * steepest", "slope < 0.1 * steepest and h <= max(smooth[-9:])")],
+        {"the step of the rule"},
+    ),
+    ("a4", "eight steps before the ninth", [("if step <= 8:", "if step <= 9:")], {"sixty noisy curves"}),
+    (
+        "a5",
+        "the mask multiplied in",
+        [("torch.where(mask, old_logp, 0.0)", "(old_logp * mask)")],
+        {"garbage outside the mask changes nothing"},
+    ),
+    ("a5", "1e-6 added to the spread", [("(std if std > 1e-6 else 1.0)", "(std + 1e-6)")], {"equal perplexities weigh the same"}),
+    ("a5", "a small spread taken for none", [("std > 1e-6", "std > 0.05")], {"fifty random groups"}),
+    ("a5", "groups of two not weighed", [("if x.max() == x.min():", "if x.max() == x.min() or len(x) == 3:")], {"fifty random groups"}),
+    (
+        "a5",
+        "the cap on alpha",
+        [
+            (
+                "    bonus = torch.minimum(bonus, a.abs() / 2)\n",
+                "    bonus = torch.minimum(bonus, a.abs() / 2 * bonus / alpha) if alpha else bonus\n",
+            )
+        ],
+        {"it is at most half the advantage"},
+    ),
+    (
+        "a5",
+        "the cap for the whole row",
+        [
+            (
+                "    bonus = torch.minimum(bonus, a.abs() / 2)\n",
+                "    bonus = bonus * (a.abs() / 2 / bonus.amax(1, keepdim=True).clamp(min=1e-9)).clamp(max=1)\n",
+            )
+        ],
+        {"it is at most half the advantage"},
+    ),
+    (
+        "a5",
+        "a sigmoid that is cut off",
+        [("alpha * torch.sigmoid(slope * (r - 0.5))", "alpha * torch.sigmoid((slope * (r - 0.5)).clamp(max=6.5))")],
+        {"early is the mirror image"},
+    ),
+    (
+        "a5",
+        "the advantages changed in place",
+        [("    a = advantages[:, None]\n", "    a = advantages.mul_(1.0 + (advantages.abs() < 0.01))[:, None]\n")],
+        {"fifty random rows"},
+    ),
+    (
+        "a5",
+        "small advantages not shaped",
+        [("shaped = advantages[:, None] * mask", "shaped = advantages[:, None] * mask * (advantages.abs() > 0.45)[:, None]")],
+        {"thirty random batches"},
+    ),
+    (
+        "a5",
+        "wrong answers keep their weight",
+        [("    return shaped\n", "    return shaped if method != 'ppl' else shaped.maximum(advantages[:, None] * mask)\n")],
+        {"the factor is applied"},
+    ),
+    ("a5", "1.96 from seven seeds on", [("T_QUANTILES[n - 1]", "(T_QUANTILES[n - 1] if n < 7 else 1.96)")], {"fifty random differences"}),
+    (
+        "a5",
+        "the median for the mean",
+        [
+            (
+                "m, n = mean(differences), len(differences)",
+                "m, n = (mean(differences) if len(differences) != 4 else sorted(differences)[1]), len(differences)",
+            )
+        ],
+        {"fifty random differences"},
+    ),
 ]
 
 STUDY = {"two arms on equal seeds", "the numbers are those of the file", "the verdict follows from the interval"}

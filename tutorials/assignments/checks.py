@@ -10,8 +10,9 @@
 The checks run in the grader, with its own answers; only the functions of the adapter run in the student's process.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +51,8 @@ class Check:
     hint: str
     function: Callable
     hidden: bool = False  # students see only that it failed
+    follows: str = ""  # a check on random inputs: the name of the check with which its points go where it is not asked (`passed_over`)
+    tasks: tuple[str, ...] = ()  # those about the same function, if there are others than `task`
 
     @property
     def name(self) -> str:
@@ -70,13 +73,22 @@ class Assignment:
         if by_hand:
             self.by_hand[number] = by_hand
 
-    def check(self, task: str, points: float, hint: str = "", hidden: bool = False) -> Callable:
-        """Declare the function below as a test of a task. Raises ValueError for a task that was not declared."""
+    def check(
+        self, task: str, points: float, hint: str = "", hidden: bool = False, nan: bool = False, follows: str = "", tasks: tuple = ()
+    ) -> Callable:
+        """Declare the function below as a test of a task. Raises ValueError for a task that was not declared.
+
+        nan: answers may have NaN in them; without it a NaN is wrong wherever it stands. follows, tasks: see Check.
+        """
         if task not in self.tasks:
             raise ValueError(f"There is no task {task}. Declare it first: task({task!r}, 'its title')")
 
         def register(function: Callable) -> Callable:
-            self.checks.append(Check(task, points, hint, function, hidden))
+            @functools.wraps(function)
+            def ask(student):
+                return function(student if nan else WithoutNaN(student))
+
+            self.checks.append(Check(task, points, hint, ask, hidden, follows, tasks or (task,)))
             return function
 
         return register
@@ -101,13 +113,13 @@ def show(value, most: int = 300) -> str:
     return text if len(text) <= most else text[:most] + " ..."
 
 
-def show_call(function: str, arguments: tuple) -> str:
+def show_call(function: str, arguments: tuple, most: int = 160) -> str:
     """A call in one short line: pass_at_k(8, 2, 9)."""
-    return f"{function}({', '.join(show(a, 60) for a in arguments)})"[:160]
+    return f"{function}({', '.join(show(a, most // 3 + 7) for a in arguments)})"[:most]
 
 
 def same(got, wanted, tolerance: float) -> bool:
-    """Whether an answer is the right one. Numbers: within the tolerance; tensors: shape too; NaN equals NaN; True is not 1."""
+    """Whether an answer is the right one. Numbers: within the tolerance; tensors: shape too; NaN equals nothing; True is not 1."""
     if isinstance(wanted, Tensor):
         if isinstance(got, list):
             try:
@@ -118,7 +130,7 @@ def same(got, wanted, tolerance: float) -> bool:
             return False
         if wanted.dtype == torch.bool and got.dtype != torch.bool:
             return bool(((got == 0) | (got == 1)).all()) and torch.equal(got.bool(), wanted)
-        return torch.allclose(got.double(), wanted.double(), rtol=0, atol=tolerance, equal_nan=True)
+        return torch.allclose(got.double(), wanted.double(), rtol=0, atol=tolerance)
     if isinstance(got, Tensor) and got.numel() == 1 and isinstance(wanted, (int, float)):
         got = got.item()
     if isinstance(wanted, bool) or wanted is None or isinstance(wanted, str):
@@ -126,7 +138,7 @@ def same(got, wanted, tolerance: float) -> bool:
     if isinstance(wanted, (int, float)):
         if isinstance(got, bool) or not isinstance(got, (int, float)):
             return False
-        return math.isnan(got) if math.isnan(wanted) else got == wanted or abs(got - wanted) <= tolerance
+        return got == wanted or abs(got - wanted) <= tolerance
     if isinstance(wanted, (list, tuple)):
         if isinstance(got, Tensor):
             got = got.tolist()
@@ -136,7 +148,7 @@ def same(got, wanted, tolerance: float) -> bool:
 
 def _first_difference(got: Tensor, wanted: Tensor, tolerance: float) -> str:
     """Where two tensors of one shape differ, in one line; all their numbers would be too many to read."""
-    differs = ~torch.isclose(got.double(), wanted.double(), rtol=0, atol=tolerance, equal_nan=True)
+    differs = ~torch.isclose(got.double(), wanted.double(), rtol=0, atol=tolerance)
     place = tuple(differs.nonzero()[0].tolist())
     found = f"{got[place].item():.6g} instead of {wanted[place].item():.6g}"
     return f"{int(differs.sum())} of {wanted.numel()} numbers differ, the first at [{', '.join(map(str, place))}]: {found}"
@@ -180,3 +192,99 @@ def expect_error(kind: str, function: Callable, *arguments) -> None:
             raise Wrong(f"{asked}: {error}, instead of {kind}") from None
     else:
         raise Wrong(f"{asked}: {show(got)} instead of raising {kind}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# NaN
+
+
+def has_nan(value) -> bool:
+    """Whether there is a NaN anywhere in an answer."""
+    if isinstance(value, Tensor):
+        return bool(value.isnan().any())
+    if isinstance(value, (list, tuple)):
+        return any(map(has_nan, value))
+    return isinstance(value, float) and math.isnan(value)
+
+
+class WithoutNaN:
+    """A student whose NaNs are wrong. A comparison with NaN is never true, so half of all checks of the form "not equal" would pass."""
+
+    def __init__(self, student):
+        self._student = student
+
+    def __getattr__(self, name: str) -> Callable:
+        function = getattr(self._student, name)
+
+        @functools.wraps(function)
+        def ask(*arguments, **named):
+            answer = function(*arguments, **named)
+            parts = [answer.value, answer.gradient] if isinstance(answer, Answer) else answer if isinstance(answer, tuple) else [answer]
+            if any(map(has_nan, parts)):
+                called = arguments[0] if name in ("gradient", "whole") else name
+                given = arguments[{"gradient": 2, "whole": 1}.get(name, 0) :]
+                raise Wrong(f"{show_call(called, given)}: there is a NaN in {'the answer' if has_nan(parts[0]) else 'its gradient'}")
+            return answer
+
+        return ask
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# Random inputs
+
+
+@dataclass
+class Answer:
+    """All that came of one question (Student.whole)."""
+
+    value: object
+    gradient: Tensor | None = None  # in one argument, if it was asked for
+    changed: list[int] = field(default_factory=list)  # the arguments that the function has written to, counted from 0
+
+
+KINDS = {"bool": (torch.bool,), "int": (torch.int64, torch.int32), "float": (torch.float32, torch.float64)}
+
+
+def on_random_inputs(
+    student, function: str, questions: Iterable[tuple], right: Callable, tolerance: float = 1e-5, kind: str = "", of: int | None = None
+) -> None:
+    """Raise Wrong at the first question whose answer is not that of the reference: value, kind of numbers, gradient, arguments unchanged.
+
+    right(*arguments) -> the right answer, or ValueError if the student's function should raise it. of: the argument in which a gradient
+    is asked for, and `right` gives (value, gradient) then. kind: a key of KINDS, where the handout promises one.
+    """
+    for arguments in questions:
+        asked = show_call(function, arguments, 600)
+        try:
+            wanted = right(*arguments)
+        except ValueError:
+            expect_error("ValueError", getattr(student, function), *arguments)
+            continue
+        answer = student.whole(function, *arguments, of=of)
+        gradient = None
+        if of is not None:
+            wanted, gradient = wanted
+        expect(answer.value, wanted, asked, tolerance)
+        if kind and isinstance(answer.value, Tensor) and answer.value.dtype not in KINDS[kind]:
+            raise Wrong(f"{asked}: the numbers are {str(answer.value.dtype).removeprefix('torch.')} instead of {kind}")
+        if gradient is not None and (answer.gradient is not None or bool(gradient.any())):  # none at all is as good as 0
+            need(answer.gradient is not None, f"{asked}: no gradient flows")
+            expect(answer.gradient, gradient, f"{asked}, its gradient in argument {of + 1}", tolerance)
+        if answer.changed:
+            which = " and ".join(str(i + 1) for i in answer.changed)
+            raise Wrong(f"{asked}: the function has written to its argument {which}, which belongs to the caller: work on a copy")
+
+
+NOT_ASKED = "random inputs are not asked for yet, as another test of this function failed: these points go with those of"
+
+
+def passed_over(check: Check, results: list) -> bool | None:
+    """Whether a check on random inputs that need not be asked gets its points; None: ask it.
+
+    results: those of the checks so far. Where another check of the same function failed, the mistake is known, and has cost its points.
+    Those of the random inputs then go with the check that they follow, so that a slip costs once.
+    """
+    before = [r for r in results if r.check.task in check.tasks and not r.check.hidden]
+    if not check.follows or all(r.passed for r in before) or not any(r.passed for r in before):  # none: is it written at all?
+        return None
+    return all(r.passed for r in before if r.check.name == check.follows)

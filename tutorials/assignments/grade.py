@@ -42,12 +42,14 @@ from tutorials.assignments.a2.tests import tests as a2
 from tutorials.assignments.a3.tests import tests as a3
 from tutorials.assignments.a4.tests import tests as a4
 from tutorials.assignments.a5.tests import tests as a5
-from tutorials.assignments.checks import Assignment, Check, StudentError, Wrong, show_call
-from tutorials.assignments.runner import MAX_NUMBERS, USER, pack, unpack
+from tutorials.assignments.a6.tests import tests as a6
+from tutorials.assignments.checks import NOT_ASKED, Answer, Assignment, Check, StudentError, Wrong, need, passed_over, show, show_call
+from tutorials.assignments.runner import MAX_NUMBERS, USER, pack, unpack, unpack_weights
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-ASSIGNMENTS: dict[str, Assignment] = {"a1": a1, "a2": a2, "a3": a3, "a4": a4, "a5": a5}
+ASSIGNMENTS: dict[str, Assignment] = {"a1": a1, "a2": a2, "a3": a3, "a4": a4, "a5": a5, "a6": a6}
+TRAINING_SECONDS = 300.0  # for the training of A6, which takes 40 on one core
 START_SECONDS = 120.0  # to import torch, on a slow machine
 TOTAL_SECONDS = 180.0  # for all checks of a submission; the rest fails
 MAX_LINE = 2**22  # bytes of one reply
@@ -75,9 +77,9 @@ class GradeConfig:
     """
 
     submissions: tyro.conf.Positional[list[str]] = field(default_factory=list)
-    """Folders with an adapter.py, copied from tutorials/assignments/a1 (or a2 to a5) and filled in."""
+    """Folders with an adapter.py, copied from tutorials/assignments/a1 (or a2 to a6) and filled in."""
     assignment: str = ""
-    """a1 to a5; empty: what adapter.py says (ASSIGNMENT = "a1")."""
+    """a1 to a6; empty: what adapter.py says (ASSIGNMENT = "a1")."""
     out: str = ""
     """File to write, in Gradescope's format; empty: results.json. For several submissions a folder; empty: grades."""
     seconds: float = 10.0
@@ -204,6 +206,7 @@ class Student:
         self._imported = False  # whether it could be, once: then what fails later is no fault of the adapter
         self._asked, self._slow = 0, Counter()
         self._printed, self._printed_at_import = b"", b""
+        self._trained: dict = {}  # what `weights` has asked for -> the weights, or the error
         # Read before the student's code runs, which could put something else in their place.
         self._texts = {path.name: _read(path) for path in folder.iterdir() if path.suffix in (".csv", ".md")}
 
@@ -222,6 +225,27 @@ class Student:
         reply = self._ask(function, arguments, named, of)
         return reply["value"], reply.get("gradient")
 
+    def whole(self, function: str, *arguments, of: int | None = None) -> Answer:
+        """All that comes of a question: value, gradient in argument number `of`, and the arguments that the function has written to."""
+        reply = self._ask(function, arguments, {}, of)
+        changed = reply["changed"]
+        changed = [i for i in changed.tolist() if isinstance(i, int)][:9] if isinstance(changed, torch.Tensor) else []
+        return Answer(reply["value"], reply["gradient"], changed)
+
+    def weights(self, function: str, *arguments) -> torch.Tensor:
+        """The weights of a model that the function has trained, [n] float32; it may take minutes, and is asked once."""
+        asked = (function, *arguments)
+        if asked not in self._trained:
+            self._ends += TRAINING_SECONDS
+            try:
+                self._trained[asked] = self._ask(function, arguments, {}, weights=True)["value"]
+            except StudentError as error:
+                self._trained[asked] = error
+        if isinstance(found := self._trained[asked], StudentError):
+            raise found
+        need(isinstance(found, torch.Tensor), f"{show_call(function, arguments)}: {show(found)} instead of weights")
+        return found
+
     def is_reference(self) -> bool:
         """Whether it is a reference solution, and no student's."""
         return bool(self._trusted)
@@ -230,7 +254,7 @@ class Student:
         """A .csv or .md file of the submission, or None if it is missing, no text, or too long."""
         return self._texts.get(name)
 
-    def _ask(self, function: str, arguments: tuple, named: dict, gradient_of: int | None = None) -> dict:
+    def _ask(self, function: str, arguments: tuple, named: dict, gradient_of: int | None = None, weights: bool = False) -> dict:
         if self._broken:
             raise self._broken
         left = self._ends - time.monotonic()
@@ -244,15 +268,18 @@ class Student:
         question = {
             "id": self._asked, "function": function, "arguments": [pack(x) for x in arguments],
             "named": {k: pack(v) for k, v in named.items()}, "gradient_of": gradient_of,
+            "weights": weights,
         }  # fmt: skip
         try:
-            reply = self._child.ask(question, min(self._seconds, left))
+            reply = self._child.ask(question, min(TRAINING_SECONDS if weights else self._seconds, left))
             self._raise_error(reply)
         except StudentError as error:
             self._slow[function] += error.kind == "Timeout"
             error.asked = show_call(function, arguments)
             raise
-        return {name: _as_tensor(unpack(reply.get(name))) for name in ("value", "gradient")}
+        if weights:
+            return {"value": unpack_weights(reply.get("value"))}
+        return {name: _as_tensor(unpack(reply.get(name))) for name in ("value", "gradient", "changed")}
 
     def _start(self) -> None:
         self.close()
@@ -346,7 +373,7 @@ class Result:
 class Report:
     """What a submission got."""
 
-    name: str  # a1 to a5
+    name: str  # a1 to a6
     results: list[Result]
     broken: str = ""  # why the adapter cannot be imported, if so; no check has run then
     printed: str = ""  # while the adapter was imported
@@ -456,7 +483,10 @@ def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | N
         try:
             checks = ASSIGNMENTS[name].checks
             visible = [check for check in checks if not check.hidden]
-            results = [run_check(check, student) for check in tqdm(visible, desc=name, leave=False, disable=None)]
+            results: list[Result] = []
+            for check in tqdm(visible, desc=name, leave=False, disable=None):
+                given = passed_over(check, results)
+                results.append(run_check(check, student) if given is None else Result(check, given, f"{NOT_ASKED} {check.follows!r}"))
             took = time.monotonic() - started
             results += [run_check(check, student) for check in checks if check.hidden]
             results.sort(key=lambda r: checks.index(r.check))
@@ -574,7 +604,7 @@ def find_adapter(folder: Path) -> Path:
         raise SettingError(f"There are {len(inside)} folders with an adapter.py in {folder}. Name one, as in {inside[0]}")
     if not inside:
         files = ", ".join(sorted(path.name for path in folder.glob("*.py"))[:5])
-        remedy = f"There are {files}: rename one?" if files else "Start from a copy of tutorials/assignments/a1 (or a2 to a5)."
+        remedy = f"There are {files}: rename one?" if files else "Start from a copy of tutorials/assignments/a1 (or a2 to a6)."
         raise SettingError(f"There is no adapter.py in {folder}. {remedy}")
     return inside[0]
 
@@ -585,7 +615,7 @@ def _grade_one(folder: Path, c: GradeConfig) -> Report:
     if c.assignment and said and said != c.assignment:
         raise SettingError(f"The adapter.py in {folder} is one of {said}, not of {c.assignment}. Name the right folder or --assignment.")
     if not (said or c.assignment):
-        raise SettingError(f'{folder}/adapter.py does not say ASSIGNMENT = "a1" (or a2 to a5). Add the line, or --assignment a1.')
+        raise SettingError(f'{folder}/adapter.py does not say ASSIGNMENT = "a1" (or a2 to a6). Add the line, or --assignment a1.')
     try:
         return grade(folder, said or c.assignment, c.seconds, fenced=not c.no_fences)
     except OSError as error:

@@ -1,9 +1,11 @@
 """Public tests of assignment 2: group advantages, masks, log-probs. The right answers are those of rlvr."""
 
+import random
+
 import torch
 
 from rlvr.advantage import grpo_advantages
-from tutorials.assignments.checks import Assignment, alike, expect, need
+from tutorials.assignments.checks import Assignment, alike, expect, need, on_random_inputs, same
 
 tests = Assignment()
 check = tests.check
@@ -12,7 +14,7 @@ check = tests.check
 tests.task("2.1", "group advantages")
 
 
-@check("2.1", 3, hint="(reward - mean) / (std + 1e-6) within the group, with the standard deviation of a sample: divisor G - 1.")
+@check("2.1", 2, hint="(reward - mean) / (std + 1e-6) within the group, with the standard deviation of a sample: divisor G - 1.")
 def the_table_of_the_handout(student):
     rewards = torch.tensor([1.0, 1, -1, -1, -1, -1, -1, -1] + [1.0, -1, 0.5, -0.25])
     group = torch.tensor([0] * 8 + [1] * 4)
@@ -35,7 +37,7 @@ def groups_may_be_mixed(student):
     "2.1", 2, hint="A group that is all right or all wrong has std 0: its advantages are exactly 0, not NaN, not rounding noise times 10^6."
 )
 def a_group_of_equal_rewards_gets_zero(student):
-    for r in (1.0, -1.0, 0.1):
+    for r in (1.0, -1.0, 0.1, 3.3, 100.1, -7.7, 1e6 / 3):
         rewards = torch.tensor([r] * 7 + [1.0, -1.0, 1.0])
         got = student.group_advantages(rewards, torch.tensor([0] * 7 + [1] * 3))
         expect(got[:7], torch.zeros(7), f"seven rewards of {r}", tolerance=0)
@@ -55,11 +57,37 @@ def a_group_of_one_gets_zero(student):
     need(bool(got[0] != 0), "groups [5, 5, 6], rewards 1, -1, -1: the advantage of the first row is 0")
 
 
+def _random_rewards(dice: random.Random):
+    for i in range(50):
+        n = dice.choice([1, 2, 8, dice.randint(3, 24)])
+        ids = [dice.randint(-(10**9), 10**9), *range(dice.randint(0, 5))]
+        group = torch.tensor([dice.choice(ids) for _ in range(n)])
+        constant = dice.choice([0.1, 3.3, 100.1, 0.0, -1.0])
+        rewards = dice.choice(
+            [
+                [dice.choice([1.0, -1.0]) for _ in range(n)],
+                [dice.uniform(-2, 2) for _ in range(n)],
+                [dice.choice([1.0, 0.5, 0.0, -1.0]) - dice.choice([0.0, 0.25]) for _ in range(n)],
+                [constant] * n,
+                [constant] * (n - 1) + [constant + 0.25],
+                [-1.0] * (n - 1) + [-1.0 + 2**-10],
+                [0.0] * (n - 1) + [1e-6],
+                [1000.0 * dice.randint(0, 3) for _ in range(n)],
+            ]
+        )
+        yield torch.tensor(rewards, dtype=dice.choice([torch.float32, torch.float32, torch.float64])), group
+
+
+@check("2.1", 1, follows="the table of the handout", hint="Take the group of the row that differs, and work it out by hand.")
+def fifty_random_groups(student):
+    on_random_inputs(student, "group_advantages", _random_rewards(random.Random(21)), grpo_advantages, 1e-3, "float")
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 tests.task("2.2", "the mask of a completion")
 
 
-@check("2.2", 2, hint="The stop token is an action of the policy and is trained: it is the last True.")
+@check("2.2", 1, hint="The stop token is an action of the policy and is trained: it is the last True.")
 def the_stop_token_belongs_to_the_completion(student):
     got = student.completion_mask(torch.tensor([[5, 6, 2, 0, 0], [2, 0, 0, 0, 0]]), [2])
     expect(got, torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool(), "ids [[5, 6, 2, 0, 0], [2, 0, 0, 0, 0]], stop 2")
@@ -85,6 +113,28 @@ def several_stop_tokens(student):
     got = student.completion_mask(torch.tensor([[5, 3, 6, 2], [5, 6, 2, 3]]), [2, 3])
     need(not bool(got[0, 2:].any()) and bool(got[0, 0]), "ids [5, 3, 6, 2], stop 2 or 3: the completion ends at the 3")
     need(not bool(got[1, 3]) and bool(got[1, :2].all()), "ids [5, 6, 2, 3], stop 2 or 3: the completion ends at the 2")
+    got = student.completion_mask(torch.tensor([[5, 4, 3, 2], [5, 3, 2, 4], [5, 2, 4, 3]]), [2, 4, 3])
+    need(
+        not bool(got[:, 2:].any()) and bool(got[:, 0].all()),
+        "stop 2, 4 or 3: rows [5, 4, 3, 2], [5, 3, 2, 4] and [5, 2, 4, 3] end at their second token",
+    )
+
+
+def _mask(ids: torch.Tensor, stop_ids: list[int]) -> torch.Tensor:
+    rows = [[not any(x in stop_ids for x in row[:t]) for t in range(len(row))] for row in ids.tolist()]
+    return torch.tensor(rows)
+
+
+def _random_completions(dice: random.Random):
+    for _ in range(50):
+        n, width, words = dice.choice([1, dice.randint(1, 6)]), dice.choice([1, dice.randint(1, 9)]), dice.choice([3, 12])
+        ids = torch.tensor([[dice.randrange(words) for _ in range(width)] for _ in range(n)])
+        yield ids, dice.sample(range(words + 3), dice.choice([1, 2, 3, 4]))
+
+
+@check("2.2", 1, follows="the stop token belongs to the completion", hint="The result is bool, as wide as ids, and ids stays as it is.")
+def fifty_random_completions(student):
+    on_random_inputs(student, "completion_mask", _random_completions(random.Random(22)), _mask, kind="bool")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -95,7 +145,7 @@ def _logits(*shape: int, seed: int = 0) -> torch.Tensor:
     return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@check("2.3", 2, hint="log_softmax over the vocabulary (the last dimension), then gather the token that was drawn.")
+@check("2.3", 1, hint="log_softmax over the vocabulary (the last dimension), then gather the token that was drawn.")
 def the_log_prob_of_each_token(student):
     logits, ids = _logits(2, 3, 7), torch.tensor([[0, 6, 2], [5, 5, 1]])
     wanted = logits.double().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
@@ -126,13 +176,30 @@ def improbable_tokens_and_large_logits_stay_finite(student):
     expect(got, torch.tensor([[-200.0, -5.00672]]), "logits [0, -200, -300] and [10000, 9995, 0], token 1", 1e-2)
 
 
+def _token_logp(logits, ids, temperature):
+    return (logits.double() / temperature).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+
+
+def _random_logits(dice: random.Random):
+    for seed in range(50):
+        n, t, v = dice.randint(1, 4), dice.choice([1, dice.randint(1, 6)]), dice.choice([2, 7, 70])
+        logits = _logits(n, t, v, seed=seed) * dice.choice([0.0, 0.3, 1.0, 3.0]) + dice.choice([0.0, 0.0, 100.0])
+        ids = torch.tensor([[dice.randrange(v) for _ in range(t)] for _ in range(n)])
+        yield logits.to(dice.choice([torch.float32, torch.float64])), ids, dice.choice([1.0, 0.5, 0.7, dice.uniform(0.3, 3.0)])
+
+
+@check("2.3", 1, follows="the log prob of each token", hint="log_softmax of logits / temperature over the last dimension, then gather.")
+def fifty_random_logits(student):
+    on_random_inputs(student, "token_logp", _random_logits(random.Random(23)), _token_logp, 5e-4, "float")
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 tests.task("2.4", "log-probs of completions behind their prompts")
 
 
 @check(
     "2.4",
-    2,
+    1,
     hint="The logits at place i predict the token at place i + 1: the first completion token is predicted by the prompt's last. "
     "And the temperature counts here too.",
 )
@@ -144,6 +211,10 @@ def logits_predict_the_next_token(student):
     if not alike(*(student.token_logp(logits, ids, t) for t in (1.0, 2.0))):  # or it would cost twice
         other = student.completion_logp(logits, ids, torch.tensor([2]), torch.tensor([4]), 2.0)
         need(not alike(got, other), "temperatures 1 and 2 give the same log-probs")
+    known = student.token_logp(logits[:, 1:5], ids[:, 2:], 0.5)
+    if same(known, _token_logp(logits[:, 1:5], ids[:, 2:], 0.5), 1e-4):
+        other = student.completion_logp(logits, ids, torch.tensor([2]), torch.tensor([4]), 0.5)
+        expect(other, known, "prompt of 2 tokens, completion of 4, temperature 0.5: the log-probs of your own token_logp", 1e-4)
 
 
 @check(
@@ -160,3 +231,26 @@ def rows_of_unlike_length(student):
     # Its first token is the first of the second row, whatever the rule of the shift.
     alone = student.completion_logp(logits[1:], ids[1:], torch.tensor([3]), torch.tensor([1]), 1.0)
     expect(got[1, :1], alone[0, :1], "the second row beside a longer one, and alone")
+
+
+def _completion_logp(logits, ids, prompt_lengths, lengths, temperature):
+    out = torch.zeros(len(ids), int(lengths.max()), dtype=torch.float64)
+    for i, (p, n) in enumerate(zip(prompt_lengths.tolist(), lengths.tolist())):
+        out[i, :n] = _token_logp(logits[i : i + 1, p - 1 : p - 1 + n], ids[i : i + 1, p : p + n], temperature)[0]
+    return out
+
+
+def _random_rows(dice: random.Random):
+    for seed in range(50):
+        n, width, v = dice.randint(1, 5), dice.randint(2, 10), dice.choice([3, 20])
+        prompts = torch.tensor([dice.randint(1, width - 1) for _ in range(n)])
+        lengths = torch.tensor([dice.choice([1, width - p, dice.randint(1, width - p)]) for p in prompts.tolist()])
+        ids = torch.tensor([[dice.randrange(v) for _ in range(width)] for _ in range(n)])
+        yield _logits(n, width, v, seed=seed), ids, prompts, lengths, dice.choice([1.0, 0.6, dice.uniform(0.4, 2.0)])
+
+
+@check(
+    "2.4", 1, follows="logits predict the next token", hint="Look at the first row that differs: its prompt, its length, its temperature."
+)
+def fifty_random_rows(student):
+    on_random_inputs(student, "completion_logp", _random_rows(random.Random(24)), _completion_logp, 5e-4, "float")

@@ -1,10 +1,12 @@
 """Public tests of assignment 3: the clipped token-level loss and one update. The right answers are those of rlvr."""
 
+import random
+
 import torch
 
 from rlvr.advantage import grpo_advantages
 from rlvr.loss import clipped_loss
-from tutorials.assignments.checks import Assignment, alike, expect, need
+from tutorials.assignments.checks import Assignment, alike, expect, need, on_random_inputs
 
 tests = Assignment()
 check = tests.check
@@ -68,6 +70,13 @@ def beyond_the_clip_the_gradient_is_zero(student):
     need(_flows(gradient, 0, 2), "ratio 1, advantage 1: no gradient flows")
     need(not _flows(gradient, 0, 0), "ratio 1.5, advantage 1: the token is likely enough already, but there is still a gradient")
     need(not _flows(gradient, 0, 1), "ratio 0.5, advantage -1: the token is unlikely enough already, but there is still a gradient")
+    # A token beyond the clip is still one of the tokens, in the value and in the denominator.
+    far, inside = (_ask(student, [[ratio, 1.0]], [[1.0, 1.0]], clip=(0.3, 0.3)) for ratio in (9.0, 1.0))
+    need(_flows(inside[1], 0, 1) and far[1] is not None, "ratios 1 and 1: no gradient flows")
+    share = (far[1][0, 1] / inside[1][0, 1]).item()
+    expect(share, 1.0, "ratios 9 and 1, then 1 and 1: the gradient of the second token, over that in the other batch")
+    if abs(inside[0].item() + 1) < 1e-5:  # or the value is wrong everywhere
+        expect(far[0], -1.15, "ratios 9 and 1, advantages 1, clip 0.3: the loss", 0.05)  # a bound that is a little off costs below
 
 
 @check(
@@ -78,6 +87,9 @@ def on_the_wrong_side_the_gradient_stays(student):
     need(_flows(gradient, 0, 0), "ratio 0.5, advantage 1: a good token became unlikely, and the clip keeps it so")
     need(_flows(gradient, 0, 1), "ratio 1.5, advantage -1: a bad token became likely, and the clip keeps it so")
     need(bool(gradient[0, 0] * gradient[0, 1] < 0), "advantages 1 and -1: both tokens are moved in the same direction")
+    _, gradient = _ask(student, [[0.05, 4.0]], [[1.0, -1.0]])
+    need(_flows(gradient, 0, 0), "ratio 0.05, advantage 1: a good token became very unlikely, and has no gradient")
+    need(_flows(gradient, 0, 1), "ratio 4, advantage -1: a bad token became four times as likely, and has no gradient")
 
 
 @check("3.2", 1, hint="Two bounds: 1 - clip_low below and 1 + clip_high above (clip-higher). Do not use one for both.")
@@ -87,6 +99,11 @@ def the_two_bounds_differ(student):
     need(not _flows(gradient, 0, 1), "ratio 0.75 is below 1 - clip_low = 0.8, but has a gradient")
     _, gradient = _ask(student, [[1.25, 0.75]], [[1.0, -1.0]], clip=(0.3, 0.2))
     need(not _flows(gradient, 0, 0) and _flows(gradient, 0, 1), "the same with clip_low 0.3 and clip_high 0.2")
+    plain, _ = _ask(student, [[1.1]], [[1.0]])
+    if abs(plain.item() + 1.1) < 1e-4:  # the ratio is right
+        _, gradient = _ask(student, [[1.3, 0.81]], [[1.0, -1.0]])
+        need(not _flows(gradient, 0, 0), "ratio 1.3 is above 1 + clip_high = 1.28, but has a gradient")
+        need(_flows(gradient, 0, 1), "ratio 0.81 is inside 1 - clip_low = 0.8, but has no gradient")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -94,7 +111,7 @@ tests.task("3.3", "mask and denominator")
 
 
 @check(
-    "3.3", 2, hint="Sum over all valid tokens of the batch, divided by their number. A mean of row means gives a token of a short row more."
+    "3.3", 1, hint="Sum over all valid tokens of the batch, divided by their number. A mean of row means gives a token of a short row more."
 )
 def every_token_weighs_the_same(student):
     mask = [[1, 1, 1, 1], [1, 0, 0, 0]]
@@ -137,6 +154,38 @@ def parts_of_a_batch_add_up(student):
     expect(got, whole, "two rows of 3 and 1 tokens, each by itself with denominator 4: the sum of their losses")
 
 
+def _random_batches(dice: random.Random):
+    for seed in range(50):
+        g = torch.Generator().manual_seed(seed)
+        shape = dice.randint(1, 5), dice.randint(1, 7)
+        old = -2 * torch.rand(shape, generator=g)
+        logp = old + dice.choice([0.0, 0.1, 0.5, 1.5]) * torch.randn(shape, generator=g)
+        advantages = torch.randn(shape, generator=g) * dice.choice([0.0, 1.0, 1.0, 3.0])
+        mask = torch.rand(shape, generator=g) < dice.choice([0.5, 0.9, 1.0])
+        mask[0, 0] = True
+        batch = [torch.where(mask, x, dice.choice([0.0, -9.0, float("nan"), float("inf")])) for x in (logp, old, advantages)]
+        batch = [x.to(dice.choice([torch.float32, torch.float64])) for x in batch]
+        clip = dice.choice([CLIP, (0.1, 0.1), (0.3, 0.2), (0.0, 0.5), (0.9, 9.0)])
+        yield *batch, mask, *clip, dice.choice([None, None, dice.randint(1, 50)])
+
+
+def _right_loss(logp, old_logp, advantages, mask, clip_low, clip_high, denominator):
+    leaf = logp.double().requires_grad_()
+    loss, _ = clipped_loss(leaf, old_logp, advantages, mask, clip_low=clip_low, clip_high=clip_high, denominator=denominator)
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+
+@check(
+    "3.3",
+    1,
+    follows="every token weighs the same",
+    tasks=("3.1", "3.2", "3.3"),
+    hint="Take the first token that differs: its ratio, the sign of its advantage, and which of the two terms is the larger one.",
+)
+def fifty_random_batches(student):
+    on_random_inputs(student, "clipped_loss", _random_batches(random.Random(33)), _right_loss, 2e-4, of=0)
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 tests.task("3.4", "one update")
 
@@ -165,6 +214,17 @@ def _right_gradient(logp, old_logp, advantages, mask):
     return torch.autograd.grad(loss, leaf)[0]
 
 
+def _own_gradient(student):
+    """The gradient of the student's own loss."""
+
+    def gradient(*batch):
+        _, found = student.gradient("clipped_loss", 0, *batch, *CLIP, None)
+        need(found is not None, "no gradient flows from your loss")
+        return found.float()
+
+    return gradient
+
+
 def _updated(weights, before, ids, mask, rewards, group, old_logp, lr, gradient=_right_gradient):
     """The new weights. gradient: that of the loss in logp [N, T], a function of logp, old_logp, advantages and mask."""
     leaf = weights.clone().requires_grad_()
@@ -174,7 +234,7 @@ def _updated(weights, before, ids, mask, rewards, group, old_logp, lr, gradient=
     return weights - lr * leaf.grad
 
 
-@check("3.4", 3, hint="advantages -> logp of the ids under the weights -> clipped loss -> weights - lr * gradient.")
+@check("3.4", 2, hint="advantages -> logp of the ids under the weights -> clipped loss -> weights - lr * gradient.")
 def a_step_of_gradient_descent(student):
     weights, before, ids, mask, rewards, group = _batch()
     old = _logp(weights, before, ids)
@@ -183,13 +243,7 @@ def a_step_of_gradient_descent(student):
         expect(student.update(weights, before, ids, mask, rewards, group, old_logp, 0.5), wanted, f"{name}: the new weights", 1e-4)
     # Where the clip acts, beside the gradient of the student's own loss: a mistake in the loss has cost its points above.
     old_logp = old + torch.tensor([-0.23, 0.1, 0.25, -0.1])  # of the four tokens of a row: ratios 1.26, 0.90, 0.78, 1.11
-
-    def own_gradient(*batch):
-        _, gradient = student.gradient("clipped_loss", 0, *batch, *CLIP, None)
-        need(gradient is not None, "no gradient flows from your loss")
-        return gradient.float()
-
-    wanted = _updated(weights, before, ids, mask, rewards, group, old_logp, 0.5, own_gradient)
+    wanted = _updated(weights, before, ids, mask, rewards, group, old_logp, 0.5, _own_gradient(student))
     got = student.update(weights, before, ids, mask, rewards, group, old_logp, 0.5)
     expect(got, wanted, "ratios 1.26, 0.90, 0.78, 1.11: the new weights, by the gradient of your own clipped_loss", 1e-4)
 
@@ -225,3 +279,31 @@ def padding_moves_no_weight(student):
     expect(second, first, "other tokens behind the stop token: the new weights", 1e-6)
     other = student.update(weights, before, ids, mask, -rewards, group, old, 0.5)
     need(not alike(first, other), "right and wrong exchanged: the new weights are the same")
+
+
+def _random_updates(dice: random.Random):
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        n, t, v = dice.choice([2, 6, 8]), dice.randint(1, 5), dice.choice([3, 6])
+        weights = torch.randn(v, v, generator=g)
+        before, ids = (torch.randint(0, v, (n, t), generator=g) for _ in range(2))
+        mask = torch.arange(t)[None] < torch.randint(1, t + 1, (n, 1), generator=g)
+        rewards = torch.tensor([dice.choice([1.0, -1.0, 0.5, 3.3]) for _ in range(n)])
+        group = torch.tensor([dice.choice([4, -1]) for _ in range(n)])
+        old_logp = _logp(weights, before, ids) + dice.choice([0.0, 0.2]) * torch.randn(n, t, generator=g)
+        yield weights, before, ids, mask, rewards, group, old_logp, dice.choice([0.1, 1.0])
+
+
+@check(
+    "3.4",
+    1,
+    follows="a step of gradient descent",
+    hint="Rewards of any size, groups mixed, ratios beyond the clip; the weights given stay as they are.",
+)
+def twenty_random_updates(student):
+    """By the gradient of the student's own loss, as above."""
+
+    def right(*batch):
+        return _updated(*batch, _own_gradient(student))
+
+    on_random_inputs(student, "update", _random_updates(random.Random(34)), right, 2e-4)

@@ -1,11 +1,12 @@
 """Public tests of assignment 4: entropy, perplexity, stages. The right answers are those of rlvr."""
 
 import math
+import random
 
 import torch
 
 from rlvr.entropy import branching_factor, plateau_step
-from tutorials.assignments.checks import Assignment, alike, expect, need
+from tutorials.assignments.checks import Assignment, alike, expect, need, on_random_inputs, show
 
 tests = Assignment()
 check = tests.check
@@ -19,11 +20,13 @@ def _entropy(logits):
     return -(logp.exp() * logp.clamp(min=-1e9)).sum(-1)
 
 
-@check("4.1", 2, hint="H = -sum_v p_v log p_v over the whole vocabulary, natural logarithm; log V if all tokens are alike.")
+@check("4.1", 1, hint="H = -sum_v p_v log p_v over the whole vocabulary, natural logarithm; log V if all tokens are alike.")
 def the_entropy_of_each_position(student):
     logits = 2 * torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
     logits[0, 0] = 0.0
     expect(student.token_entropy(logits, 1.0), _entropy(logits), "random logits [2, 3, 6]")
+    many = torch.stack([torch.zeros(200), torch.arange(200) / 100])[None]
+    expect(student.token_entropy(many, 1.0), _entropy(many), "200 tokens: all alike, then logits 0, 0.01, ... 1.99", 1e-4)
 
 
 @check("4.1", 1, hint="Divide the logits by the temperature before the softmax.")
@@ -56,11 +59,29 @@ def large_logits_stay_finite(student):
     need(abs(got[0, 0].item()) > 0.1, f"logits [10000, 10000, 0]: {got[0, 0].item()}, but two tokens are possible")
 
 
+def _random_logits(dice: random.Random):
+    for seed in range(50):
+        g = torch.Generator().manual_seed(seed)
+        n, t, v = dice.randint(1, 3), dice.randint(1, 3), dice.choice([1, 2, 6, 200])
+        logits = torch.randn(n, t, v, generator=g) * dice.choice([0.0, 0.5, 3.0, 100.0]) + dice.choice([0.0, 0.0, 1000.0])
+        forbidden = torch.rand(n, t, v, generator=g) < dice.choice([0.0, 0.0, 0.4])
+        forbidden[..., 0] = False
+        yield logits.masked_fill(forbidden, float("-inf")), dice.choice([1.0, 0.6, dice.uniform(0.3, 4.0)])
+
+
+@check("4.1", 1, follows="the entropy of each position", hint="Any size of vocabulary, any temperature, forbidden tokens among the others.")
+def fifty_random_logits(student):
+    def right(logits, temperature):
+        return _entropy(logits / temperature)
+
+    on_random_inputs(student, "token_entropy", _random_logits(random.Random(41)), right, 1e-3, "float")
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 tests.task("4.2", "perplexity of a completion")
 
 
-@check("4.2", 2, hint="exp of the mean negative log-prob of the tokens that were drawn; the mean is over the valid tokens of the row.")
+@check("4.2", 1, hint="exp of the mean negative log-prob of the tokens that were drawn; the mean is over the valid tokens of the row.")
 def the_mean_is_over_valid_tokens(student):
     logp = torch.tensor([[-0.5, -1.5, -0.1, 0.0], [-2.0, 0.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
@@ -89,11 +110,37 @@ def garbage_outside_the_mask_changes_nothing(student):
     need(not alike(clean, other), "a token of log-prob -1, and one of -2: the perplexity is the same")
 
 
+def _random_rows(dice: random.Random, low: float, high: float):
+    """Numbers [N, T] from low to high, with garbage outside of the mask [N, T], and the mask: prefixes, or with holes."""
+    g = torch.Generator().manual_seed(dice.randrange(1000))
+    n, t = dice.randint(1, 5), dice.randint(1, 7)
+    mask = torch.arange(t)[None] < torch.randint(0, t + 1, (n, 1), generator=g)
+    if dice.random() < 0.3:
+        mask = torch.rand(n, t, generator=g) < 0.6
+    garbage = dice.choice([0.0, -50.0, float("nan"), float("-inf"), float("inf")])
+    return torch.where(mask, low + (high - low) * torch.rand(n, t, generator=g), garbage), mask
+
+
+@check(
+    "4.2",
+    1,
+    follows="the mean is over valid tokens",
+    hint="Each row by itself: exp(-sum of its valid log-probs / their number); 1 without any.",
+)
+def fifty_random_rows(student):
+    dice = random.Random(42)
+
+    def right(logp, mask):
+        return (-torch.where(mask, logp.double(), 0.0).sum(1) / mask.sum(1).clamp(min=1)).exp()
+
+    on_random_inputs(student, "perplexity", [_random_rows(dice, -3.0, 0.0) for _ in range(50)], right, 1e-3, "float")
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 tests.task("4.3", "branching factor")
 
 
-@check("4.3", 2, hint="Sort the probabilities, largest first; count how many are needed until their sum reaches top_p.")
+@check("4.3", 1, hint="Sort the probabilities, largest first; count how many are needed until their sum reaches top_p.")
 def the_smallest_set_that_holds_top_p(student):
     p = torch.tensor([[0.1, 0.6, 0.05, 0.25], [0.97, 0.01, 0.01, 0.01]])
     for top_p in (0.9, 0.7):
@@ -107,13 +154,32 @@ def a_sum_that_is_just_reached(student):
         student.branching_factor(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.8), torch.tensor([2]), "probabilities 0.5, 0.3, 0.2, top_p 0.8"
     )
     expect(student.branching_factor(torch.zeros(1, 10), 0.5), torch.tensor([5]), "ten tokens alike, top_p 0.5")
+    got = student.branching_factor(torch.zeros(1, 1000), 0.9505)
+    expect(got, torch.tensor([951]), "a thousand tokens alike, top_p 0.9505")
+
+
+def _random_distributions(dice: random.Random):
+    """No sum is within 1e-4 of top_p, so that rounding decides nothing."""
+    for seed in range(50):
+        g = torch.Generator().manual_seed(seed)
+        logits = torch.randn(dice.randint(1, 4), dice.choice([2, 8, 100]), generator=g) * dice.choice([0.0, 0.1, 1.0, 5.0])
+        sums = logits.double().softmax(-1).sort(-1, descending=True).values.cumsum(-1)
+        for top_p in (dice.choice([0.95, 0.9, dice.uniform(0.02, 0.98)]) for _ in range(9)):
+            if bool(((sums - top_p).abs() > 1e-4).all()):
+                yield logits, top_p
+                break
+
+
+@check("4.3", 1, follows="the smallest set that holds top p", hint="Each row by itself; the result is int, 1 or more.")
+def fifty_random_distributions(student):
+    on_random_inputs(student, "branching_factor", _random_distributions(random.Random(43)), branching_factor, kind="int")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
 tests.task("4.4", "entropy of right and wrong answers")
 
 
-@check("4.4", 2, hint="Pool the tokens of all right completions, then take their mean; a mean of row means overrates short rows.")
+@check("4.4", 1, hint="Pool the tokens of all right completions, then take their mean; a mean of row means overrates short rows.")
 def means_are_over_tokens(student):
     entropy = torch.tensor([[1.0, 1.0, 1.0, 1.0], [2.0, 9.0, 9.0, 9.0], [0.5, 0.5, 9.0, 9.0], [3.0, 9.0, 9.0, 9.0]])
     mask = torch.arange(4)[None] < torch.tensor([4, 1, 2, 1])[:, None]
@@ -121,13 +187,35 @@ def means_are_over_tokens(student):
     expect(got, [6 / 5, 4 / 3], "right rows of 4 tokens (entropy 1) and 1 token (2), wrong rows of 2 (0.5) and 1 (3)")
 
 
-@check("4.4", 1, hint="Early in training a batch may have no right answer: that mean is unknown, NaN, and the other one is still a number.")
+@check(
+    "4.4",
+    1,
+    nan=True,
+    hint="Early in training a batch may have no right answer: that mean is unknown, NaN, and the other one is still a number.",
+)
 def nothing_to_average_is_nan(student):
     entropy, mask = torch.tensor([[1.0, 1.0]]), torch.ones(1, 2).bool()
-    got = student.entropy_by_correctness(entropy, mask, torch.tensor([False]))
-    expect(got, [float("nan"), 1.0], "one wrong row of entropy 1")
-    got = student.entropy_by_correctness(3 * entropy, mask, torch.tensor([True]))
-    expect(got, [3.0, float("nan")], "one right row of entropy 3")
+    for factor, right, asked in ((1, False, "one wrong row of entropy 1"), (3, True, "one right row of entropy 3")):
+        got = student.entropy_by_correctness(factor * entropy, mask, torch.tensor([right]))
+        need(isinstance(got, torch.Tensor) and got.shape == (2,), f"{asked}: {show(got)} instead of two numbers")
+        there, missing = (0, 1) if right else (1, 0)
+        expect(got[there].item(), float(factor), f"{asked}: its mean")
+        need(math.isnan(got[missing]), f"{asked}: the other mean is {got[missing].item():g} instead of NaN")
+
+
+@check("4.4", 1, follows="means are over tokens", hint="Two pools of tokens, right and wrong; what is outside the mask belongs to neither.")
+def fifty_random_pools(student):
+    dice, questions = random.Random(44), []
+    while len(questions) < 50:
+        entropy, mask = _random_rows(dice, 0.0, 3.0)
+        correct = torch.tensor([dice.random() < 0.5 for _ in mask])
+        if mask[correct].any() and mask[~correct].any():
+            questions.append((entropy, mask, correct))
+
+    def right(entropy, mask, correct):
+        return [entropy[rows][mask[rows]].double().mean().item() for rows in (correct, ~correct)]
+
+    on_random_inputs(student, "entropy_by_correctness", questions, right, 1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -146,11 +234,16 @@ def _finds_a_plateau(student) -> None:
     )
 
 
-@check("4.5", 2, hint="Smooth, slope over 8 steps, compare with a tenth of the steepest fall so far; steps count from 1.")
+@check("4.5", 1, hint="Smooth, slope over 8 steps, compare with a tenth of the steepest fall so far; steps count from 1.")
 def the_step_of_the_rule(student):
     for speed, floor in ((8.0, 0.2), (4.0, 0.3), (12.0, 0.05)):
         values = _falling(80, speed, floor)
         expect(student.plateau_step(values), plateau_step(values), f"an entropy that falls from 1 to {floor} at a rate of 1/{speed:g}")
+    values = _falling(60)
+    values[20] = 0.8
+    expect(
+        student.plateau_step(values), plateau_step(values), "the first of these, but step 21 is 0.8: the rule looks at the smoothed curve"
+    )
 
 
 @check("4.5", 1, hint="While the entropy falls steadily, the rising stage lasts: None.")
@@ -185,3 +278,20 @@ def the_future_does_not_matter(student):
     expect(student.plateau_step(values[:step]), step, f"the curve cut off after step {step}")
     expect(student.plateau_step(values + [9.0] * 3 + [0.0] * 9), step, "the curve and twelve wild steps more")
     need(student.plateau_step(_falling(80, 12.0, 0.05)) != step, f"a curve that falls more slowly: step {step} too")
+
+
+def _random_curves(dice: random.Random):
+    """Noisy ones: flat, falling, rising first, with wild steps; some too short for a slope."""
+    for _ in range(60):
+        noise, steps = dice.choice([0.0, 0.03, 0.15]), dice.choice([1, 8, 9, 30, 60, 90])
+        values = _falling(steps, dice.uniform(3, 15), dice.choice([0.05, 0.3, 0.6, 0.8]))
+        values = dice.choice([[], [0.6, 0.8, 0.95, 1.1, 1.05], [0.1, 2.5, 2.5]]) + values
+        values = [abs(h + noise * dice.gauss(0, 1)) for h in values]
+        if dice.random() < 0.3:
+            values[dice.randrange(len(values))] = dice.choice([0.0, 2.5])
+        yield (values,)
+
+
+@check("4.5", 1, follows="the step of the rule", hint="Print s, slope and steepest fall for the curve of the message, step by step.")
+def sixty_noisy_curves(student):
+    on_random_inputs(student, "plateau_step", _random_curves(random.Random(45)), plateau_step)

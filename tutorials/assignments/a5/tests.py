@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import random
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from rlvr.advantage import position_bonus, ppl_weights
 from rlvr.analysis.compare_arms import differences
 from rlvr.analysis.intervals import mean_interval
-from tutorials.assignments.checks import Assignment, Wrong, alike, expect, need
+from tutorials.assignments.checks import Assignment, Wrong, alike, expect, need, on_random_inputs
 
 tests = Assignment()
 check = tests.check
@@ -32,7 +33,7 @@ def _completions(log_ppl: list[float]):
 PLAIN = [0.2, 0.5, 0.9, 0.6, 1.4, 1.1, 1.0, 1.9]
 
 
-@check("5.1", 2, hint="w = (logPPL - mean) / population standard deviation (divisor G) within the group; factor = 1 - alpha * w.")
+@check("5.1", 1, hint="w = (logPPL - mean) / population standard deviation (divisor G) within the group; factor = 1 - alpha * w.")
 def the_factor_of_each_completion(student):
     old_logp, mask = _completions(PLAIN)
     group = torch.tensor([0, 1] * 4)
@@ -55,7 +56,7 @@ def low_perplexity_weighs_more(student):
 
 @check(
     "5.1",
-    2,
+    1.5,
     hint="Tukey's rule: mean and std leave out values beyond 1.5 interquartile ranges from the quartiles. The outlier gets a w too.",
 )
 def an_outlier_moves_neither_mean_nor_std(student):
@@ -91,6 +92,76 @@ def equal_perplexities_weigh_the_same(student):
     got = student.ppl_weights(old_logp, mask, torch.zeros(8, dtype=torch.long), 0.05, "low")
     asked = f"log-perplexities seven times 0.5, and 6: the factors are {[round(x, 4) for x in got.tolist()]}"
     need(bool(got.isfinite().all()) and bool((got[7] - 1).abs() > 0.01), asked)
+    old_logp, mask = _completions([0.5] * 7 + [0.9])
+    got = student.ppl_weights(old_logp, mask, torch.zeros(8, dtype=torch.long), 0.05, "low")
+    asked = f"log-perplexities seven times 0.5, and 0.9: the factors are {[round(x, 4) for x in got.tolist()]}"
+    need(0.005 < (got[7] - 1).abs().item() < 0.19, f"{asked}; the seven have no spread, so the last one's w is 0.4 / 1")
+
+
+@check(
+    "5.1",
+    0.5,
+    hint="NaN * 0 is NaN, and it would spread to the whole group. Replace what is outside the mask (torch.where) before the sum.",
+)
+def garbage_outside_the_mask_changes_nothing(student):
+    old_logp, mask = _completions(PLAIN)
+    group = torch.tensor([0, 1] * 4)
+    clean = student.ppl_weights(torch.where(mask, old_logp, 0.0), mask, group, 0.05, "low")
+    need(len(set(clean.tolist())) > 2, f"log-perplexities {PLAIN}: the factors are {clean.tolist()}")
+    for garbage in (-9.0, float("nan"), float("-inf")):
+        got = student.ppl_weights(torch.where(mask, old_logp, garbage), mask, group, 0.05, "low")
+        expect(got, clean, f"{garbage} outside the mask, and 0 there")
+
+
+def _random_groups(dice: random.Random, plain: bool = False):
+    """old_logp, mask, group, alpha, direction. No value is on the limit of Tukey's rule, and none is an outlier by rounding.
+
+    plain: without equal perplexities and without garbage, which are asked for elsewhere.
+    """
+    made = 0
+    while made < (30 if plain else 50):
+        n = dice.choice([1, 2, 8, dice.randint(3, 16)])
+        base = dice.choice([0.5, 0.25, 0.3])
+        log_ppl = dice.choice(
+            [
+                [dice.uniform(0.05, 2.0) for _ in range(n)],
+                [dice.gauss(1.0, 0.02) for _ in range(n - 1)] + [dice.choice([0.2, 5.0])],
+                [base] * n,
+                [base] * (n - 1) + [base + dice.choice([0.125, 0.5])],
+                [dice.choice([0.25, 0.75]) for _ in range(n)],
+            ]
+        )
+        group = torch.tensor([dice.choice([3, 3, -8]) for _ in range(n)])
+        values = torch.tensor(log_ppl, dtype=torch.float64)
+        parts = [values[group == g] for g in group.unique()]
+        if any(_at_the_limit(x) or plain and (len(x) < 2 or len(x.unique()) < len(x)) for x in parts):
+            continue
+        made += 1
+        length = dice.randint(1, 3)
+        mask = torch.arange(3)[None] < torch.full((n, 1), length)
+        old_logp = torch.where(mask, -values[:, None], -9.0 if plain else dice.choice([0.0, -9.0, float("nan"), float("-inf")]))
+        alpha, direction = dice.choice([0.0, 0.01, 0.05, 0.2, 3.0]), dice.choice(["low", "high"])
+        yield old_logp.to(dice.choice([torch.float32, torch.float64])), mask, group, alpha, direction
+
+
+def _at_the_limit(x: torch.Tensor) -> bool:
+    q1, q3 = x.quantile(0.25), x.quantile(0.75)
+    limits = torch.stack([q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1)])
+    distance = (x[:, None] - limits).abs()
+    return bool(((distance < 1e-3) & (distance > 0)).any()) or bool(((distance == 0).any() and q1 < q3))
+
+
+@check(
+    "5.1",
+    1,
+    follows="the factor of each completion",
+    hint="Work out one group of the message by hand: quartiles, what is left, mean, std, w.",
+)
+def fifty_random_groups(student):
+    def right(old_logp, mask, group, alpha, direction):
+        return ppl_weights(old_logp.double(), mask, group, alpha, direction)
+
+    on_random_inputs(student, "ppl_weights", _random_groups(random.Random(51)), right, 1e-3, "float")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -99,7 +170,7 @@ tests.task("5.2", "the bonus of position shaping")
 TEN = torch.ones(1, 10).bool()
 
 
-@check("5.2", 2, hint="alpha * sigmoid(15 * (r - 1/2)) with r = (t - 1) / L for t = 1..L: the first token has r = 0, the last one 1 - 1/L.")
+@check("5.2", 1, hint="alpha * sigmoid(15 * (r - 1/2)) with r = (t - 1) / L for t = 1..L: the first token has r = 0, the last one 1 - 1/L.")
 def the_bonus_of_ten_tokens(student):
     got = student.position_bonus(torch.tensor([1.6]), TEN, 0.1, "late")
     expect(got.abs(), position_bonus(torch.tensor([1.6]), TEN, 0.1), "advantage 1.6, 10 tokens, alpha 0.1 (without sign)")
@@ -120,6 +191,9 @@ def it_is_at_most_half_the_advantage(student):
         f"advantages 0.1, -0.06, 0, alpha 0.4: the largest bonuses are {got.amax(1).tolist()}",
     )
     need(bool(got[0].max() > 0.04), f"advantage 0.1, alpha 0.4: the largest bonus is {got[0].max().item()} instead of 0.05")
+    small, large = (student.position_bonus(torch.tensor([a]), TEN, 0.1, "late").abs() for a in (0.15, 1.6))
+    asked = "alpha 0.1: the bonus at advantage 0.15, beside that at 1.6 where it is below 0.075, and 0.075 elsewhere"
+    expect(small, large.clamp(max=0.075), asked)
 
 
 @check("5.2", 1, hint="'early' turns the slope round: sigmoid(-15 * (r - 1/2)).")
@@ -142,6 +216,19 @@ def each_row_has_its_own_length(student):
     need(not alike(alone[0, 0], alone[0, 3]), "a row of 4 tokens: the bonus of the first and of the last are the same")
 
 
+def _random_rows(dice: random.Random):
+    for _ in range(50):
+        n, t = dice.randint(1, 5), dice.choice([1, dice.randint(2, 30)])
+        advantages = torch.tensor([dice.choice([0.0, 1e-3, -0.15, dice.uniform(-2.5, 2.5)]) for _ in range(n)])
+        mask = torch.arange(t)[None] < torch.tensor([dice.choice([t, dice.randint(0, t)]) for _ in range(n)])[:, None]
+        yield advantages, mask, dice.choice([0.0, 0.1, 0.4, 2.0]), dice.choice(["late", "early"])
+
+
+@check("5.2", 1, follows="the bonus of ten tokens", hint="Take the first token that differs: its r, the sigmoid, the cap, the sign.")
+def fifty_random_rows(student):
+    on_random_inputs(student, "position_bonus", _random_rows(random.Random(52)), position_bonus, kind="float")
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 tests.task("5.3", "shaped advantages")
 
@@ -151,7 +238,7 @@ def _batch():
     return torch.tensor([1.2, -1.2, 0.8, 0.5, -0.9, 0.7, -1.1, 0.0]), old_logp, mask, torch.tensor([0, 1] * 4)
 
 
-@check("5.3", 1, hint="Multiply the advantage by the factor; do not compute it and drop it.")
+@check("5.3", 0.75, hint="Multiply the advantage by the factor; do not compute it and drop it.")
 def the_factor_is_applied(student):
     advantages, old_logp, mask, group = _batch()
     weights = student.ppl_weights(old_logp, mask, group, 0.2, "low")
@@ -160,7 +247,7 @@ def the_factor_is_applied(student):
     expect(got, advantages[:, None] * weights[:, None] * mask, "method ppl: A * your own factor, on the tokens of each row")
 
 
-@check("5.3", 1, hint="Add the bonus to the advantage.")
+@check("5.3", 0.75, hint="Add the bonus to the advantage.")
 def the_bonus_is_added(student):
     advantages, old_logp, mask, group = _batch()
     bonus = student.position_bonus(advantages, mask, 0.2, "late")
@@ -190,13 +277,35 @@ def no_gradient_passes_through_the_factor(student):
     need(gradient is None or bool((gradient == 0).all()), "a gradient flows from the shaped advantages into old_logp")
 
 
+@check(
+    "5.3",
+    0.5,
+    follows="the bonus is added",
+    hint="Your own factor or bonus, on the tokens of each row, 0 elsewhere, for advantages of any size.",
+)
+def thirty_random_batches(student):
+    dice, questions = random.Random(53), []
+    for old_logp, mask, group, alpha, _ in _random_groups(dice, plain=True):
+        mask[dice.randrange(len(mask))] &= torch.arange(3) < dice.randint(1, 3)
+        advantages = torch.tensor([dice.choice([0.0, dice.uniform(-2, 2)]) for _ in group])
+        questions.append((dice.choice(["grpo", "ppl", "pos"]), advantages, old_logp.float(), mask, group, alpha))
+
+    def right(method, advantages, old_logp, mask, group, alpha):
+        plain = advantages[:, None] * mask
+        if method == "ppl":
+            return plain * student.ppl_weights(old_logp, mask, group, alpha, "low")[:, None]
+        return plain + student.position_bonus(advantages, mask, alpha, "late") * mask if method == "pos" else plain
+
+    on_random_inputs(student, "shaped_advantages", questions, right, kind="float")
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 tests.task("5.4", "mean and interval over seeds")
 
 
 @check(
     "5.4",
-    2,
+    1,
     hint="mean -+ t * s / sqrt(n), s with divisor n - 1, t the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom.",
 )
 def students_interval(student):
@@ -208,6 +317,17 @@ def students_interval(student):
 def of_one_seed_nothing_is_known(student):
     for one in (0.02, -0.5):
         expect(student.mean_interval([one]), [one, float("-inf"), float("inf")], f"one difference, {one}")
+
+
+@check(
+    "5.4", 1, follows="students interval", hint="Any number of seeds from 1 to 10; differences of any size, and some that are all equal."
+)
+def fifty_random_differences(student):
+    dice = random.Random(54)
+    questions = [
+        ([dice.gauss(dice.choice([0, 0.3]), dice.choice([0.0, 0.03, 0.3])) for _ in range(dice.randint(1, 10))],) for _ in range(50)
+    ]
+    on_random_inputs(student, "mean_interval", questions, lambda values: list(mean_interval(values)), 2e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
