@@ -490,6 +490,13 @@ def test_a_student_can_watch_the_curve(given, loss, monkeypatch, capsys):
     assert 0 < (given.weights(model) - given.weights(given.Model())).abs().max() < a6.REACH
 
 
+def test_a_loss_that_is_nan_is_told_at_once(given, loss, monkeypatch):
+    monkeypatch.setattr(given, "PROMPTS", 2)
+    monkeypatch.setattr(given, "MAX_TOKENS", 30)
+    with pytest.raises(ValueError, match="the loss of step 1 is nan: what is behind a stop token"):
+        given.train(lambda texts, golds: [1.0] * 16, lambda model, batch, rewards: loss(model, batch, rewards) * torch.nan)
+
+
 def test_weights_travel_in_a_few_bytes_each():
     there = unpack_weights(json.loads(json.dumps(pack_weights(torch.arange(5.0)))))
     assert torch.equal(there, torch.arange(5.0))
@@ -713,7 +720,7 @@ def test_whatever_a_process_writes_the_grader_stays_small_and_quick(tmp_path):
     command = [sys.executable, "-c", GRADE_FLOODS, str(tmp_path / "out"), *folders]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20 * len(FLOODS))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": 2 of 4\n") == len(FLOODS), done.stdout
+    assert done.stdout.count(": 1.5 of 2.5\n") == len(FLOODS), done.stdout
     assert chr(27) not in done.stdout and int(done.stdout.split()[-1]) < 500_000
 
 
@@ -932,12 +939,12 @@ def test_hidden_checks_are_added_and_not_explained(hidden, capsys):
     submit("a1", Path("s"), with_pass_at_k("return 0.25") + wrong)
     main(GradeConfig(submissions=["s"], hidden=".", no_fences=not HELD))
     out, result = capsys.readouterr().out, json.loads(Path("results.json").read_text())
-    assert "a1: 1 of 1" in out and "0 of 4 points in the hidden checks" in out and "a hidden check" in out
+    assert "a1: 0.5 of 0.5" in out and "0 of 4 points in the hidden checks" in out and "a hidden check" in out
     assert "0.25" not in out and "secret" not in out and "pass at 64" in out
     test = result["tests"][-1]
     assert test["visibility"] == "after_published" and "instead of" in test["output"]
     report = grade(submit("a1", Path("s")), "a1")
-    assert report.score == 5 and "pass at 64" not in text(report)
+    assert report.score == 4.5 and "pass at 64" not in text(report)
 
 
 @pytest.mark.parametrize(
@@ -967,7 +974,7 @@ def test_before_publication_nothing_tells_the_hidden_points(hidden, monkeypatch)
         result["tests"] = [test for test in result["tests"] if test["visibility"] == "visible"]
         seen.append(result)
     assert seen[0] == seen[1] and "score" not in seen[0] and seen[0]["stdout_visibility"] == "hidden"
-    assert seen[0]["output"] == "1 of 1 points in the tests that you can see"
+    assert seen[0]["output"] == "0.5 of 0.5 points in the tests that you can see"
 
 
 def test_names_that_a_spreadsheet_would_run_are_texts(tmp_path, monkeypatch, capsys):
@@ -1014,7 +1021,7 @@ def test_without_fences_the_grader_refuses_and_says_what_to_do(tmp_path, monkeyp
         main(GradeConfig(submissions=["s"], no_fences=True))
     finally:
         fences.why_not.cache_clear()
-    assert "a1: 4 of 4" in (out := capsys.readouterr().out) and "Nothing held the code" in out
+    assert "a1: 2.5 of 2.5" in (out := capsys.readouterr().out) and "Nothing held the code" in out
 
 
 @needs_fences

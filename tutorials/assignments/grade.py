@@ -369,6 +369,11 @@ class Result:
     printed: str = ""  # by the student's code, meanwhile; its beginning
 
 
+def _whole(points: float) -> float:
+    """4 for 4.0: halves add up to floats."""
+    return int(points) if points == int(points) else points
+
+
 @dataclass
 class Report:
     """What a submission got."""
@@ -382,7 +387,7 @@ class Report:
 
     @property
     def score(self) -> float:
-        return sum(r.check.points for r in self.results if r.passed)
+        return _whole(sum(r.check.points for r in self.results if r.passed))
 
     def part(self, hidden: bool) -> str:
         """The points of the hidden checks, or of the others: "18 of 20"."""
@@ -394,7 +399,7 @@ class Report:
         return any(r.check.hidden for r in self.results)
 
     def of_task(self, task: str) -> float:
-        return sum(r.check.points for r in self.results if r.passed and r.check.task == task)
+        return _whole(sum(r.check.points for r in self.results if r.passed and r.check.task == task))
 
     def lost(self) -> dict[str, float]:
         """Name of each failed check -> its points."""

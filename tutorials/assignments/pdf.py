@@ -41,7 +41,8 @@ def make_pdf(handout: Path, out: Path) -> None:
         title = handout.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         reads = "markdown_strict+intraword_underscores+pipe_tables+tex_math_dollars+backtick_code_blocks"
         for command in (
-            [pandoc, str(handout), "-f", reads, "-t", "html5", "--mathml", "-s", "-H", str(style), "-M", f"pagetitle={title}", "-o", str(page)],
+            [pandoc, str(handout), "-f", reads, "-t", "html5", "--mathml", "-s", "-H", str(style), "-M", f"pagetitle={title}", "-o",
+             str(page)],
             [chromium, "--headless", "--no-sandbox", "--no-pdf-header-footer", f"--user-data-dir={folder}/profile",
              f"--print-to-pdf={out.resolve()}", page.as_uri()],
         ):  # fmt: skip

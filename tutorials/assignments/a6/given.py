@@ -159,7 +159,10 @@ def train(rewards: Callable, loss: Callable, seed: int = 0, show: bool = False) 
         half = len(got) // 2
         for rows in (list(range(half)), list(range(half, len(got)))):  # two updates: at the second, the policy has moved
             optimizer.zero_grad()
-            loss(model, batch.select(rows), got[rows]).backward()
+            value = loss(model, batch.select(rows), got[rows])
+            if not value.isfinite():
+                raise ValueError(f"the loss of step {step + 1} is {value.item()}: what is behind a stop token, a NaN, got in?")
+            value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
         curve.append((got > 0).float().mean().item())

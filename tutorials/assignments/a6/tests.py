@@ -1,4 +1,4 @@
-"""Public tests of assignment 6: your functions train the built-in model. They look at its weights alone, and measure here what it can do."""
+"""Public tests of assignment 6: your functions train the built-in model. They take its weights, and measure here what it can do."""
 
 import hashlib
 
