@@ -4,7 +4,8 @@ import numpy as np
 
 from rlvr.analysis.exchange import CATEGORIES, by_quantile, category, largest, log_odds, rank_correlation, share_over, within
 from rlvr.analysis.report.run import Run, bootstrap, mean, of_problems, share_of_largest
-from rlvr.analysis.report.section import CANNOT, Estimate, Panel, Verdict, bars, percent, points, resampled, section, sentence, share_of, verdict
+from rlvr.analysis.report.section import CANNOT, Estimate, Panel, Verdict, bars, percent, points
+from rlvr.analysis.report.section import resampled, section, sentence, share_of, verdict
 from rlvr.run.figures import BLUE, GREEN, INK, ORANGE
 
 LITTLE = 0.05  # a change of probability above this counts as one; ours

@@ -73,8 +73,7 @@ def entropy_by_position(run: Run) -> Verdict:
     if not run.replacements:
         cannot = f"Whether an answer depends on what is undecided is not known. {NO_PROBE.format(folder=quoted(run.folder))}"
     elif matter <= FEW * len(run.replacements):
-        cannot = f"Of {len(run.replacements):,} undecided tokens that were replaced {matter:,} matter to the answer, half of them perhaps by "
-        cannot += "chance: this is a choice of words."
+        cannot = f"Of {len(run.replacements):,} replaced tokens {matter:,} matter to the answer, half perhaps by chance: a choice of words."
     found = verdict([estimate], sentence(words), rows, [Panel(draw)], over="completions of this run", cannot=cannot)
     return replace(found, agrees=CANNOT) if cannot else found
 
