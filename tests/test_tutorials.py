@@ -6,12 +6,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import tutorials.execute
+from tutorials import first_cell
 from tutorials.execute import execute, main, notebooks
 
 ROOT = Path(__file__).parent.parent
@@ -36,27 +38,78 @@ def test_there_are_ten_with_their_numbers():
 def test_a_notebook_has_what_every_notebook_has(path):
     text, code = source(path, "markdown"), source(path, "code")
     assert text.startswith(f"# {int(path.name[:2])}. ")
-    for heading in ("**You will learn**", "**Time and hardware**", "**You need**", "## Exercises", "## Where to go on"):
+    for heading in ("**You will learn**", "**Time and hardware**", "**You need**", "## Questions", "## Exercises", "## Where to go on"):
         assert heading in text, heading
+    assert int(path.name[:2]) < 5 or "**What is general here**" in text[: text.index("**You will learn**")]
+    questions = text[text.index("## Questions") : text.index("## Exercises")]
+    assert len(re.findall(r"^\d\. ", questions, re.MULTILINE)) == questions.count("</details>") == questions.count("<summary>Answer<") == 3
     exercises = text[text.index("## Exercises") : text.index("## Where to go on")]
     assert 2 <= len(re.findall(r"^\d\. ", exercises, re.MULTILINE)) <= 4 and exercises.count("<details>") == exercises.count("</details>") >= 2
     assert re.search(r"^(from|import) rlvr", code, re.MULTILINE)
     assert len(cells(path, "markdown")) >= len(cells(path, "code"))
 
 
-@pytest.mark.parametrize("start", ["clone/tutorials", "clone", ".", "clone/tests"])  # Jupyter; VS Code; Colab; and somewhere beside
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda p: p.parent.stem[:3] + p.stem)
+def test_every_notebook_begins_with_the_same_cell_and_has_short_lines(path):
+    code = ["".join(cell["source"]) for cell in cells(path, "code")]
+    assert code[0] == first_cell.cell(first_cell.ADDRESS), "write it anew: python -m tutorials.first_cell"
+    long = [line for text in code for line in text.splitlines() if len(line) > 100]
+    assert not long, "at most 100 characters: " + long[0]
+
+
+# Jupyter; its solutions; VS Code; Colab, the project being there; somewhere beside
+@pytest.mark.parametrize("start", ["clone/tutorials", "clone/tutorials/solutions", "clone", ".", "clone/tests"])
 def test_a_notebook_finds_its_files_from_where_it_starts(start, tmp_path, monkeypatch):
-    """The first lines are the same in all ten. They go to the folder of the notebooks, above which rlvr is."""
-    setups = {re.match(r'import .*?sys.path.insert\(0, "\.\."\)', source(path, "code"), re.DOTALL)[0].partition("sys\n")[2] for path in NOTEBOOKS}
-    assert len(setups) == 1
-    (tmp_path / "clone").mkdir()
-    for name in ("tutorials", "tests"):
-        (tmp_path / "clone" / name).mkdir()
-    (tmp_path / "clone" / "tutorials" / NOTEBOOKS[0].name).touch()
+    """The first cell goes to the folder of the notebooks, above which rlvr is."""
+    (tmp_path / "clone" / "tutorials" / "solutions").mkdir(parents=True)
+    (tmp_path / "clone" / "tests").mkdir()
+    (tmp_path / "clone" / "tutorials" / "glossary.md").touch()
     monkeypatch.chdir(tmp_path / start)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    exec(setups.pop(), {"os": os, "sys": sys})
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # the cell sets it; undone after the test
+    exec(first_cell.cell(""), {})
     assert Path.cwd() == tmp_path / "clone" / "tutorials" and sys.path[0] == ".."
+
+
+def test_a_notebook_fetches_the_project_where_it_is_missing(tmp_path, monkeypatch):
+    """As in Colab: from a git repository, here one on this disk. What it needs is installed by pip; here that command is only written down."""
+    remote, elsewhere = tmp_path / "remote", tmp_path / "content"
+    (remote / "tutorials").mkdir(parents=True)
+    (remote / "tutorials" / "glossary.md").touch()
+    (remote / "requirements.txt").touch()
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "all"]):
+        subprocess.run(["git", "-C", str(remote), *command], check=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # the cell sets it; undone after the test
+    with pytest.raises(FileNotFoundError, match="ADDRESS is empty"):
+        exec(first_cell.cell(""), {})
+    ran, run = [], subprocess.run
+
+    def note(command: list[str], check: bool) -> None:
+        ran.append(command)
+        if command[0] == "git":
+            run(command, check=check)
+
+    monkeypatch.setattr(subprocess, "run", note)
+    for _ in range(2):  # the second time the project is there
+        exec(first_cell.cell(remote.as_uri()), {})
+        assert Path.cwd() == elsewhere / "rlvr-course" / "tutorials" and [c[0] for c in ran] == ["git", sys.executable]
+        monkeypatch.chdir(elsewhere)
+    assert ran[1][-1] == "rlvr-course/requirements.txt"
+
+
+def test_the_address_is_set_in_one_place(tmp_path, monkeypatch):
+    write_notebook(tmp_path / "01_a.ipynb", first_cell.cell(""), "1 + 1")
+    content = json.loads((tmp_path / "01_a.ipynb").read_text())
+    content["cells"][0]["id"] = first_cell.ID
+    (tmp_path / "01_a.ipynb").write_text(json.dumps(content))
+    shutil.copy(ROOT / "tutorials" / "first_cell.py", tmp_path)
+    monkeypatch.setattr(first_cell, "HERE", tmp_path)
+    assert first_cell.main(["https://example.org/a.git"]) == 0 and first_cell.main(['a"b']) == 2
+    assert 'ADDRESS = "https://example.org/a.git"' in (tmp_path / "first_cell.py").read_text()
+    assert source(tmp_path / "01_a.ipynb", "code") == first_cell.cell("https://example.org/a.git") + "\n\n1 + 1"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -173,20 +226,8 @@ def test_solutions_show_their_outputs_in_short_lines(path):
     for number, cell in enumerate(cells(path, "code"), start=1):
         assert cell["execution_count"] == number, "run it from top to bottom: python -m tutorials.execute --solutions"
         assert all(output["output_type"] != "error" and output.get("name") != "stderr" for output in cell["outputs"])
-        assert cell["outputs"] or number == 1 or "print(" not in "".join(cell["source"])
+        assert cell["outputs"] or number <= 2 or "print(" not in "".join(cell["source"])
         assert max(map(len, "".join(cell["source"]).splitlines())) <= 100
-
-
-@pytest.mark.parametrize("start", ["clone/tutorials/solutions", "clone/tutorials", "clone", "."])
-def test_solutions_find_the_files_of_the_notebooks(start, tmp_path, monkeypatch):
-    setups = {re.match(r'import .*?sys.path.insert\(0, "\.\."\)', source(path, "code"), re.DOTALL)[0] for path in SOLUTIONS}
-    assert len(setups) == 1
-    (tmp_path / "clone" / "tutorials" / "solutions").mkdir(parents=True)
-    (tmp_path / "clone" / "tutorials" / "glossary.md").touch()
-    monkeypatch.chdir(tmp_path / start)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    exec(setups.pop(), {})
-    assert Path.cwd() == tmp_path / "clone" / "tutorials" and sys.path[0] == ".."
 
 
 @pytest.mark.slow
