@@ -16,7 +16,8 @@ RUNNER, HANDED_IN, HOME = "/runner.py", "/handed-in", "/student"  # paths inside
 WORK = HOME + "/submission"  # the runner copies there what was handed in
 HOME_BYTES = 2**27  # in memory; the kernel limits the number of files there too
 SYSTEM = (
-    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/sys/devices/system/cpu",
+    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/usr/share/zoneinfo",
+    "/sys/devices/system/cpu",
 )  # fmt: skip
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
@@ -49,13 +50,19 @@ def _visible() -> tuple[set[str], set[str]]:
     return needed - {path for path in within if not any(_inside(path, other) for other in hidden)}, hidden
 
 
+@functools.cache
+def _no_further_users() -> list[str]:
+    """Inside, no new user namespace, in which the code could mount a bigger folder in memory. bwrap 0.8 and newer can forbid it."""
+    flag = "--disable-userns"
+    return [flag] if flag in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout else []
+
+
 def command(folder: Path) -> list[str]:
     """The beginning of a command line that starts a program inside. folder: what was handed in. As root it may change its user, once."""
     bwrap = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-    bwrap += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.geteuid() == 0 else ["--unshare-user"]
+    bwrap += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.geteuid() == 0 else ["--unshare-user", *_no_further_users()]
     bwrap += ["--new-session", "--die-with-parent", "--proc", "/proc"]
     needed, hidden = _visible()
-
     made: set[str] = set()
 
     def parents(path: str) -> list[str]:  # bwrap makes them by itself, but for its own user alone
