@@ -4,11 +4,15 @@ It needs pandoc, which makes HTML with formulas out of the handout, and Chromium
 (on Debian: apt-get install pandoc chromium).
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by its path, which works from any folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import shutil
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
 from rlvr.config import refuse
 from rlvr.run.cli import run_program
