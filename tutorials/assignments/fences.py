@@ -38,8 +38,8 @@ def _visible() -> tuple[set[str], set[str]]:
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     needed = {os.path.join(prefix, name) for prefix in prefixes for name in ("lib", "lib64", "pyvenv.cfg")}
     # The path as Python itself makes it: ours holds this repository too, and perhaps a folder of hidden checks.
-    asked = [sys.executable, "-I", "-c", "import json, sys; print(json.dumps(sys.path))"]
-    packages = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    path = "import json, sys; print(json.dumps(sys.path))"
+    packages = json.loads(subprocess.run([sys.executable, "-I", "-c", path], capture_output=True, text=True, check=True).stdout)
     packages = {path for path in packages if not _inside(os.path.realpath(path), str(ROOT))}  # a virtual environment in here is in `needed`
     libraries = {path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if os.path.isabs(path)}
     needed = {path for path in needed | packages | libraries | {*SYSTEM} if os.path.exists(path)}
