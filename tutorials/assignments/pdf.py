@@ -50,7 +50,7 @@ def make_pdf(handout: Path, out: Path) -> None:
             [chromium, "--headless", "--no-sandbox", "--no-pdf-header-footer", f"--user-data-dir={folder}/profile",
              f"--print-to-pdf={out.resolve()}", page.as_uri()],
         ):  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            done = subprocess.run([*command], capture_output=True, text=True, timeout=120)
             refuse(done.returncode, f"{Path(command[0]).name} could not make {out} ({done.stderr.strip()[-150:]}). Look at {handout}.")
 
 
