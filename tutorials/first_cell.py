@@ -30,7 +30,7 @@ if not places():
                                 "of its git repository there, or start Jupyter in its folder.")
     subprocess.run(["git", "clone", "-q", "--depth", "1", ADDRESS, "rlvr-course"], check=True)
     needed = [sys.executable, "-m", "pip", "install", "-q", "-r", "rlvr-course/requirements.txt"]
-    subprocess.run(needed, check=True)
+    subprocess.run([*needed], check=True)
 os.chdir(places()[0])
 sys.path.insert(0, "..")  # the repository
 os.environ["TQDM_DISABLE"] = "1"  # no progress bars in a notebook
