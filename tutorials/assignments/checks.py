@@ -221,8 +221,8 @@ class WithoutNaN:
             answer = function(*arguments, **named)
             parts = [answer.value, answer.gradient] if isinstance(answer, Answer) else answer if isinstance(answer, tuple) else [answer]
             if any(map(has_nan, parts)):
-                called = arguments[0] if name in ("gradient", "whole") else name
-                given = arguments[{"gradient": 2, "whole": 1}.get(name, 0) :]
+                called = arguments[0] if name in ("gradient", "whole", "weights") else name
+                given = arguments[{"gradient": 2, "whole": 1, "weights": 1}.get(name, 0) :]
                 raise Wrong(f"{show_call(called, given)}: there is a NaN in {'the answer' if has_nan(parts[0]) else 'its gradient'}")
             return answer
 

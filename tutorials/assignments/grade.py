@@ -101,9 +101,9 @@ class Child:
 
     def __init__(self, folder: Path, trusted: list[str], fenced: bool):
         work = fences.WORK if fenced else str(folder)
-        where = [*fences.command(folder), sys.executable, "-I", "-B", fences.RUNNER, fences.HANDED_IN] if fenced else []
+        around, runner, handed_in = (fences.command(folder), fences.RUNNER, fences.HANDED_IN) if fenced else ([], str(HERE / "runner.py"), work)
         self.process = subprocess.Popen(
-            [*(where or [sys.executable, "-I", "-B", str(HERE / "runner.py"), work]), work, *trusted],
+            [*around, sys.executable, "-I", "-B", runner, handed_in, work, *trusted],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=fences.environment(work),
             start_new_session=True,
         )  # fmt: skip

@@ -157,7 +157,7 @@ def _random_answer(dice: random.Random) -> tuple[str, str, bool]:
     answer = dice.choice(forms)
     if not wrong and dice.random() < 0.15:  # no number at all
         return (
-            dice.choice([answer + "x", answer + "!", "--" + answer, answer + "/", "1_0", "1,0,0", answer[:1] + " 0" + answer]),
+            dice.choice([answer + "x", answer + "!", answer + "/", "1_0", "1,0,0"]),
             said,
             False,
         )

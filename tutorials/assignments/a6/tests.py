@@ -81,7 +81,7 @@ def it_is_right_more_often_than_before(student):
     need(got > BETTER, f"pass@1 on {PROBLEMS} new problems: {got:.3f}, not above {BETTER} (before training: {BASE})")
 
 
-@check("6.2", 6, hint="It learns, but slowly: the baseline of the group, the divisor, the denominator, the clip (0.2 and 0.28).")
+@check("6.2", 6, hint="It learns, but slowly: max or min in the loss, the temperature, the clip (0.2 and 0.28).")
 def it_learns_as_much_as_it_should(student):
     got = _share(student)
     need(got > GOOD, f"pass@1 on {PROBLEMS} new problems: {got:.3f}, not above {GOOD} (before training: {BASE})")
