@@ -7,6 +7,7 @@ equal.
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -141,22 +142,29 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     per_batch, repeats = max(1, sampling_rows // completions_per_prompt), min(completions_per_prompt, sampling_rows)
     batches = itertools.product(range(0, len(order), per_batch), range(0, completions_per_prompt, repeats))
-    parts, training = [], [module for module in model.modules() if module.training]
-    model.eval()  # no dropout
+    parts, all_of_them = [], u.shape[0] * u.shape[1]
+    with evaluation_mode(model), tqdm(None, progress, all_of_them, leave=False, unit="completion", disable=not progress or None) as bar:
+        for start, done in batches:
+            batch = order[start : start + per_batch]
+            batch_u = u[batch, done : done + repeats]  # [P, repeats, T]
+            results = complete(model, [prompts[i] for i in batch], batch_u.shape[1], stop_ids, temperature, top_p,
+                               batch_u.flatten(0, 1).to(model.device), bar.update)  # fmt: skip
+            group = torch.tensor(batch).repeat_interleave(batch_u.shape[1])
+            parts.append(as_rollouts(tokenizer, prompts, group, stop_ids, *(x.cpu() for x in results)))
+    whole = Rollouts.concat(parts)
+    return whole.select(whole.group.argsort(stable=True))  # in the order in which the prompts came
+
+
+@contextmanager
+def evaluation_mode(model):
+    """No dropout meanwhile. Afterwards each module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
-        with tqdm(None, progress, u.shape[0] * u.shape[1], leave=False, unit="completion", disable=not progress or None) as bar:
-            for start, done in batches:
-                batch = order[start : start + per_batch]
-                batch_u = u[batch, done : done + repeats]  # [P, repeats, T]
-                results = complete(model, [prompts[i] for i in batch], batch_u.shape[1], stop_ids, temperature, top_p,
-                                   batch_u.flatten(0, 1).to(model.device), bar.update)  # fmt: skip
-                group = torch.tensor(batch).repeat_interleave(batch_u.shape[1])
-                parts.append(as_rollouts(tokenizer, prompts, group, stop_ids, *(x.cpu() for x in results)))
+        yield
     finally:
         for module in training:
             module.training = True
-    whole = Rollouts.concat(parts)
-    return whole.select(whole.group.argsort(stable=True))  # in the order in which the prompts came
 
 
 def as_rollouts(tokenizer, prompts, group: Tensor, stop_ids: set[int], ids: Tensor, logp: Tensor, entropy: Tensor) -> Rollouts:

@@ -16,6 +16,7 @@ from rlvr.config import TrainConfig
 from rlvr.data import columns_for, next_problems
 from rlvr.engine.memory import Budget, memory_error_as_sentence
 from rlvr.engine.optimizer import Optimizer
+from rlvr.engine.parallel import workers
 from rlvr.entropy import plateau_step
 from rlvr.loss import clipped_loss
 from rlvr.policy import Policy, micro_batches
@@ -114,12 +115,15 @@ class Trainer:
         sums = self.micro_batch_tokens.run(lambda tokens: self.gradient(step, rows, tokens))  # fewer at once if memory runs out
         step.updates.append(dict(sums) | self.optimizer.step(sums["loss"], self.step_number))
 
-    def gradient(self, step: Step, rows: Tensor, micro_batch_tokens: int) -> Counter:
-        """Add up the gradient of the loss over the given rows, in micro-batches -> sums over tokens, for the log."""
+    def gradient(self, step: Step, rows: Tensor, micro_batch_tokens: int, denominator: int | None = None) -> Counter:
+        """Add up the gradient of the loss over the given rows, in micro-batches -> sums over tokens, for the log.
+
+        denominator: the tokens of the whole update, if these rows are only a part of it (see --workers).
+        """
         c, policy, batch = self.config, self.policy, step.rollouts
         self.optimizer.weights.zero_grad()  # of a try that ran out of memory
-        denominator = int(batch.mask[rows].sum())  # of the whole update: else the gradient would depend on the micro-batches
-        sums = Counter(tokens=denominator)
+        sums = Counter(tokens=int(batch.mask[rows].sum()))
+        denominator = denominator or sums["tokens"]  # of the whole update: else the gradient would depend on the micro-batches
         if not (c.kl_coef or c.entropy_coef):
             rows = rows[(step.shaped[rows] != 0).any(1)]  # no advantage, no gradient: skip the work, keep the denominator
         for micro in micro_batches(batch, rows, micro_batch_tokens, policy.packed):
@@ -146,7 +150,7 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
     reward: a reward function of your own, (completions, answers) -> one number each (see rewards_from); None: is the answer right?
     """
     # The session keeps folder, log, checkpoints and signals; it resumes (a Step may be in a checkpoint), and finishes when the block ends.
-    with session(*set_up(config, reward), Step) as run:
+    with workers(config) as team, session(*set_up(config, reward), Step, team) as run:
         for step in run.steps():  # each begun by the trainer, or found half done in the newest checkpoint
             while not step.finished and run.may_go_on():  # a second Ctrl-C stops between two updates
                 run.trainer.update(step)

@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from rlvr.common.files import write_atomically
 from rlvr.common.text import printable, progress_bar, quoted, say, table
 from rlvr.config import SettingError, as_sentence, flag, refuse
 from rlvr.engine.memory import memory_error_as_sentence
+from rlvr.engine.parallel import Team
 from rlvr.run import checkpoint, figures
 from rlvr.run.branch import start_branch
 from rlvr.run.cli import resume_command
@@ -40,12 +41,16 @@ NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite loss or gradien
 
 
 @contextmanager
-def session(trainer, held_out: HeldOut, step_type: type):
+def session(trainer, held_out: HeldOut, step_type: type, team: Team | None = None):
     """A `Session` in its folder, which is locked against other processes. However the run ends, what was done is saved.
 
-    step_type: what the trainer's `begin` returns, to make one from a checkpoint.
+    step_type: what the trainer's `begin` returns, to make one from a checkpoint. team: processes that share the work, if there are some.
     """
-    with claimed_run_folder(trainer.config) as folder, Stop() as stop, memory_error_as_sentence():
+    if team and team.rank:
+        yield team.follow(trainer)
+        return
+    helped = team.helping(trainer) if team else nullcontext()
+    with claimed_run_folder(trainer.config) as folder, Stop() as stop, memory_error_as_sentence(), helped:
         run = Session(trainer, held_out, step_type, folder, stop)
         try:
             yield run

@@ -9,6 +9,7 @@ from rlvr.config import BUILT_IN, TrainConfig, need, refuse
 from rlvr.data import Problem, has_test_split, how_to_read, load_held_out, load_problems
 from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
 from rlvr.engine.optimizer import make_adamw
+from rlvr.engine.parallel import rank
 from rlvr.loaders.adapters import add_lora
 from rlvr.loaders.gym import is_gym
 from rlvr.loaders.models import chain, check_length, check_model_name, check_reachable, choose_device
@@ -26,8 +27,12 @@ from rlvr.run.settings import check_train
 def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem], list[list[int]], Callable | None, HeldOut]:
     """Check the settings and load what they name: policy, problems, their prompts, the reward function, held-out problems.
 
-    reward: a function passed from Python; None: --reward, or is the answer right? Raises SettingError.
+    reward: a function passed from Python; None: --reward, or is the answer right? Raises SettingError. A process that only helps (see
+    parallel.py) gets the policy alone.
     """
+    if rank():
+        torch.set_num_threads(c.threads or torch.get_num_threads())
+        return _policy(c), [], [], None, HeldOut([], [])
     _check(c)
     torch.set_num_threads(c.threads or torch.get_num_threads())
     refuse(c.reward and reward, f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
@@ -39,15 +44,20 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
     if c.model in BUILT_IN and is_gym(c.data):
         say("note: the built-in model knows its own stories alone, and its tokenizer spells other words in pieces of a letter or two")
     say_memory(c)
-    policy = load_policy(c.model, c.device, c.dtype, c.engine, c.cuda_graphs)
-    if c.lora_rank:
-        add_lora(policy.model, c.lora_rank, c.lora_alpha, c.seed, c.model if c.model in BUILT_IN else resolve_model(c.model))
+    policy = _policy(c)
     quantised = not c.lora_rank and not all(p.requires_grad for p in policy.model.parameters())
     refuse(quantised, f"The weights of {c.model} are quantised and cannot be trained. Choose the model that is not, or add --lora-rank 32.")
     problems, prompts = encode(c, policy, problems, "problems")
     measured = HeldOut(*encode(c, policy, held_out, "held-out problems")) if held_out else HeldOut([], [])
     check_length(policy.model, prompts + measured.prompts, c.max_new_tokens)
     return policy, problems, prompts, reward, measured
+
+
+def _policy(c: TrainConfig) -> Policy:
+    policy = load_policy(c.model, c.device, c.dtype, c.engine, c.cuda_graphs)
+    if c.lora_rank:
+        add_lora(policy.model, c.lora_rank, c.lora_alpha, c.seed, c.model if c.model in BUILT_IN else resolve_model(c.model))
+    return policy
 
 
 def _check(c: TrainConfig) -> None:

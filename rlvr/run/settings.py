@@ -15,7 +15,7 @@ from rlvr.loaders.chat import template_arguments
 from rlvr.methods import STRENGTHS
 
 # Settings that say nothing about the model: on what it runs, and what is shown and saved meanwhile.
-OF_THE_MACHINE = set("engine device threads micro_batch_tokens sampling_rows cuda_graphs".split())
+OF_THE_MACHINE = set("engine device threads workers micro_batch_tokens sampling_rows cuda_graphs".split())
 OF_THE_MACHINE |= set("save_every keep keep_every show_every log_completions report_to push_to_hub".split())
 # Settings that may differ when a run is resumed: the length of the run, and what cannot change its numbers (but rounding).
 MAY_CHANGE = OF_THE_MACHINE | {"steps", "gradient_checkpointing", "lora_merge"}

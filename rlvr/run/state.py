@@ -131,7 +131,8 @@ def _made_with(trainer) -> dict[str, str]:
     device = trainer.policy.model.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return versions | {"device": f"{device.type} {kind}", "threads": str(torch.get_num_threads())}
+    return versions | {"device": f"{device.type} {kind}", "threads": str(torch.get_num_threads()),
+                       "workers": str(getattr(trainer, "processes", 1))}  # fmt: skip
 
 
 @lru_cache(maxsize=1)  # asked at every checkpoint
