@@ -9,10 +9,13 @@ from rlvr.run.cli import parse_train, run_program
 
 def main() -> None:
     config = parse_train()
-    from rlvr.train import train  # torch and transformers, only once the settings are known to be good
+    from rlvr.engine.parallel import workers  # torch and transformers, only once the settings are known to be good
 
-    if stopped_by := train(config)["stopped_by"]:
-        sys.exit(128 + getattr(signal, stopped_by))  # as the shell has it: 130 for Ctrl-C, 143 for SIGTERM
+    with workers(config):  # other processes that share the work, if they help
+        from rlvr.train import train
+
+        if stopped_by := train(config)["stopped_by"]:
+            sys.exit(128 + getattr(signal, stopped_by))  # as the shell has it: 130 for Ctrl-C, 143 for SIGTERM
 
 
 if __name__ == "__main__":

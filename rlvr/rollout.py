@@ -141,9 +141,8 @@ def sample(
     u = 1 - torch.rand(len(prompts), completions_per_prompt, max_new_tokens, generator=generator)  # (0, 1]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     per_batch, repeats = max(1, sampling_rows // completions_per_prompt), min(completions_per_prompt, sampling_rows)
-    batches = itertools.product(range(0, len(order), per_batch), range(0, completions_per_prompt, repeats))
-    parts, all_of_them = [], u.shape[0] * u.shape[1]
-    with evaluation_mode(model), tqdm(None, progress, all_of_them, leave=False, unit="completion", disable=not progress or None) as bar:
+    batches, parts = itertools.product(range(0, len(order), per_batch), range(0, completions_per_prompt, repeats)), []
+    with evaluation_mode(model), tqdm(None, progress, u[..., 0].numel(), leave=False, unit="completion", disable=not progress or None) as bar:
         for start, done in batches:
             batch = order[start : start + per_batch]
             batch_u = u[batch, done : done + repeats]  # [P, repeats, T]

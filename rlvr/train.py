@@ -16,7 +16,6 @@ from rlvr.config import TrainConfig
 from rlvr.data import columns_for, next_problems
 from rlvr.engine.memory import Budget, memory_error_as_sentence
 from rlvr.engine.optimizer import Optimizer
-from rlvr.engine.parallel import workers
 from rlvr.entropy import plateau_step
 from rlvr.loss import clipped_loss
 from rlvr.policy import Policy, micro_batches
@@ -150,7 +149,7 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
     reward: a reward function of your own, (completions, answers) -> one number each (see rewards_from); None: is the answer right?
     """
     # The session keeps folder, log, checkpoints and signals; it resumes (a Step may be in a checkpoint), and finishes when the block ends.
-    with workers(config) as team, session(*set_up(config, reward), Step, team) as run:
+    with session(*set_up(config, reward), Step) as run:
         for step in run.steps():  # each begun by the trainer, or found half done in the newest checkpoint
             while not step.finished and run.may_go_on():  # a second Ctrl-C stops between two updates
                 run.trainer.update(step)

@@ -794,6 +794,18 @@ MUTANTS = [
     ("runlog: the summary's end is the start", "runlog", "run/session",
      "in self.measured.items():\n                out[", 'in zip(self.measured, [self.measured["start"]] * 2):\n                out['),
     ("runlog: entropies written as advantages", "runlog", "run/log", '"advantage": shaped}', '"advantage": batch.entropy}'),
+    # -- several processes
+    ("parallel: completions come back as they were dealt", "parallel -k hands", "engine/parallel", "back = torch.tensor(sum(hands, [])).argsort()", "back = torch.arange(len(prompts))"),
+    ("parallel: sums below 0 are lost", "parallel -k whole_groups", "engine/parallel", "whole.update(sums)  #", "whole += sums  #"),
+    ("parallel: the denominator of a share", "parallel -k whole_groups", "engine/parallel", "int(batch.mask[rows].sum()))", "1)"),
+    ("parallel: groups are torn", "parallel -k whole", "engine/parallel", "return [rows[torch.isin(rollouts.group[rows], torch.tensor(hand))] for hand in hands]", "return [rows[number :: self.size] for number in range(self.size)]"),
+    ("parallel: scores lie in the first rows", "parallel -k scores", "engine/parallel", "whole[:, hand, : part[0].shape[1]]", "whole[:, : len(hand), : part[0].shape[1]]"),
+    ("parallel: a process for a short run", "parallel -k as_many", "engine/parallel", "if rows * c.steps < LEAST_COMPLETIONS or", "if"),
+    ("parallel: a large model is copied", "parallel -k short", "engine/parallel", ", 1 + int(fit)))", "))"),
+    ("parallel: weights stay as they were loaded", "parallel -k any_number", "engine/parallel", "        for weight in self.weights:\n            self._collective(dist.broadcast, weight.data, 0)\n", ""),
+    ("parallel: the gradient of the lead alone", "parallel -k any_number", "engine/parallel", "if any(has[i] for *_, has in everyone):", "if False:"),
+    ("parallel: the lead goes on after an error of another", "parallel -k error_in_one", "engine/parallel", "if wrong := [", "if wrong := [] and ["),
+    ("parallel: nobody is ended", "parallel -k ctrl_c", "engine/parallel", "                child.kill()\n                child.communicate()", "                pass"),
     # -- inside other engines
     ("cluster: attention costs nothing", "estimate -k by_hand", "engine/cluster", "2 * shape.parameters + 4 * shape.layers * shape.hidden * context", "2 * shape.parameters"),
     ("cluster: activations are never computed again", "estimate -k by_hand", "engine/cluster", "(4 if c.checkpointing else 3) * scoring", "3 * scoring"),

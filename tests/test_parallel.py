@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from rlvr.engine.parallel import Team, most_useful, workers
 from rlvr.methods import STRENGTHS
 from rlvr.run.checkpoint import checkpoints
 from rlvr.run.settings import read_config
-from rlvr.train import train
+from rlvr.train import Step, train
 
 ROOT = Path(__file__).parents[1]
 # Five groups are dealt to two and to three processes; the batch is filtered and filled again; a reference model is asked.
@@ -31,8 +32,13 @@ SETTINGS = RUN | dict(steps=3, prompts_per_step=5, completions_per_prompt=4, min
 slow = pytest.mark.slow
 
 
+def shared(settings: TrainConfig) -> None:
+    with workers(settings):
+        train(settings)
+
+
 def ran(folder: Path, name: str, **settings) -> Path:
-    train(TrainConfig(**SETTINGS | dict(out=str(folder), name=name) | settings))
+    shared(TrainConfig(**SETTINGS | dict(out=str(folder), name=name) | settings))
     return folder / name
 
 
@@ -118,6 +124,22 @@ def test_scores_come_back_in_their_rows():
         assert torch.equal(logp[row], batch.old_logp[row] * there) and torch.equal(entropy[row], batch.entropy[row] * there)
 
 
+def test_each_learns_from_whole_groups_with_the_denominator_of_all(monkeypatch):
+    batch = make_rollouts([3] * 6, [4, 2, 5, 1, 3, 3], groups=[0, 0, 1, 1, 2, 2])
+    shaped = torch.ones(batch.mask.shape) * batch.mask
+    step = Step(batch, [0, 0, 1, 1, 2, 2], torch.ones(6), shaped, [[0, 1, 2]])
+    shares = []
+
+    def work(part, rows, tokens, denominator):
+        shares.append((len(rows), tokens, denominator, part.rollouts.group.tolist()))
+        assert torch.equal(part.shaped[:, : part.rollouts.mask.shape[1]], part.rollouts.mask.float()) and rows.tolist() == list(range(len(rows)))
+        return Counter(tokens=int(part.rollouts.mask.sum()), loss=-1.0)
+
+    sums = Local(2, work).gradient(step, torch.arange(6), 100)
+    assert sums == Counter(tokens=18, loss=-2.0)
+    assert shares == [(4, 50, 18, [0, 0, 2, 2]), (2, 50, 18, [1, 1])] or shares == [(2, 50, 18, [0, 0]), (4, 50, 18, [1, 1, 2, 2])]
+
+
 @pytest.mark.parametrize("settings, cores, wanted", [
     ({}, 2, 2), ({}, 1, 1), ({}, 64, 4),  # 32 prompts, 256 completions
     ({"prompts_per_step": 4, "completions_per_prompt": 4}, 8, 1),
@@ -139,8 +161,10 @@ def test_a_large_model_is_not_copied_where_memory_is_short(tmp_path, monkeypatch
 def test_on_a_gpu_torchrun_is_named(monkeypatch):
     with pytest.raises(SettingError, match="torchrun --nproc_per_node 4 train.py"), workers(TrainConfig(device="cuda", workers=4)):
         pass
-    with workers(TrainConfig(device="cuda")) as team:
-        assert team is None
+    with workers(TrainConfig(device="cuda")):
+        assert parallel.team(TrainConfig()) is None
+    with pytest.raises(SettingError, match="Nobody has started the workers"):
+        parallel.team(TrainConfig(workers=2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -174,7 +198,7 @@ def test_lora_the_plain_engine_and_a_method_that_only_the_lead_knows(tmp_path, m
     few = SETTINGS | dict(steps=2, lora_rank=4, engine="plain", method="twice", twice_power=3.0, out=str(tmp_path))
     try:
         for size in (1, 2):
-            train(config.train_config()(**few | dict(name=f"run{size}", workers=size)))
+            shared(config.train_config()(**few | dict(name=f"run{size}", workers=size)))
     finally:
         del METHODS["twice"], STRENGTHS["twice_power"]
     a, b = ([row["log_ppl"] for row in csv.DictReader((tmp_path / f"run{size}" / "metrics.csv").open())] for size in (1, 2))
@@ -186,7 +210,7 @@ def test_a_run_goes_on_bit_by_bit_with_as_many_processes_and_alike_with_others(t
     straight = ran(tmp_path / "straight", "run", workers=2, steps=4)
     for size in (2, 1):
         begun = ran(tmp_path / str(size), "run", workers=2, steps=2)
-        train(replace(read_config(begun), resume=str(begun), workers=size, steps=4))
+        shared(replace(read_config(begun), resume=str(begun), workers=size, steps=4))
         (check_equal if size == 2 else check_alike)(begun, straight)
 
 
@@ -226,7 +250,7 @@ def test_a_process_that_is_killed_ends_the_run_with_a_sentence_and_nothing_is_lo
     assert process.returncode == 2 and "A process that helped is lost: process 1 ended (code -9)" in err and "Traceback" not in err
     done = int(checkpoints(tmp_path / "run" / "checkpoints")[0].name[5:11])
     assert done >= 3
-    train(replace(read_config(tmp_path / "run"), resume=str(tmp_path / "run"), workers=1, steps=done + 1))
+    shared(replace(read_config(tmp_path / "run"), resume=str(tmp_path / "run"), workers=1, steps=done + 1))
     assert len(files_of(tmp_path / "run")["metrics"]) == done + 2  # with that of step 0
 
 
@@ -252,13 +276,13 @@ def test_ctrl_c_ends_the_step_and_saves(tmp_path):
 
 
 ACCIDENTS = """
-import sys
+import os, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from rlvr.engine import parallel
 from rlvr.config import TrainConfig
 from rlvr.train import Trainer, train
 
-if parallel.rank() == 1:
+if os.environ["RANK"] == "1":
     real, seen = Trainer.gradient, []
     def gradient(self, step, rows, tokens, denominator=None):
         seen.append(tokens)
@@ -271,7 +295,9 @@ if parallel.rank() == 1:
             raise ValueError("a mistake")
         return sums
     Trainer.gradient = gradient
-train(TrainConfig(**{settings!r}))
+config = TrainConfig(**{settings!r})
+with parallel.workers(config):
+    train(config)
 """
 
 

@@ -4,8 +4,10 @@ The lead does all that a run of one process does: it draws the random numbers, r
 dealt out: completions of whole prompts, and log-probs and gradients of whole groups, both with the weights of the lead. So a run says the
 same for any number of processes, but for rounding. With one process nothing here does anything.
 
-    python train.py --workers 2                                  on a CPU: starts the others itself
+    python train.py --workers 2                                  on a CPU: train.py starts the others
     torchrun --nproc_per_node 2 train.py --device cuda ...       one process for each GPU of a machine; the model must fit into one
+
+In Python: with workers(config): train(config)
 """
 
 import json
@@ -21,26 +23,39 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rlvr.advantage import METHODS, method_parts
-from rlvr.config import BUILT_IN, SettingError, TrainConfig, refuse
+from rlvr.config import BUILT_IN, SettingError, TrainConfig, as_sentence, refuse
 from rlvr.engine.estimate import free_memory
 from rlvr.engine.memory import joined, out_of_memory
 from rlvr.rollout import Rollouts, evaluation_mode
 
 MEET = "RLVR_MEET"  # in the environment of a process that `workers` has started: where it meets the others
-FOLLOW = "import sys; sys.path.insert(0, sys.argv[1]); from rlvr.engine import parallel as p; from rlvr.train import train; train(p.settings())"
+FOLLOW = """import sys
+sys.path.insert(0, sys.argv[1])
+from rlvr.engine.parallel import settings, workers
+from rlvr.train import train
+with workers(config := settings()):
+    train(config)"""
 LEAST_ROWS, LEAST_PROMPTS = 64, 4  # of a step, for each process: with fewer, dealing costs more than it brings (tutorials/speed.md)
 LEAST_COMPLETIONS = 5000  # of a run: it takes seconds to start a process
+_team: "Team | None" = None  # that of the run in progress
+
+
+def team(config: TrainConfig) -> "Team | None":
+    """The processes of the run, None for one alone. Raises SettingError if several are wanted and nobody has started them."""
+    refuse(config.workers > 1 and not _team, "Nobody has started the workers. In Python write: with workers(config): train(config)")
+    return _team
 
 
 def rank() -> int:
     """The number of this process: 0 leads."""
-    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
+    return _team.rank if _team else 0
 
 
 def most_useful(c: TrainConfig, cores: int) -> int:
@@ -48,60 +63,52 @@ def most_useful(c: TrainConfig, cores: int) -> int:
 
     Each follower has weights and gradients of its own. They may take a quarter of the memory that is free.
     """
-    if c.model in BUILT_IN:
-        size = 0.0
-    elif os.path.isdir(c.model):
-        size = sum(file.stat().st_size for file in Path(c.model).rglob("*.safetensors")) * 4.0  # two bytes a weight become twice four
-    else:
-        return 1
-    fit = (free_memory("cpu") or 0) / 4 / size if size else cores
     rows = c.prompts_per_step * c.completions_per_prompt
-    if rows * c.steps < LEAST_COMPLETIONS:
+    if rows * c.steps < LEAST_COMPLETIONS or not (c.model in BUILT_IN or os.path.isdir(c.model)):
         return 1
+    size = sum(file.stat().st_size for file in Path(c.model).rglob("*.safetensors")) * 4  # two bytes of a weight become twice four
+    fit = (free_memory("cpu") or 0) / 4 / size if size else cores
     return max(1, min(cores, c.prompts_per_step // LEAST_PROMPTS, rows // LEAST_ROWS, 1 + int(fit)))
 
 
 @contextmanager
-def workers(c: TrainConfig) -> Iterator["Team | None"]:
-    """The processes of a run, for as long as it lasts: a Team, or None for one process alone. Raises SettingError."""
+def workers(c: TrainConfig) -> Iterator[None]:
+    """Starts the processes that share the work of a run, if more than one helps; ends them afterwards. Raises SettingError."""
+    global _team
     on_gpu = c.device != "cpu" and (c.device != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available())
-    if (size := int(os.environ.get("WORLD_SIZE", 1))) > 1:  # torchrun has started this process, or `workers` has
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        yield Team(size, rank(), os.environ.get(MEET, "env://"))
-        return
-    cores = c.threads or torch.get_num_threads()
     refuse(c.workers > 1 and on_gpu, f"--workers is for a CPU. On GPUs: torchrun --nproc_per_node {c.workers} train.py and the rest.")
-    size = c.workers or (1 if on_gpu or not dist.is_available() else most_useful(c, cores))
-    if size == 1:
-        yield None
-        return
-    before, each = torch.get_num_threads(), max(1, cores // size)
+    cores, before = c.threads or torch.get_num_threads(), torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="rlvr-") as folder:
-        meet = f"file://{folder}/meet"
-        mine = dict(WORLD_SIZE=str(size), OMP_NUM_THREADS=str(each), **{MEET: meet})
-        # A method that a notebook has declared is the lead's alone. All that the others ask of it is whether it reads old log-probs.
-        reads = any("old_logp" in getattr(METHODS[part], "reads", "old_logp") for part in method_parts(c.method))
-        line = json.dumps(asdict(replace(c, threads=each, method="ppl" if reads else "grpo"))).encode() + b"\n"
-        children = [_start(os.environ | mine | {"RANK": str(number)}, line, Path(folder, f"{number}.txt")) for number in range(1, size)]
-        torch.set_num_threads(each)
+        children: list[subprocess.Popen] = []
+        if (size := int(os.environ.get("WORLD_SIZE", 1))) > 1:  # torchrun has started this process, or the lead has
+            _team = Team(size, int(os.environ["RANK"]), os.environ.get(MEET, "env://"))
+            if on_gpu:
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        elif (size := c.workers or (1 if on_gpu or not dist.is_available() else most_useful(c, cores))) > 1:
+            each = max(1, cores // size)
+            torch.set_num_threads(each)
+            children = [_start(replace(c, threads=each), number, size, Path(folder)) for number in range(1, size)]
+            _team = Team(size, 0, f"file://{folder}/meet", children, Path(folder))
         try:
-            yield Team(size, 0, meet, children, Path(folder))
+            yield
         finally:
+            _team = None
             torch.set_num_threads(before)
             for child in children:
                 child.kill()
                 child.communicate()
 
 
-def _start(environment: dict, line: bytes, errors: Path) -> subprocess.Popen:
+def _start(c: TrainConfig, number: int, size: int, folder: Path) -> subprocess.Popen:
     """A follower. It reads its settings, and ends when the pipe closes: when we end, however that is."""
-    command = [sys.executable, "-c", FOLLOW, str(Path(__file__).parents[2])]
-    pipe = subprocess.PIPE
-    with open(errors, "wb") as file:  # in a session of its own: Ctrl-C is for the lead
-        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=file, env=environment, start_new_session=True)
-    with suppress(OSError):  # it is gone; `join` says so
-        child.stdin.write(line)
+    # A method that a notebook has declared is the lead's alone. All that the others ask of it is whether it reads old log-probs.
+    reads = any("old_logp" in getattr(METHODS[part], "reads", "old_logp") for part in method_parts(c.method))
+    own = {"WORLD_SIZE": str(size), "RANK": str(number), MEET: f"file://{folder}/meet", "OMP_NUM_THREADS": str(c.threads)}
+    command, pipe = [sys.executable, "-c", FOLLOW, str(Path(__file__).parents[2])], subprocess.PIPE
+    with open(folder / f"{number}.txt", "wb") as errors:  # in a session of its own, as Ctrl-C is for the lead
+        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=os.environ | own, start_new_session=True)
+    with suppress(OSError):  # it has ended already; `helping` says so
+        child.stdin.write(json.dumps(asdict(replace(c, method="ppl" if reads else "grpo"))).encode() + b"\n")
         child.stdin.flush()
     return child
 
@@ -110,73 +117,85 @@ def settings() -> TrainConfig:
     """In a follower: the settings that the lead has written."""
     given = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
     return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in vars(TrainConfig())})
 
 
 class Team:
-    """This process, and how it reaches the others."""
+    """This process, and how it works with the others."""
 
     def __init__(self, size: int, rank: int, meet: str, children: list | tuple = (), folder: Path | None = None):
         self.size, self.rank, self.meet, self.children, self.folder = size, rank, meet, children, folder
 
     @contextmanager
     def helping(self, trainer):
-        """The lead: meet the others, and let them help the trainer meanwhile."""
+        """The lead: the others help the trainer meanwhile."""
         for number, child in enumerate(self.children, 1):
             if child.stdout.readline() != b"ready\n":
                 child.wait()
-                said = Path(self.folder, f"{number}.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["it says nothing"]
-                raise SettingError(f"A process that was to help could not begin ({said[0][:300]}). Choose --workers 1.")
+                said = (self.folder / f"{number}.txt").read_text(encoding="utf-8", errors="replace").strip() or "it says nothing"
+                raise SettingError(f"A process that was to help could not begin ({said.splitlines()[-1][:300]}). Choose --workers 1.")
         self._meet(trainer)
         complete = trainer.policy.complete  # an InHalves, which halves what runs out of memory anywhere
         complete.complete, trainer.gradient, trainer.policy.score = self.complete, self.gradient, self.score
-        trainer.processes = self.size  # for the checkpoint: rounding depends on it
         try:
             yield
             self._next([None] * self.size)  # the end
         finally:
             complete.complete = self.alone["complete"]
-            for owner, name in ((trainer, "gradient"), (trainer.policy, "score")):
-                vars(owner).pop(name, None)
+            vars(trainer).pop("gradient", None)
+            vars(trainer.policy).pop("score", None)
             dist.destroy_process_group()
 
-    def follow(self, trainer) -> "Follower":
-        """All others: what session() yields to them."""
-        return Follower(self, trainer)
+    def follower(self, trainer):
+        """A run as the others see it: no step of their own. They help until the lead ends."""
+        return SimpleNamespace(steps=lambda: self._follow(trainer) or (), summary={"stopped_by": None})
+
+    def _follow(self, trainer) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the lead ends in good order, and says when
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        os.write(1, b"ready\n" if self.meet != "env://" else b"")
+        self._meet(trainer)
+        while task := self._next():
+            with suppress(RuntimeError):  # the lead has been told
+                self._work(*task)
+            trainer.optimizer.weights.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _meet(self, trainer) -> None:
         self.trainer, policy = trainer, trainer.policy
+        trainer.processes = self.size  # for the checkpoint: rounding depends on it
         self.weights, self.masters = [p for p in policy.model.parameters() if p.requires_grad], trainer.optimizer.weights.parameters
         self.alone = {"complete": policy.complete.complete, "gradient": trainer.gradient, "score": policy.score}
-        if self.meet != "env://":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")  # they are all on this machine
+        if self.meet != "env://":  # they are all on this machine
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         kind = "cpu:gloo,cuda:nccl" if policy.model.device.type == "cuda" else "gloo"
-        # An evaluation may take hours of the lead, in which the others wait.
-        dist.init_process_group(kind, init_method=self.meet, rank=self.rank, world_size=self.size, timeout=timedelta(days=30))
+        with as_sentence("The processes of this run cannot reach each other", "Choose --workers 1.", RuntimeError):
+            # The others wait while the lead evaluates or saves, which may take hours.
+            dist.init_process_group(kind, init_method=self.meet, rank=self.rank, world_size=self.size, timeout=timedelta(days=30))
 
     # -----------------------------------------------------------------------------------------------------------------------------------
     # What is dealt out
 
     def complete(self, model, prompts, repeats: int, stop_ids, temperature, top_p, u: Tensor, on_ended=lambda rows: None) -> tuple:
         """A `complete` (see rollout.py): the prompts, which come in order of length, are dealt like cards."""
-        u = u.unflatten(0, (len(prompts), repeats))
+        u = u.cpu().unflatten(0, (len(prompts), repeats))
         hands = [list(range(len(prompts)))[number :: self.size] for number in range(self.size)]
-        shares = [([prompts[i] for i in hand], repeats, stop_ids, temperature, top_p, u[hand].flatten(0, 1).cpu()) for hand in hands]
-        parts = self._ask("complete", shares)
+        shares = [([prompts[i] for i in hand], repeats, stop_ids, temperature, top_p, u[hand].flatten(0, 1)) for hand in hands]
+        whole = joined([part for part in self._ask("complete", shares) if part])
         on_ended(len(prompts) * repeats)
         back = torch.tensor(sum(hands, [])).argsort()
-        return tuple(x.unflatten(0, (-1, repeats))[back].flatten(0, 1) for x in joined([part for part in parts if part is not None]))
+        return tuple(x.unflatten(0, (-1, repeats))[back].flatten(0, 1) for x in whole)
 
     def gradient(self, step, rows: Tensor, micro_batch_tokens: int) -> Counter:
         """As Trainer.gradient: each process adds up that of some groups; the sum is the lead's."""
-        denominator = int(step.rollouts.mask[rows].sum())
-        tokens = self._tokens(micro_batch_tokens)
-        teach = (step.shaped != 0).any(1)
-        shares = [(replace(step, rollouts=step.rollouts.select(hand), problem_ids=[], rewards=step.rewards[hand],
-                           shaped=step.shaped[hand], mini_batches=[]), torch.arange(len(hand)), tokens, denominator)
-                  for hand in self._hands(step.rollouts, rows, teach)]  # fmt: skip
-        whole: Counter = Counter()
+        batch, whole = step.rollouts, Counter()
+        shares, how = [], (self._tokens(micro_batch_tokens), int(batch.mask[rows].sum()))
+        for hand in self._hands(batch, rows, (step.shaped != 0).any(1)):
+            part = dict(rollouts=batch.select(hand), problem_ids=[], rewards=step.rewards[hand], shaped=step.shaped[hand], mini_batches=[])
+            shares.append((replace(step, **part), torch.arange(len(hand)), *how))
         for sums in self._ask("gradient", shares):
             whole.update(sums)  # not +, which leaves out what is below 0
         return whole
@@ -187,8 +206,7 @@ class Team:
         parts = self._ask("score", [(rollouts.select(hand), torch.arange(len(hand)), temperature, tokens) for hand in hands])
         whole = torch.zeros(2, *rollouts.mask.shape)
         for hand, part in zip(hands, parts):
-            for into, found in zip(whole, part):
-                into[hand, : found.shape[1]] = found
+            whole[:, hand, : part[0].shape[1]] = torch.stack(part)
         return whole.unbind(0)
 
     def _tokens(self, micro_batch_tokens: int) -> int:
@@ -200,12 +218,12 @@ class Team:
         tokens: Counter = Counter()
         for row, group in zip(rows.tolist(), rollouts.group[rows].tolist()):
             tokens[group] += int(rollouts.lengths[row]) * (teach is None or bool(teach[row]))
-        hands, sums = [set() for _ in range(self.size)], [0] * self.size
+        hands, sums = [[] for _ in range(self.size)], [0] * self.size
         for group, n in sorted(tokens.items(), key=lambda item: (-item[1], item[0])):
             least = sums.index(min(sums))
-            hands[least].add(group)
+            hands[least].append(group)
             sums[least] += n
-        return [rows[torch.isin(rollouts.group[rows], torch.tensor(sorted(hand)))] for hand in hands]
+        return [rows[torch.isin(rollouts.group[rows], torch.tensor(hand))] for hand in hands]
 
     # -----------------------------------------------------------------------------------------------------------------------------------
     # How it gets there
@@ -223,64 +241,31 @@ class Team:
     def _work(self, work: str, share: tuple) -> list:
         for weight in self.weights:
             self._collective(dist.broadcast, weight.data, 0)
-        found, problem = None, None
+        found, problem, said, masters = None, None, "", self.masters if work == "gradient" else []
         try:
-            found = getattr(self, f"_{work}_alone")(*share)
+            found = self._complete(*share) if work == "complete" else self.alone[work](*share)
         except Exception as error:
-            problem = error
-        said = problem and ("out of memory" if out_of_memory(problem) else f"{type(problem).__name__}: {problem}")
-        with_gradient = [weight.grad is not None for weight in self.masters] if work == "gradient" else []
+            problem, said = error, "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {error}"
         everyone: list = [None] * self.size
-        self._collective(dist.all_gather_object, everyone, (said, found, with_gradient))
-        if problems := [(number, said) for number, (said, *_) in enumerate(everyone) if said]:
+        self._collective(dist.all_gather_object, everyone, (said, found, [weight.grad is not None for weight in masters]))
+        if wrong := [f"process {number}: {said}" for number, (said, *_) in enumerate(everyone) if said]:
             self.trainer.optimizer.weights.zero_grad()
-            if problem and not self.rank:
-                raise problem
-            raise RuntimeError(f"process {problems[0][0]}: {problems[0][1]}")
-        for i, weight in enumerate(self.masters if work == "gradient" else ()):
+            raise problem if problem and not self.rank else RuntimeError(wrong[0])
+        for i, weight in enumerate(masters):
             if any(has[i] for *_, has in everyone):
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
                 self._collective(dist.reduce, weight.grad, 0)
         return [found for _, found, _ in everyone]
 
-    def _complete_alone(self, prompts, repeats, stop_ids, temperature, top_p, u):
+    def _complete(self, prompts, *how) -> tuple | None:
         model = self.trainer.policy.model
-        if not prompts:
-            return None
         with evaluation_mode(model):
-            return tuple(x.cpu() for x in self.alone["complete"](model, prompts, repeats, stop_ids, temperature, top_p, u.to(model.device)))
-
-    def _gradient_alone(self, *share):
-        return self.alone["gradient"](*share)
-
-    def _score_alone(self, *share):
-        return self.alone["score"](*share)
+            return tuple(x.cpu() for x in self.alone["complete"](model, prompts, *how[:-1], how[-1].to(model.device))) if prompts else None
 
     def _collective(self, function, *arguments) -> None:
         try:
             function(*arguments)
         except RuntimeError as error:  # the other end is gone
-            ended = [f"process {number} ended (code {code})" for number, child in enumerate(self.children, 1) if (code := child.poll()) is not None]
-            what = ", ".join(ended) or str(error).splitlines()[0]
-            raise SettingError(f"A process that helped is lost: {what}. What was done is saved; go on with --resume.") from None
-
-
-class Follower:
-    """A run as all but the lead see it: no step of their own, until the lead ends."""
-
-    summary = {"stopped_by": None}
-
-    def __init__(self, team: Team, trainer):
-        self.team, self.trainer = team, trainer
-
-    def steps(self) -> list:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the lead ends in good order, and says when
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
-        os.write(1, b"ready\n" if self.team.meet != "env://" else b"")
-        self.team._meet(self.trainer)
-        while task := self.team._next():
-            with suppress(RuntimeError):  # the lead has been told
-                self.team._work(*task)
-            self.trainer.optimizer.weights.zero_grad()
-        return []
+            codes = [(number, child.poll()) for number, child in enumerate(self.children, 1)]
+            ended = [f"process {number} ended (code {code})" for number, code in codes if code is not None] or str(error).splitlines()
+            raise SettingError(f"A process that helped is lost: {ended[0]}. What was done is saved; go on with --resume.") from None

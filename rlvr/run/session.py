@@ -23,7 +23,7 @@ from rlvr.common.files import write_atomically
 from rlvr.common.text import printable, progress_bar, quoted, say, table
 from rlvr.config import SettingError, as_sentence, flag, refuse
 from rlvr.engine.memory import memory_error_as_sentence
-from rlvr.engine.parallel import Team
+from rlvr.engine import parallel
 from rlvr.run import checkpoint, figures
 from rlvr.run.branch import start_branch
 from rlvr.run.cli import resume_command
@@ -41,13 +41,14 @@ NON_FINITE_LIMIT = 10  # updates in a row with a NaN or infinite loss or gradien
 
 
 @contextmanager
-def session(trainer, held_out: HeldOut, step_type: type, team: Team | None = None):
+def session(trainer, held_out: HeldOut, step_type: type):
     """A `Session` in its folder, which is locked against other processes. However the run ends, what was done is saved.
 
-    step_type: what the trainer's `begin` returns, to make one from a checkpoint. team: processes that share the work, if there are some.
+    step_type: what the trainer's `begin` returns, to make one from a checkpoint. In a process that only helps (see parallel.py) there is
+    no session, but somebody else's work until that ends.
     """
-    if team and team.rank:
-        yield team.follow(trainer)
+    if (team := parallel.team(trainer.config)) and team.rank:
+        yield team.follower(trainer)
         return
     helped = team.helping(trainer) if team else nullcontext()
     with claimed_run_folder(trainer.config) as folder, Stop() as stop, memory_error_as_sentence(), helped:
