@@ -183,7 +183,7 @@ def test_torchrun_starts_them_too(alone, tmp_path):
     done = subprocess.run([*launch, *words(tmp_path, "alone")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     check_alike(tmp_path / "alone", alone)
-    assert done.stdout.count("run folder:") == 1
+    assert done.stdout.count("run folder:") == 1 and "cpu, 2 processes;" in done.stdout
 
 
 @slow

@@ -260,7 +260,9 @@ class Session:
         held_out = len(self.held_out.problems)
         measured = f"{held_out} held-out problems" if held_out else "no held-out problems (name some with --eval-data)"
         what = f"{c.method} on {c.model}: {sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters{adapter}, "
-        what += f"{policy.model.dtype}, {policy.model.device}; {len(self.trainer.problems)} problems, {measured}; {c.steps} steps of "
+        processes = getattr(self.trainer, "processes", 1)
+        shared = f", {processes} processes" if processes > 1 else ""
+        what += f"{policy.model.dtype}, {policy.model.device}{shared}; {len(self.trainer.problems)} problems, {measured}; {c.steps} steps of "
         what += f"{c.prompts_per_step} prompts x {c.completions_per_prompt} completions{'' if name == 'verify_all' else f'; reward {name}'}"
         say(f"{what}\nrun folder: {self.folder}")
         if c.branch and not self.saved:
