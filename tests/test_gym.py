@@ -218,7 +218,8 @@ def test_families_of_the_library(name):
     assert train and not {p.problem for p in train} & {p.problem for p in held_out}
     for problem in train[:5]:
         assert points(problem.answer, problem) == 1.0, problem.answer
-        assert points("9**9**9**9", problem) <= 0 and points("__import__('os')._exit(1)", problem) <= 0
+    # Once: a family that computes it takes all the time that it may.
+    assert points("9**9**9**9", train[0]) <= 0 and points("__import__('os')._exit(1)", train[0]) <= 0
     gym.child.stop()
     assert load_problems(data, settings=("size=20",)) == train
 
