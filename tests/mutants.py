@@ -802,8 +802,10 @@ MUTANTS = [
     ("parallel: scores lie in the first rows", "parallel -k scores", "engine/parallel", "whole[:, hand, : part[0].shape[1]]", "whole[:, : len(hand), : part[0].shape[1]]"),
     ("parallel: a process for a short run", "parallel -k as_many", "engine/parallel", "if rows * c.steps < LEAST_COMPLETIONS or", "if"),
     ("parallel: a large model is copied", "parallel -k short", "engine/parallel", ", 1 + int(fit)))", "))"),
-    ("parallel: weights stay as they were loaded", "parallel -k any_number", "engine/parallel", "        for weight in self.weights:\n            self._collective(dist.broadcast, weight.data, 0)\n", ""),
-    ("parallel: the gradient of the lead alone", "parallel -k any_number", "engine/parallel", "if any(has[i] for *_, has in everyone):", "if False:"),
+    ("parallel: weights stay as they were loaded", "parallel -k any_number", "engine/parallel", "for weight in self.weights if moved else ():", "for weight in ():"),
+    ("parallel: weights travel once", "parallel -k any_number", "engine/parallel", "moved, self.sent = now != self.sent, now", "moved, self.sent = not self.sent, now"),
+    ("parallel: what ran out of memory keeps its tensors", "parallel -k lets_go", "engine/parallel", "problem = None if out_of_memory(error) else error", "problem = error"),
+    ("parallel: the gradient of the lead alone", "parallel -k any_number", "engine/parallel", "self._collective(dist.reduce, weight.grad, 0)", "pass"),
     ("parallel: the lead goes on after an error of another", "parallel -k error_in_one", "engine/parallel", "if wrong := [", "if wrong := [] and ["),
     # -- inside other engines
     ("cluster: attention costs nothing", "estimate -k by_hand", "engine/cluster", "2 * shape.parameters + 4 * shape.layers * shape.hidden * context", "2 * shape.parameters"),

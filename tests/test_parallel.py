@@ -1,15 +1,18 @@
 """Several processes share a run: it says the same for any number of them, and an accident of one loses nothing."""
 
 import csv
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from rlvr import config
 from rlvr.advantage import METHODS, Strength, method
 from rlvr.config import SettingError, TrainConfig
 from rlvr.engine import decoder, parallel
+from rlvr.engine.optimizer import MasterWeights
 from rlvr.engine.parallel import Team, most_useful, workers
 from rlvr.methods import STRENGTHS
 from rlvr.run.checkpoint import checkpoints
@@ -80,6 +84,7 @@ class Local(Team):
     def __init__(self, size: int, work):
         super().__init__(size, 0, "")
         self.work, self.weights, self.dealt = work, [torch.zeros(1)], []
+        self.trainer = SimpleNamespace(config=TrainConfig())
 
     def _ask(self, work, shares):
         self.dealt.append(shares)
@@ -138,6 +143,29 @@ def test_each_learns_from_whole_groups_with_the_denominator_of_all(monkeypatch):
     sums = Local(2, work).gradient(step, torch.arange(6), 100)
     assert sums == Counter(tokens=18, loss=-2.0)
     assert shares == [(4, 50, 18, [0, 0, 2, 2]), (2, 50, 18, [1, 1])] or shares == [(2, 50, 18, [0, 0]), (4, 50, 18, [1, 1, 2, 2])]
+
+
+def test_work_that_ran_out_of_memory_lets_go_of_its_tensors(tmp_path):
+    """An exception that is kept keeps the frames it came through, and all that is in them."""
+    seen, model = [], torch.nn.Linear(1, 1)
+    model.device = torch.device("cpu")
+
+    def score():
+        activations = torch.nn.Linear(1, 1)
+        seen.append(weakref.ref(activations))
+        raise MemoryError
+
+    team = Team(1, 0, str(tmp_path / "meet"))
+    policy = SimpleNamespace(model=model, complete=SimpleNamespace(complete=None), score=score)
+    team._meet(SimpleNamespace(policy=policy, optimizer=SimpleNamespace(weights=MasterWeights(model)), gradient=None))
+    gc.disable()
+    try:
+        with pytest.raises(parallel.Told, match="process 0: out of memory"):
+            team._work("score", (), True)
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("settings, cores, wanted", [

@@ -44,7 +44,13 @@ with workers(config := settings()):
     train(config)"""
 LEAST_ROWS, LEAST_PROMPTS = 64, 4  # of a step, for each process: with fewer, dealing costs more than it brings (tutorials/speed.md)
 LEAST_COMPLETIONS = 5000  # of a run: it takes seconds to start a process
+FOR_EVER = timedelta(days=30)  # the others wait while the lead evaluates or saves
 _team: "Team | None" = None  # that of the run in progress
+_go = threading.Event()  # in a follower: the lead is ready to meet
+
+
+class Told(RuntimeError):
+    """What went wrong in the share of one process, which all of them know."""
 
 
 def team(config: TrainConfig) -> "Team | None":
@@ -64,7 +70,8 @@ def most_useful(c: TrainConfig, cores: int) -> int:
     Each follower has weights and gradients of its own. They may take a quarter of the memory that is free.
     """
     rows = c.prompts_per_step * c.completions_per_prompt
-    if rows * c.steps < LEAST_COMPLETIONS or not (c.model in BUILT_IN or os.path.isdir(c.model)):
+    known = sys.platform in ("linux", "darwin") and (c.model in BUILT_IN or os.path.isdir(c.model))
+    if rows * c.steps < LEAST_COMPLETIONS or not known:
         return 1
     size = sum(file.stat().st_size for file in Path(c.model).rglob("*.safetensors")) * 4  # two bytes of a weight become twice four
     fit = (free_memory("cpu") or 0) / 4 / size if size else cores
@@ -73,23 +80,28 @@ def most_useful(c: TrainConfig, cores: int) -> int:
 
 @contextmanager
 def workers(c: TrainConfig) -> Iterator[None]:
-    """Starts the processes that share the work of a run, if more than one helps; ends them afterwards. Raises SettingError."""
+    """Starts the processes that share the work of one run, if more than one helps; ends them afterwards. Raises SettingError."""
     global _team
     on_gpu = c.device != "cpu" and (c.device != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available())
     refuse(c.workers > 1 and on_gpu, f"--workers is for a CPU. On GPUs: torchrun --nproc_per_node {c.workers} train.py and the rest.")
     cores, before = c.threads or torch.get_num_threads(), torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="rlvr-") as folder:
         children: list[subprocess.Popen] = []
-        if (size := int(os.environ.get("WORLD_SIZE", 1))) > 1:  # torchrun has started this process, or the lead has
-            _team = Team(size, int(os.environ["RANK"]), os.environ.get(MEET, "env://"))
-            if on_gpu:
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        elif (size := c.workers or (1 if on_gpu or not dist.is_available() else most_useful(c, cores))) > 1:
-            each = max(1, cores // size)
-            torch.set_num_threads(each)
-            children = [_start(replace(c, threads=each), number, size, Path(folder)) for number in range(1, size)]
-            _team = Team(size, 0, f"file://{folder}/meet", children, Path(folder))
         try:
+            if MEET in os.environ or "LOCAL_RANK" in os.environ:  # the lead has started this process, or torchrun has
+                local, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ["WORLD_SIZE"])
+                if on_gpu:
+                    there = torch.cuda.device_count()
+                    refuse(local >= there, f"There are {there} CUDA GPUs for the processes of torchrun. Start no more than one for each.")
+                    torch.cuda.set_device(local)
+                _team = Team(size, int(os.environ["RANK"]), os.environ.get(MEET, "")) if size > 1 else None
+                sys.stdout = open(os.devnull, "w", encoding="utf-8") if rank() else sys.stdout  # the lead speaks for all
+            elif (size := c.workers or (1 if on_gpu or not dist.is_available() else most_useful(c, cores))) > 1:
+                each = max(1, cores // size)
+                torch.set_num_threads(each)
+                _team = Team(size, 0, str(Path(folder, "meet")), children, Path(folder))
+                for number in range(1, size):
+                    children.append(_start(replace(c, threads=each), number, size, Path(folder)))
             yield
         finally:
             _team = None
@@ -103,7 +115,7 @@ def _start(c: TrainConfig, number: int, size: int, folder: Path) -> subprocess.P
     """A follower. It reads its settings, and ends when the pipe closes: when we end, however that is."""
     # A method that a notebook has declared is the lead's alone. All that the others ask of it is whether it reads old log-probs.
     reads = any("old_logp" in getattr(METHODS[part], "reads", "old_logp") for part in method_parts(c.method))
-    own = {"WORLD_SIZE": str(size), "RANK": str(number), MEET: f"file://{folder}/meet", "OMP_NUM_THREADS": str(c.threads)}
+    own = {"WORLD_SIZE": str(size), "RANK": str(number), MEET: str(folder / "meet"), "OMP_NUM_THREADS": str(c.threads)}
     command, pipe = [sys.executable, "-c", FOLLOW, str(Path(__file__).parents[2])], subprocess.PIPE
     with open(folder / f"{number}.txt", "wb") as errors:  # in a session of its own, as Ctrl-C is for the lead
         child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=os.environ | own, start_new_session=True)
@@ -116,9 +128,14 @@ def _start(c: TrainConfig, number: int, size: int, folder: Path) -> subprocess.P
 def settings() -> TrainConfig:
     """In a follower: the settings that the lead has written."""
     given = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    threading.Thread(target=_watch_the_lead, daemon=True).start()
     return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in vars(TrainConfig())})
+
+
+def _watch_the_lead() -> None:
+    while os.read(0, 1):
+        _go.set()
+    os._exit(1)
 
 
 class Team:
@@ -131,16 +148,21 @@ class Team:
     def helping(self, trainer):
         """The lead: the others help the trainer meanwhile."""
         for number, child in enumerate(self.children, 1):
-            if child.stdout.readline() != b"ready\n":
+            if b"ready\n" not in child.stdout:  # reads lines until it comes, or until the process ends
                 child.wait()
                 said = (self.folder / f"{number}.txt").read_text(encoding="utf-8", errors="replace").strip() or "it says nothing"
                 raise SettingError(f"A process that was to help could not begin ({said.splitlines()[-1][:300]}). Choose --workers 1.")
+        for child in self.children:
+            with suppress(OSError):
+                child.stdin.write(b"!")
+                child.stdin.flush()
         self._meet(trainer)
         complete = trainer.policy.complete  # an InHalves, which halves what runs out of memory anywhere
         complete.complete, trainer.gradient, trainer.policy.score = self.complete, self.gradient, self.score
         try:
             yield
-            self._next([None] * self.size)  # the end
+            with suppress(SettingError):  # all is done, whoever is still there
+                self._next([None] * self.size)
         finally:
             complete.complete = self.alone["complete"]
             vars(trainer).pop("gradient", None)
@@ -152,13 +174,16 @@ class Team:
         return SimpleNamespace(steps=lambda: self._follow(trainer) or (), summary={"stopped_by": None})
 
     def _follow(self, trainer) -> None:
+        if self.meet:
+            os.write(1, b"ready\n")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on
+            _go.wait()
+        self._meet(trainer)
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the lead ends in good order, and says when
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
-        os.write(1, b"ready\n" if self.meet != "env://" else b"")
-        self._meet(trainer)
         while task := self._next():
-            with suppress(RuntimeError):  # the lead has been told
+            with suppress(Told):
                 self._work(*task)
             trainer.optimizer.weights.zero_grad()
             if torch.cuda.is_available():
@@ -168,13 +193,19 @@ class Team:
         self.trainer, policy = trainer, trainer.policy
         trainer.processes = self.size  # for the checkpoint: rounding depends on it
         self.weights, self.masters = [p for p in policy.model.parameters() if p.requires_grad], trainer.optimizer.weights.parameters
-        self.alone = {"complete": policy.complete.complete, "gradient": trainer.gradient, "score": policy.score}
-        if self.meet != "env://":  # they are all on this machine
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        self.alone, self.sent = {"complete": policy.complete.complete, "gradient": trainer.gradient, "score": policy.score}, []
         kind = "cpu:gloo,cuda:nccl" if policy.model.device.type == "cuda" else "gloo"
+        loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
+        if self.meet and loopback:  # they are all on this machine
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        where = {"store": dist.FileStore(self.meet, self.size)} if self.meet else {"init_method": "env://"}
         with as_sentence("The processes of this run cannot reach each other", "Choose --workers 1.", RuntimeError):
-            # The others wait while the lead evaluates or saves, which may take hours.
-            dist.init_process_group(kind, init_method=self.meet, rank=self.rank, world_size=self.size, timeout=timedelta(days=30))
+            # torchrun's may have to wait here until the lead has loaded all problems.
+            soon = timedelta(minutes=5 if self.meet else 120)
+            dist.init_process_group(kind, rank=self.rank, world_size=self.size, timeout=soon, **where)
+            self.patient = dist.new_group(backend="gloo", timeout=FOR_EVER)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", MEET, "GLOO_SOCKET_IFNAME"):  # not for the programs that a run starts
+            os.environ.pop(name, None)
 
     # -----------------------------------------------------------------------------------------------------------------------------------
     # What is dealt out
@@ -193,7 +224,9 @@ class Team:
         """As Trainer.gradient: each process adds up that of some groups; the sum is the lead's."""
         batch, whole = step.rollouts, Counter()
         shares, how = [], (self._tokens(micro_batch_tokens), int(batch.mask[rows].sum()))
-        for hand in self._hands(batch, rows, (step.shaped != 0).any(1)):
+        c = self.trainer.config
+        teach = None if c.kl_coef or c.entropy_coef else (step.shaped != 0).any(1)  # with these, all rows have a gradient
+        for hand in self._hands(batch, rows, teach):
             part = dict(rollouts=batch.select(hand), problem_ids=[], rewards=step.rewards[hand], shaped=step.shaped[hand], mini_batches=[])
             shares.append((replace(step, **part), torch.arange(len(hand)), *how))
         for sums in self._ask("gradient", shares):
@@ -230,31 +263,38 @@ class Team:
 
     def _ask(self, work: str, shares: list[tuple]) -> list:
         """Every process works on its share, with the lead's weights -> what each found. Raises what went wrong in any."""
-        return self._work(*self._next([(work, share) for share in shares]))
+        now = [weight._version for weight in self.weights]  # of torch: counts the changes in place
+        moved, self.sent = now != self.sent, now
+        return self._work(*self._next([(work, share, moved) for share in shares]))
 
     def _next(self, tasks: list | None = None) -> tuple | None:
         """The next task of this process, as the lead deals them; None: there is no more."""
         mine = [None]
-        self._collective(dist.scatter_object_list, mine, tasks)
+        self._collective(dist.scatter_object_list, mine, tasks, 0, self.patient)
         return mine[0]
 
-    def _work(self, work: str, share: tuple) -> list:
-        for weight in self.weights:
+    def _work(self, work: str, share: tuple, moved: bool) -> list:
+        for weight in self.weights if moved else ():
             self._collective(dist.broadcast, weight.data, 0)
-        found, problem, said, masters = None, None, "", self.masters if work == "gradient" else []
+        found, problem, said, has, masters = None, None, "", [], self.masters if work == "gradient" else []
         try:
             found = self._complete(*share) if work == "complete" else self.alone[work](*share)
-        except Exception as error:
-            problem, said = error, "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {error}"
+            has = [weight.grad is not None for weight in masters]
+            for weight in masters:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        except Exception as error:  # one that ran out of memory is not kept: it holds the tensors that are in the way
+            said = "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {error}"
+            problem = None if out_of_memory(error) else error
         everyone: list = [None] * self.size
-        self._collective(dist.all_gather_object, everyone, (said, found, [weight.grad is not None for weight in masters]))
+        self._collective(dist.all_gather_object, everyone, (said, found, has), self.patient)
         if wrong := [f"process {number}: {said}" for number, (said, *_) in enumerate(everyone) if said]:
             self.trainer.optimizer.weights.zero_grad()
-            raise problem if problem and not self.rank else RuntimeError(wrong[0])
+            raise problem if problem and not self.rank else Told(wrong[0])
         for i, weight in enumerate(masters):
             if any(has[i] for *_, has in everyone):
-                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
                 self._collective(dist.reduce, weight.grad, 0)
+            else:
+                weight.grad = None
         return [found for _, found, _ in everyone]
 
     def _complete(self, prompts, *how) -> tuple | None:
