@@ -800,8 +800,6 @@ MUTANTS = [
     ("parallel: the denominator of a share", "parallel -k whole_groups", "engine/parallel", "int(batch.mask[rows].sum()))", "1)"),
     ("parallel: groups are torn", "parallel -k whole", "engine/parallel", "return [rows[torch.isin(rollouts.group[rows], torch.tensor(hand))] for hand in hands]", "return [rows[number :: self.size] for number in range(self.size)]"),
     ("parallel: scores lie in the first rows", "parallel -k scores", "engine/parallel", "whole[:, hand, : part[0].shape[1]]", "whole[:, : len(hand), : part[0].shape[1]]"),
-    ("parallel: a process for a short run", "parallel -k as_many", "engine/parallel", "if rows * c.steps < LEAST_COMPLETIONS or", "if"),
-    ("parallel: a large model is copied", "parallel -k short", "engine/parallel", ", 1 + int(fit)))", "))"),
     ("parallel: weights stay as they were loaded", "parallel -k any_number", "engine/parallel", "for weight in self.weights if moved else ():", "for weight in ():"),
     ("parallel: weights travel once", "parallel -k any_number", "engine/parallel", "moved, self.sent = now != self.sent, now", "moved, self.sent = not self.sent, now"),
     ("parallel: what ran out of memory keeps its tensors", "parallel -k lets_go", "engine/parallel", "problem = None if out_of_memory(error) else error", "problem = error"),

@@ -23,7 +23,7 @@ from rlvr.advantage import METHODS, Strength, method
 from rlvr.config import SettingError, TrainConfig
 from rlvr.engine import decoder, parallel
 from rlvr.engine.optimizer import MasterWeights
-from rlvr.engine.parallel import Team, most_useful, workers
+from rlvr.engine.parallel import Team, workers
 from rlvr.methods import STRENGTHS
 from rlvr.run.checkpoint import checkpoints
 from rlvr.run.settings import read_config
@@ -168,22 +168,13 @@ def test_work_that_ran_out_of_memory_lets_go_of_its_tensors(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("settings, cores, wanted", [
-    ({}, 2, 2), ({}, 1, 1), ({}, 64, 4),  # 32 prompts, 256 completions
-    ({"prompts_per_step": 4, "completions_per_prompt": 4}, 8, 1),
-    ({"steps": 19}, 2, 1),  # it takes longer to start one
-    ({"prompts_per_step": 64}, 64, 8), ({"prompts_per_step": 8, "completions_per_prompt": 64}, 64, 2),
-    ({"model": "somebody/a-model-of-the-hub"}, 64, 1),
-])  # fmt: skip
-def test_as_many_processes_as_help(settings, cores, wanted, monkeypatch):
-    assert most_useful(TrainConfig(**settings), cores) == wanted
-
-
-def test_a_large_model_is_not_copied_where_memory_is_short(tmp_path, monkeypatch):
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)  # 500 weights of two bytes; a follower needs weights and gradients of four
-    for free, wanted in ((2**40, 4), (40_000, 3), (10_000, 1)):
-        monkeypatch.setattr(parallel, "free_memory", lambda device: free)
-        assert most_useful(TrainConfig(model=str(tmp_path)), 8) == wanted
+@slow
+def test_the_threads_are_shared_among_the_processes(tmp_path, monkeypatch):
+    seen, real = [], Team.gradient
+    monkeypatch.setattr(Team, "gradient", lambda *args: seen.append(torch.get_num_threads()) or real(*args))
+    before = torch.get_num_threads()
+    ran(tmp_path, "run", workers=2, threads=4, steps=1)
+    assert set(seen) == {2} and torch.get_num_threads() == before
 
 
 def test_on_a_gpu_torchrun_is_named(monkeypatch):

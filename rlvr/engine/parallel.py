@@ -30,8 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlvr.advantage import METHODS, method_parts
-from rlvr.config import BUILT_IN, SettingError, TrainConfig, as_sentence, refuse
-from rlvr.engine.estimate import free_memory
+from rlvr.config import SettingError, TrainConfig, as_sentence, refuse
 from rlvr.engine.memory import joined, out_of_memory
 from rlvr.rollout import Rollouts, evaluation_mode
 
@@ -42,8 +41,6 @@ from rlvr.engine.parallel import settings, workers
 from rlvr.train import train
 with workers(config := settings()):
     train(config)"""
-LEAST_ROWS, LEAST_PROMPTS = 64, 4  # of a step, for each process: with fewer, dealing costs more than it brings (tutorials/speed.md)
-LEAST_COMPLETIONS = 5000  # of a run: it takes seconds to start a process
 FOR_EVER = timedelta(days=30)  # the others wait while the lead evaluates or saves
 _team: "Team | None" = None  # that of the run in progress
 _go = threading.Event()  # in a follower: the lead is ready to meet
@@ -64,27 +61,14 @@ def rank() -> int:
     return _team.rank if _team else 0
 
 
-def most_useful(c: TrainConfig, cores: int) -> int:
-    """How many processes to start where --workers is 0: on a CPU one for each core, as long as each has enough to do and memory suffices.
-
-    Each follower has weights and gradients of its own. They may take a quarter of the memory that is free.
-    """
-    rows = c.prompts_per_step * c.completions_per_prompt
-    known = sys.platform in ("linux", "darwin") and (c.model in BUILT_IN or os.path.isdir(c.model))
-    if rows * c.steps < LEAST_COMPLETIONS or not known:
-        return 1
-    size = sum(file.stat().st_size for file in Path(c.model).rglob("*.safetensors")) * 4  # two bytes of a weight become twice four
-    fit = (free_memory("cpu") or 0) / 4 / size if size else cores
-    return max(1, min(cores, c.prompts_per_step // LEAST_PROMPTS, rows // LEAST_ROWS, 1 + int(fit)))
-
-
 @contextmanager
 def workers(c: TrainConfig) -> Iterator[None]:
-    """Starts the processes that share the work of one run, if more than one helps; ends them afterwards. Raises SettingError."""
+    """Starts the processes that share the work of one run, if the settings want several; ends them afterwards. Raises SettingError."""
     global _team
     on_gpu = c.device != "cpu" and (c.device != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available())
     refuse(c.workers > 1 and on_gpu, f"--workers is for a CPU. On GPUs: torchrun --nproc_per_node {c.workers} train.py and the rest.")
-    cores, before = c.threads or torch.get_num_threads(), torch.get_num_threads()
+    before = torch.get_num_threads()
+    cores = c.threads or before
     with tempfile.TemporaryDirectory(prefix="rlvr-") as folder:
         children: list[subprocess.Popen] = []
         try:
@@ -95,8 +79,9 @@ def workers(c: TrainConfig) -> Iterator[None]:
                     refuse(local >= there, f"There are {there} CUDA GPUs for the processes of torchrun. Start no more than one for each.")
                     torch.cuda.set_device(local)
                 _team = Team(size, int(os.environ["RANK"]), os.environ.get(MEET, "")) if size > 1 else None
+                torch.set_num_threads(cores)
                 sys.stdout = open(os.devnull, "w", encoding="utf-8") if rank() else sys.stdout  # the lead speaks for all
-            elif (size := c.workers or (1 if on_gpu or not dist.is_available() else most_useful(c, cores))) > 1:
+            elif (size := c.workers) > 1:
                 each = max(1, cores // size)
                 torch.set_num_threads(each)
                 _team = Team(size, 0, str(Path(folder, "meet")), children, Path(folder))

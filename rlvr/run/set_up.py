@@ -9,7 +9,7 @@ from rlvr.config import BUILT_IN, TrainConfig, need, refuse
 from rlvr.data import Problem, has_test_split, how_to_read, load_held_out, load_problems
 from rlvr.engine.estimate import Estimate, advice, estimate, free_memory
 from rlvr.engine.optimizer import make_adamw
-from rlvr.engine.parallel import rank
+from rlvr.engine.parallel import rank, team
 from rlvr.loaders.adapters import add_lora
 from rlvr.loaders.gym import is_gym
 from rlvr.loaders.models import chain, check_length, check_model_name, check_reachable, choose_device
@@ -30,11 +30,11 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
     reward: a function passed from Python; None: --reward, or is the answer right? Raises SettingError. A process that only helps (see
     parallel.py) gets the policy alone.
     """
-    if rank():
+    if not team(c):
         torch.set_num_threads(c.threads or torch.get_num_threads())
+    if rank():
         return _policy(c), [], [], None, HeldOut([], [])
     _check(c)
-    torch.set_num_threads(c.threads or torch.get_num_threads())
     refuse(c.reward and reward, f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
     problems, held_out = _problems(c)
     reward = load_reward(c.reward, problems[0]) if c.reward else reward
