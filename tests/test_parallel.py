@@ -137,7 +137,8 @@ def test_each_learns_from_whole_groups_with_the_denominator_of_all(monkeypatch):
 
     def work(part, rows, tokens, denominator):
         shares.append((len(rows), tokens, denominator, part.rollouts.group.tolist()))
-        assert torch.equal(part.shaped[:, : part.rollouts.mask.shape[1]], part.rollouts.mask.float()) and rows.tolist() == list(range(len(rows)))
+        assert torch.equal(part.shaped[:, : part.rollouts.mask.shape[1]], part.rollouts.mask.float())
+        assert rows.tolist() == list(range(len(rows)))
         return Counter(tokens=int(part.rollouts.mask.sum()), loss=-1.0)
 
     sums = Local(2, work).gradient(step, torch.arange(6), 100)

@@ -101,9 +101,10 @@ def _start(c: TrainConfig, number: int, size: int, folder: Path) -> subprocess.P
     # A method that a notebook has declared is the lead's alone. All that the others ask of it is whether it reads old log-probs.
     reads = any("old_logp" in getattr(METHODS[part], "reads", "old_logp") for part in method_parts(c.method))
     own = {"WORLD_SIZE": str(size), "RANK": str(number), MEET: str(folder / "meet"), "OMP_NUM_THREADS": str(c.threads)}
-    command, pipe = [sys.executable, "-c", FOLLOW, str(Path(__file__).parents[2])], subprocess.PIPE
+    pipe, root = subprocess.PIPE, str(Path(__file__).parents[2])
     with open(folder / f"{number}.txt", "wb") as errors:  # in a session of its own, as Ctrl-C is for the lead
-        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=os.environ | own, start_new_session=True)
+        how = dict(stdin=pipe, stdout=pipe, stderr=errors, env=os.environ | own, start_new_session=True)
+        child = subprocess.Popen([sys.executable, "-c", FOLLOW, root], **how)
     with suppress(OSError):  # it has ended already; `helping` says so
         child.stdin.write(json.dumps(asdict(replace(c, method="ppl" if reads else "grpo"))).encode() + b"\n")
         child.stdin.flush()
