@@ -620,7 +620,7 @@ MUTANTS = [
     ("train: a step that fails has used up its draws", "faults -k loses_no_step", "run/state",
      "        set_counters(trainer, state)\n        restore",
      '        set_counters(trainer, state | {"generator": _hex(trainer.generator.get_state())})\n        restore'),
-    ("train: a step that fails leaves its new pass over the data", "faults -k new_pass", "data", "queue = queue + order  #", "queue += order  #"),
+    ("train: a step that fails leaves its order of problems", "faults -k new_pass", "run/state", "trainer.shuffle.setstate((version, tuple(numbers), gauss))", "pass"),
     ("train: a step whose evaluation fails is lost", "faults -k evaluation_fails", "run/session",
      "        finally:  # whatever", "        except ZeroDivisionError:\n            pass\n        if True:  # whatever"),
     ("stop: what nohup ignores is handled", "faults -k ignored", "run/stop", " if signal.getsignal(number) is not signal.SIG_IGN]", "]"),
