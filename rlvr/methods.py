@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlvr.advantage import STRENGTHS, Strength, method, position_bonus, ppl_weights
+from rlvr.advantage import METHODS, STRENGTHS, Strength, method, method_parts, position_bonus, ppl_weights
 
 if TYPE_CHECKING:  # `--help` reads the declarations, and must not wait for torch
     from torch import Generator, Tensor
 
 __all__ = ["STRENGTHS"]  # of all methods, these included
+
+
+def reads(method: str) -> set[str]:
+    """What a method looks at beside advantages: of old_logp, entropy, rewards and step, those that its parts name."""
+    return {name for part in method_parts(method) for name in getattr(METHODS[part], "reads", "old_logp").split()}
 
 
 @method("forks", reads="entropy",

@@ -12,7 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlvr.advantage import METHODS, method_parts
 from rlvr.config import TrainConfig, refuse
 from rlvr.engine import decoder, scorer
 from rlvr.engine.choice import check_causal, plain_complete, rehearse, use_fast
@@ -20,6 +19,7 @@ from rlvr.engine.memory import Budget, InHalves
 from rlvr.entropy import token_entropy
 from rlvr.loaders.adapters import without_lora
 from rlvr.loaders.models import choose_device, choose_dtype, load_model
+from rlvr.methods import reads
 from rlvr.rollout import Rollouts, complete, sample
 
 
@@ -127,8 +127,7 @@ class Policy:
     def first_update_is_on_policy(self, c: TrainConfig) -> bool:
         """Whether the first update of a step takes its own log-probs for the old ones. A method that reads old log-probs needs them before
         the update."""
-        reads = any("old_logp" in getattr(METHODS[name], "reads", "old_logp") for name in method_parts(c.method))
-        return c.old_logp == "auto" and self.model.dtype != torch.float32 and not reads
+        return c.old_logp == "auto" and self.model.dtype != torch.float32 and "old_logp" not in reads(c.method)
 
 
 def load_policy(name: str, device: str = "cpu", dtype: str = "auto", engine: str = "fast", cuda_graphs: bool = False) -> Policy:

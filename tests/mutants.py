@@ -445,7 +445,7 @@ MUTANTS = [
      "rollouts.old_logp.index_copy(0, rows, logp[rows])", "rollouts.old_logp.clone()"),
     ("policy: drift of the training forward against itself", "train -k later", "policy", "(logp - before)[rows]", "(logp - rollouts.old_logp)[rows]"),
     ("policy: perplexity shaping reads the sampler's log-probs", "train -k later", "policy",
-     "torch.float32 and not reads", "torch.float32"),
+     "torch.float32 and \"old_logp\" not in reads(c.method)", "torch.float32"),
     ("policy: entropies of the sampler beside log-probs of the training forward", "train -k bring", "policy",
      'entropy if c.old_logp == "recompute" else rollouts.entropy', "rollouts.entropy"),
     ("methods: two own one strength", "advantage -k one_method", "advantage", "if other != name and (taken", "if False and (taken"),

@@ -5,7 +5,7 @@ import tempfile
 import torch
 from torch import Tensor
 
-from rlvr.advantage import METHODS, keep_sign, method_parts, shape
+from rlvr.advantage import keep_sign, shape
 from rlvr.config import TrainConfig, refuse, train_config
 from rlvr.methods import STRENGTHS
 from rlvr.run.settings import check_train
@@ -22,11 +22,6 @@ def settings(**given) -> TrainConfig:
     config = train_config()(**given, steps=10**12, out=tempfile.gettempdir())  # an engine counts its own steps and keeps its own folder
     check_train(config)
     return config
-
-
-def reads(method: str) -> set[str]:
-    """What it looks at beside advantages: of old_logp, entropy, rewards and step, those that its parts name."""
-    return {name for part in method_parts(method) for name in getattr(METHODS[part], "reads", "old_logp").split()}
 
 
 def shaped_by(config: TrainConfig, method: str, advantages: Tensor, old_logp: Tensor, mask: Tensor, group: Tensor, *, rewards, **more):

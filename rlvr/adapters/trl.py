@@ -16,10 +16,11 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
-from rlvr.adapters.shaping import reads, settings, shaped_by
+from rlvr.adapters.shaping import settings, shaped_by
 from rlvr.config import SettingError, refuse
 from rlvr.entropy import log_perplexity, plateau_step
 from rlvr.loaders.rows import cell_text, gold_answer
+from rlvr.methods import reads
 from rlvr.reward import rewards_from
 
 _USED = {  # the private methods of TRL that are overridden or called, and the parameters that this needs

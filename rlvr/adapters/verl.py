@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from rlvr.adapters import need, need_method
-from rlvr.adapters.shaping import reads, settings, shaped_by
+from rlvr.adapters.shaping import settings, shaped_by
 from rlvr.advantage import METHODS, grpo_advantages
 from rlvr.config import TrainConfig, refuse
+from rlvr.methods import reads
 from rlvr.reward import verify
 
 _SEEN: ContextVar[dict] = ContextVar("rlvr", default={})  # what verl knows of a batch and does not hand to an estimator, while it calls one

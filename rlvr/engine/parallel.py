@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,9 +29,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlvr.advantage import METHODS, method_parts
 from rlvr.config import SettingError, TrainConfig, as_sentence, refuse
 from rlvr.engine.memory import joined, out_of_memory
+from rlvr.methods import reads
 from rlvr.rollout import Rollouts, evaluation_mode
 
 MEET = "RLVR_MEET"  # in the environment of a process that `workers` has started: where it meets the others
@@ -61,15 +61,19 @@ def rank() -> int:
     return _team.rank if _team else 0
 
 
+def processes() -> int:
+    """How many share the run."""
+    return _team.size if _team else 1
+
+
 @contextmanager
 def workers(c: TrainConfig) -> Iterator[None]:
     """Starts the processes that share the work of one run, if the settings want several; ends them afterwards. Raises SettingError."""
     global _team
     on_gpu = c.device != "cpu" and (c.device != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available())
     refuse(c.workers > 1 and on_gpu, f"--workers is for a CPU. On GPUs: torchrun --nproc_per_node {c.workers} train.py and the rest.")
-    before = torch.get_num_threads()
-    cores = c.threads or before
-    with tempfile.TemporaryDirectory(prefix="rlvr-") as folder:
+    cores, before = c.threads or torch.get_num_threads(), torch.get_num_threads()
+    with ExitStack() as stack:
         children: list[subprocess.Popen] = []
         try:
             if MEET in os.environ or "LOCAL_RANK" in os.environ:  # the lead has started this process, or torchrun has
@@ -82,11 +86,11 @@ def workers(c: TrainConfig) -> Iterator[None]:
                 torch.set_num_threads(cores)
                 sys.stdout = open(os.devnull, "w", encoding="utf-8") if rank() else sys.stdout  # the lead speaks for all
             elif (size := c.workers) > 1:
-                each = max(1, cores // size)
+                each, folder = max(1, cores // size), Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-")))
                 torch.set_num_threads(each)
-                _team = Team(size, 0, str(Path(folder, "meet")), children, Path(folder))
+                _team = Team(size, 0, str(folder / "meet"), children, folder)
                 for number in range(1, size):
-                    children.append(_start(replace(c, threads=each), number, size, Path(folder)))
+                    children.append(_start(replace(c, threads=each), number, size, folder))
             yield
         finally:
             _team = None
@@ -99,14 +103,14 @@ def workers(c: TrainConfig) -> Iterator[None]:
 def _start(c: TrainConfig, number: int, size: int, folder: Path) -> subprocess.Popen:
     """A follower. It reads its settings, and ends when the pipe closes: when we end, however that is."""
     # A method that a notebook has declared is the lead's alone. All that the others ask of it is whether it reads old log-probs.
-    reads = any("old_logp" in getattr(METHODS[part], "reads", "old_logp") for part in method_parts(c.method))
+    method = "ppl" if "old_logp" in reads(c.method) else "grpo"
     own = {"WORLD_SIZE": str(size), "RANK": str(number), MEET: str(folder / "meet"), "OMP_NUM_THREADS": str(c.threads)}
     pipe, root = subprocess.PIPE, str(Path(__file__).parents[2])
     with open(folder / f"{number}.txt", "wb") as errors:  # in a session of its own, as Ctrl-C is for the lead
         how = dict(stdin=pipe, stdout=pipe, stderr=errors, env=os.environ | own, start_new_session=True)
         child = subprocess.Popen([sys.executable, "-c", FOLLOW, root], **how)
     with suppress(OSError):  # it has ended already; `helping` says so
-        child.stdin.write(json.dumps(asdict(replace(c, method="ppl" if reads else "grpo"))).encode() + b"\n")
+        child.stdin.write(json.dumps(asdict(replace(c, method=method))).encode() + b"\n")
         child.stdin.flush()
     return child
 
@@ -177,7 +181,6 @@ class Team:
 
     def _meet(self, trainer) -> None:
         self.trainer, policy = trainer, trainer.policy
-        trainer.processes = self.size  # for the checkpoint: rounding depends on it
         self.weights, self.masters = [p for p in policy.model.parameters() if p.requires_grad], trainer.optimizer.weights.parameters
         self.alone, self.sent = {"complete": policy.complete.complete, "gradient": trainer.gradient, "score": policy.score}, []
         kind = "cpu:gloo,cuda:nccl" if policy.model.device.type == "cuda" else "gloo"
@@ -187,8 +190,7 @@ class Team:
         where = {"store": dist.FileStore(self.meet, self.size)} if self.meet else {"init_method": "env://"}
         with as_sentence("The processes of this run cannot reach each other", "Choose --workers 1.", RuntimeError):
             # torchrun's may have to wait here until the lead has loaded all problems.
-            soon = timedelta(minutes=5 if self.meet else 120)
-            dist.init_process_group(kind, rank=self.rank, world_size=self.size, timeout=soon, **where)
+            dist.init_process_group(kind, rank=self.rank, world_size=self.size, timeout=timedelta(minutes=5 if self.meet else 120), **where)
             self.patient = dist.new_group(backend="gloo", timeout=FOR_EVER)
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", MEET, "GLOO_SOCKET_IFNAME"):  # not for the programs that a run starts
             os.environ.pop(name, None)

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from rlvr.common.files import write_atomically
 from rlvr.common.text import printable, progress_bar, quoted, say, table
 from rlvr.config import SettingError, as_sentence, flag, refuse
-from rlvr.engine.memory import memory_error_as_sentence
 from rlvr.engine import parallel
+from rlvr.engine.memory import memory_error_as_sentence
 from rlvr.run import checkpoint, figures
 from rlvr.run.branch import start_branch
 from rlvr.run.cli import resume_command
@@ -260,8 +260,7 @@ class Session:
         held_out = len(self.held_out.problems)
         measured = f"{held_out} held-out problems" if held_out else "no held-out problems (name some with --eval-data)"
         what = f"{c.method} on {c.model}: {sum(p.numel() for p in policy.model.parameters()) / 1e6:.2f} M parameters{adapter}, "
-        processes = getattr(self.trainer, "processes", 1)
-        shared = f", {processes} processes" if processes > 1 else ""
+        shared = f", {parallel.processes()} processes" if parallel.processes() > 1 else ""
         what += f"{policy.model.dtype}, {policy.model.device}{shared}; {len(self.trainer.problems)} problems, {measured}; {c.steps} steps of "
         what += f"{c.prompts_per_step} prompts x {c.completions_per_prompt} completions{'' if name == 'verify_all' else f'; reward {name}'}"
         say(f"{what}\nrun folder: {self.folder}")

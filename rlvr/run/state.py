@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor
 
 from rlvr.common.text import printable, say
+from rlvr.engine.parallel import processes
 from rlvr.rollout import Rollouts
 from rlvr.run.checkpoint import Tensors, fingerprint
 from rlvr.run.sound import check_step, check_trainer_state
@@ -132,7 +133,7 @@ def _made_with(trainer) -> dict[str, str]:
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return versions | {"device": f"{device.type} {kind}", "threads": str(torch.get_num_threads()),
-                       "workers": str(getattr(trainer, "processes", 1))}  # fmt: skip
+                       "workers": str(processes())}  # fmt: skip
 
 
 @lru_cache(maxsize=1)  # asked at every checkpoint
