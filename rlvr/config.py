@@ -182,8 +182,9 @@ class BatchSettings:
     micro_batch_tokens: int = at_least(1, 4096)
     """Tokens that go through the model at once in an update; with the fast engine a prompt counts once for all its completions. Changes
     memory and speed, not the result (but rounding). Halved when memory runs out."""
-    workers: int = at_least(1, 1)
-    """Processes that share the work of a step on a CPU; the run says the same but for rounding. On GPUs: torchrun (tutorials/speed.md)."""
+    workers: int = at_least(0, 0)
+    """Processes that share the work of a step on a CPU; the run says the same but for rounding. 0: as many as help. On GPUs: torchrun
+    (tutorials/speed.md)."""
     filter_groups: bool = True
     """Drop groups that are all right or all wrong, whose advantage is zero (dynamic sampling)."""
     sampling_rounds: int = at_least(1, 2)

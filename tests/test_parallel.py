@@ -187,6 +187,28 @@ def test_on_a_gpu_torchrun_is_named(monkeypatch):
         parallel.team(TrainConfig(workers=2))
 
 
+@pytest.mark.parametrize(
+    "cores, settings, number",
+    [
+        (2, {}, 2),  # the quick start on two cores: what was measured
+        (1, {}, 1),
+        (64, {}, 4),  # what does not fall with the rows is most of it by then
+        (8, {"prompts_per_step": 16}, 2),
+        (8, {"prompts_per_step": 4}, 1),
+        (2, {"steps": 5}, 1),  # over before the others have begun
+        (2, {"model": "a_folder"}, 1),  # larger: threads help
+    ],
+)
+def test_as_many_processes_as_help(cores, settings, number, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert parallel.helpful(TrainConfig(**settings), cores) == number
+
+
+def test_elsewhere_one_process_is_the_default(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert parallel.helpful(TrainConfig(), 8) == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------------------------
 # Whole runs
 
@@ -272,6 +294,20 @@ def test_a_process_that_is_killed_ends_the_run_with_a_sentence_and_nothing_is_lo
     assert done >= 3
     shared(replace(read_config(tmp_path / "run"), resume=str(tmp_path / "run"), workers=1, steps=done + 1))
     assert len(files_of(tmp_path / "run")["metrics"]) == done + 2  # with that of step 0
+
+
+@slow
+def test_without_the_others_a_run_that_did_not_ask_for_them_goes_on_alone(alone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "FOLLOW", "raise SystemExit('no room')")
+    monkeypatch.setattr(parallel, "helpful", lambda c, cores: 2)
+    before = torch.get_num_threads()
+    with workers(config := TrainConfig(**SETTINGS | dict(out=str(tmp_path), name="alone"))):
+        train(config)
+    assert "could not begin (no room), so this process works alone" in capsys.readouterr().out
+    assert torch.get_num_threads() == before
+    check_alike(tmp_path / "alone", alone)
+    with pytest.raises(SettingError, match="could not begin .no room.. Choose --workers 1"):
+        ran(tmp_path, "asked", workers=2)
 
 
 @slow

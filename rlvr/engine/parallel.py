@@ -29,7 +29,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlvr.config import SettingError, TrainConfig, as_sentence, refuse
+from rlvr.common.text import say
+from rlvr.config import BUILT_IN, SettingError, TrainConfig, as_sentence, refuse
 from rlvr.engine.memory import joined, out_of_memory
 from rlvr.methods import reads
 from rlvr.rollout import Rollouts, evaluation_mode
@@ -41,6 +42,7 @@ from rlvr.engine.parallel import settings, workers
 from rlvr.train import train
 with workers(config := settings()):
     train(config)"""
+ROWS_EACH, AT_MOST = 64, 4  # completions of a step for each process, and processes, that pay: see `helpful`
 FOR_EVER = timedelta(days=30)  # the others wait while the lead evaluates or saves
 _team: "Team | None" = None  # that of the run in progress
 _go = threading.Event()  # in a follower: the lead is ready to meet
@@ -66,9 +68,19 @@ def processes() -> int:
     return _team.size if _team else 1
 
 
+def helpful(c: TrainConfig, cores: int) -> int:
+    """How many processes `--workers 0` comes to on a CPU (measured on two cores, see tutorials/speed.md).
+
+    The matrix products of the built-in models are so small that threads hardly help, but processes do. With larger models it is the other
+    way round. Some cost does not fall with the rows, hence the bounds; and to start a process takes as long as a few steps.
+    """
+    worth = c.model in BUILT_IN and c.steps >= 20 and sys.platform == "linux"
+    return max(1, min(cores, AT_MOST, c.prompts_per_step * c.completions_per_prompt // ROWS_EACH)) if worth else 1
+
+
 @contextmanager
 def workers(c: TrainConfig) -> Iterator[None]:
-    """Starts the processes that share the work of one run, if the settings want several; ends them afterwards. Raises SettingError."""
+    """Starts the processes that share the work of one run, if several are wanted or help; ends them afterwards. Raises SettingError."""
     global _team
     on_gpu = c.device != "cpu" and (c.device != "auto" or torch.cuda.is_available() or torch.backends.mps.is_available())
     refuse(c.workers > 1 and on_gpu, f"--workers is for a CPU. On GPUs: torchrun --nproc_per_node {c.workers} train.py and the rest.")
@@ -85,10 +97,10 @@ def workers(c: TrainConfig) -> Iterator[None]:
                 _team = Team(size, int(os.environ["RANK"]), os.environ.get(MEET, "")) if size > 1 else None
                 torch.set_num_threads(cores)
                 sys.stdout = open(os.devnull, "w", encoding="utf-8") if rank() else sys.stdout  # the lead speaks for all
-            elif (size := c.workers) > 1:
+            elif not on_gpu and (size := c.workers or helpful(c, cores)) > 1:
                 each, folder = max(1, cores // size), Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-")))
                 torch.set_num_threads(each)
-                _team = Team(size, 0, str(folder / "meet"), children, folder)
+                _team = Team(size, 0, str(folder / "meet"), children, folder, asked_for=bool(c.workers))
                 for number in range(1, size):
                     children.append(_start(replace(c, threads=each), number, size, folder))
             yield
@@ -131,22 +143,22 @@ def _watch_the_lead() -> None:
 class Team:
     """This process, and how it works with the others."""
 
-    def __init__(self, size: int, rank: int, meet: str, children: list | tuple = (), folder: Path | None = None):
-        self.size, self.rank, self.meet, self.children, self.folder = size, rank, meet, children, folder
+    def __init__(self, size: int, rank: int, meet: str, children: list | tuple = (), folder: Path | None = None, asked_for: bool = True):
+        self.size, self.rank, self.meet, self.children, self.folder, self.asked_for = size, rank, meet, children, folder, asked_for
 
     @contextmanager
     def helping(self, trainer):
-        """The lead: the others help the trainer meanwhile."""
-        for number, child in enumerate(self.children, 1):
-            if b"ready\n" not in child.stdout:  # reads lines until it comes, or until the process ends
-                child.wait()
-                said = (self.folder / f"{number}.txt").read_text(encoding="utf-8", errors="replace").strip() or "it says nothing"
-                raise SettingError(f"A process that was to help could not begin ({said.splitlines()[-1][:300]}). Choose --workers 1.")
-        for child in self.children:
-            with suppress(OSError):
-                child.stdin.write(b"!")
-                child.stdin.flush()
-        self._meet(trainer)
+        """The lead: the others help the trainer meanwhile. If they cannot, and nobody has asked for them, it goes on alone."""
+        try:
+            self._gather(trainer)
+        except SettingError as error:
+            if self.asked_for:
+                raise
+            say(f"note: {str(error).partition('. Choose')[0]}, so this process works alone")
+            self._part()
+            torch.set_num_threads(self.size * torch.get_num_threads())
+            yield
+            return
         complete = trainer.policy.complete  # an InHalves, which halves what runs out of memory anywhere
         complete.complete, trainer.gradient, trainer.policy.score = self.complete, self.gradient, self.score
         try:
@@ -157,7 +169,28 @@ class Team:
             complete.complete = self.alone["complete"]
             vars(trainer).pop("gradient", None)
             vars(trainer.policy).pop("score", None)
+            self._part()
+
+    def _part(self) -> None:
+        global _team
+        _team = None
+        if dist.is_initialized():
             dist.destroy_process_group()
+        for child in self.children:
+            child.kill()
+
+    def _gather(self, trainer) -> None:
+        """Wait until the others are ready, and meet them."""
+        for number, child in enumerate(self.children, 1):
+            if b"ready\n" not in child.stdout:  # reads lines until it comes, or until the process ends
+                child.wait()
+                said = (self.folder / f"{number}.txt").read_text(encoding="utf-8", errors="replace").strip() or "it says nothing"
+                raise SettingError(f"A process that was to help could not begin ({said.splitlines()[-1][:300]}). Choose --workers 1.")
+        for child in self.children:
+            with suppress(OSError):
+                child.stdin.write(b"!")
+                child.stdin.flush()
+        self._meet(trainer)
 
     def follower(self, trainer):
         """A run as the others see it: no step of their own. They help until the lead ends."""
@@ -262,8 +295,7 @@ class Team:
         return mine[0]
 
     def _work(self, work: str, share: tuple, moved: bool) -> list:
-        for weight in self.weights if moved else ():
-            self._collective(dist.broadcast, weight.data, 0)
+        self._all_at_once(dist.broadcast, [weight.data for weight in self.weights] if moved else [])
         found, problem, said, has, masters = None, None, "", [], self.masters if work == "gradient" else []
         try:
             found = self._complete(*share) if work == "complete" else self.alone[work](*share)
@@ -278,21 +310,26 @@ class Team:
         if wrong := [f"process {number}: {said}" for number, (said, *_) in enumerate(everyone) if said]:
             self.trainer.optimizer.weights.zero_grad()
             raise problem if problem and not self.rank else Told(wrong[0])
-        for i, weight in enumerate(masters):
-            if any(has[i] for *_, has in everyone):
-                self._collective(dist.reduce, weight.grad, 0)
-            else:
-                weight.grad = None
+        learned = [any(column) for column in zip(*(has for *_, has in everyone))]  # whether anyone has a gradient of this weight
+        self._all_at_once(dist.reduce, [weight.grad for weight, known in zip(masters, learned) if known])
+        for weight, known in zip(masters, learned):
+            weight.grad = weight.grad if known else None
         return [found for _, found, _ in everyone]
 
-    def _complete(self, prompts, *how) -> tuple | None:
+    def _complete(self, prompts, repeats: int, stop_ids, temperature: float, top_p: float, u: Tensor) -> tuple | None:
         model = self.trainer.policy.model
         with evaluation_mode(model):
-            return tuple(x.cpu() for x in self.alone["complete"](model, prompts, *how[:-1], how[-1].to(model.device))) if prompts else None
+            how = (repeats, stop_ids, temperature, top_p, u.to(model.device))
+            return tuple(x.cpu() for x in self.alone["complete"](model, prompts, *how)) if prompts else None
 
-    def _collective(self, function, *arguments) -> None:
+    def _all_at_once(self, function, tensors: list[Tensor]) -> None:
+        """From or to the lead; each is on its way before the first has arrived."""
+        for underway in [self._collective(function, tensor, 0, async_op=True) for tensor in tensors]:
+            self._collective(underway.wait)
+
+    def _collective(self, function, *arguments, **more):
         try:
-            function(*arguments)
+            return function(*arguments, **more)
         except RuntimeError as error:  # the other end is gone
             codes = [(number, child.poll()) for number, child in enumerate(self.children, 1)]
             ended = [f"process {number} ended (code {code})" for number, code in codes if code is not None] or str(error).splitlines()
