@@ -300,11 +300,11 @@ def test_a_process_that_is_killed_ends_the_run_with_a_sentence_and_nothing_is_lo
 def test_without_the_others_a_run_that_did_not_ask_for_them_goes_on_alone(alone, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parallel, "FOLLOW", "raise SystemExit('no room')")
     monkeypatch.setattr(parallel, "helpful", lambda c, cores: 2)
-    before = torch.get_num_threads()
-    with workers(config := TrainConfig(**SETTINGS | dict(out=str(tmp_path), name="alone"))):
+    with workers(config := TrainConfig(**SETTINGS | dict(out=str(tmp_path), name="alone", threads=2))):
+        assert torch.get_num_threads() == 1
         train(config)
+        assert torch.get_num_threads() == 2
     assert "could not begin (no room), so this process works alone" in capsys.readouterr().out
-    assert torch.get_num_threads() == before
     check_alike(tmp_path / "alone", alone)
     with pytest.raises(SettingError, match="could not begin .no room.. Choose --workers 1"):
         ran(tmp_path, "asked", workers=2)
