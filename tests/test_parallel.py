@@ -192,7 +192,8 @@ def test_on_a_gpu_torchrun_is_named(monkeypatch):
     [
         (2, {}, 2),  # the quick start on two cores: what was measured
         (1, {}, 1),
-        (64, {}, 4),  # what does not fall with the rows is most of it by then
+        (64, {}, 4),  # 256 completions
+        (64, {"prompts_per_step": 128}, 4),  # what does not fall with the rows is most of it by then
         (8, {"prompts_per_step": 16}, 2),
         (8, {"prompts_per_step": 4}, 1),
         (2, {"steps": 5}, 1),  # over before the others have begun
