@@ -27,13 +27,6 @@ def test_side_by_side_runs():
 
 
 @pytest.mark.slow
-def test_the_gpu_program_runs_on_a_tiny_shape():
-    out = run("gpu.py", "--smoke", "--skip-trl")
-    assert "sampling, ours" in out and "continuous batching" in out and "update, length 8" in out and "| step, ours |" in out
-    assert "failed" not in out, out
-
-
-@pytest.mark.slow
 def test_the_scaling_program_runs(tmp_path):
     out = run("scale.py", "--quick", "--threads", "1", "--json", str(tmp_path / "s.json"), "--figure", str(tmp_path / "s.png"))
     assert out.count("microseconds per token") == 3 and (tmp_path / "s.png").stat().st_size > 10_000

@@ -60,8 +60,8 @@ def shape_of(preset: str):
     return getattr(transformers, kind)(**shape)
 
 
-def measure(preset: str, changes: dict, steps: int) -> str:
-    """Steps of a run with random weights and random rewards -> a row of the table."""
+def measure(preset: str, changes: dict, steps: int, shape=None) -> dict:
+    """Steps of a run with random weights and random rewards -> what a row of the table says. shape: instead of the preset's."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -80,7 +80,7 @@ def measure(preset: str, changes: dict, steps: int) -> str:
     device = choose_device(c.device)
     dtype = choose_dtype(c.dtype, device)
     torch.manual_seed(0)
-    shape = shape_of(preset)
+    shape = shape or shape_of(preset)
     expected = estimate(c, shape, device, dtype)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype))
@@ -92,7 +92,7 @@ def measure(preset: str, changes: dict, steps: int) -> str:
         def batch_decode(self, rows, skip_special_tokens=True):
             return [str(row[0]) for row in rows]
 
-    prompts = torch.randint(5, 40_000, (c.prompts_per_step, c.max_prompt_tokens)).tolist()
+    prompts = torch.randint(5, min(40_000, shape.vocab_size - 1), (c.prompts_per_step, c.max_prompt_tokens)).tolist()
     problems = [Problem("p", "1")] * len(prompts)
     policy = Policy(model, Tokenizer(), {shape.vocab_size - 1}, decoder.complete, scorer.logp_and_entropy, packed=True)
     trainer = Trainer(c, policy, problems, prompts, reward=lambda texts, golds: [(-1.0) ** i for i in range(len(texts))])
@@ -107,10 +107,18 @@ def measure(preset: str, changes: dict, steps: int) -> str:
             raise SystemExit(f"{preset}: the gradient is not finite in step {len(seconds)}")
     peak = torch.cuda.max_memory_reserved() + 0.5 * GIB if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in changes.items() if name not in SMALL or SMALL[name] != value)
+    return {
+        "changes": changes, "parameters": expected.parameters, "trained": expected.trained, "dtype": dtype,
+        "estimate": expected.total / GIB, "measured": peak / GIB, "seconds": min(seconds), "drift": max(drift), "where": where,
+    }  # fmt: skip
+
+
+def as_row(preset: str, found: dict) -> str:
+    changes = {name: value for name, value in found["changes"].items() if name not in SMALL or SMALL[name] != value}
+    shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in changes.items())
     return (
-        f"| `{preset}` {shown} | {expected.parameters / 1e6:,.0f} M | {expected.trained / 1e6:,.1f} M | {dtype} | {expected.total / GIB:.1f} | "
-        f"{peak / GIB:.1f} | {min(seconds):.0f} | {max(drift):.0e} | {where} |"
+        f"| `{preset}` {shown} | {found['parameters'] / 1e6:,.0f} M | {found['trained'] / 1e6:,.1f} M | {found['dtype']} | "
+        f"{found['estimate']:.1f} | {found['measured']:.1f} | {found['seconds']:.0f} | {found['drift']:.0e} | {found['where']} |"
     )
 
 
@@ -126,7 +134,7 @@ def main() -> None:
     else:
         runs = [(preset, {}) for preset in args.preset or [name for name in SHAPES if name != "paper-7b"]]
     if args.one >= 0:
-        print(measure(*runs[args.one], args.steps))
+        print(as_row(runs[args.one][0], measure(*runs[args.one], args.steps)))
         return
     print("| preset and changes | parameters | trained | precision | estimate, GiB | measured, GiB | s/step | drift, nats | where |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)

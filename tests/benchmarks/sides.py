@@ -40,6 +40,7 @@ class Work:
     device: str = "cpu"
     checkpointing: bool = False  # gradient checkpointing, both sides
     cuda_graphs: bool = False  # ours
+    attention: str = "blocks"  # ours, in the update: see on_gpu/attention.py
 
     @property
     def updates(self) -> int:
@@ -133,6 +134,12 @@ def ours(pipe, work: Work, after_step: Callable | None = None) -> None:
         dtype=work.dtype, threads=work.threads, device=work.device, gradient_checkpointing=work.checkpointing,
         cuda_graphs=work.cuda_graphs, sampling_rows=work.prompts * work.completions,
     )  # fmt: skip
+    if work.attention != "blocks":
+        from on_gpu.attention import WAYS
+
+        from rlvr.engine import scorer
+
+        scorer.Packed = WAYS[work.attention]
     meter = Meter()
 
     trainer = Trainer(config, policy, problems, prompts, reward)
