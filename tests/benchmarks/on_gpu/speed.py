@@ -133,8 +133,8 @@ def others(options: Options) -> Iterator[dict]:
 def update(options: Options) -> Iterator[dict]:
     """Forward and backward of one micro-batch, completions of many lengths, with each way of attention."""
     device, shape = device_of(options), TINY if options.smoke else QWEN_1_5B
-    size = (100, 12, 24) if options.smoke else (16384, 128, 1024)
-    if device == "cuda" and torch.cuda.mem_get_info()[1] < 70 * 2**30:  # the activations of 16384 tokens take some 50 GiB
+    size = (100, 12, 24) if options.smoke else (8192, 128, 1024)
+    if device == "cuda" and torch.cuda.mem_get_info()[1] < 60 * 2**30:  # activations of 11500 tokens, which these are, take 37 GiB
         size = (4096, 128, 1024)
     prompts, completions = batch(*size, shape["vocab_size"])
     width = max(map(len, completions))
@@ -178,7 +178,7 @@ def compiled(options: Options) -> Iterator[dict]:
     """The update with torch.compile of norms and MLP, which takes a while to begin."""
     device, shape = device_of(options), TINY if options.smoke else QWEN_1_5B
     policy = policy_of(random_model(shape, device, "bfloat16"))
-    n, length = (2, 16) if options.smoke else (16, 1024)
+    n, length = (2, 16) if options.smoke else (8, 1024)
     ids = torch.randint(2, 900, (n, length), generator=torch.Generator().manual_seed(0))
 
     def work():
