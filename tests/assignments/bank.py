@@ -763,6 +763,54 @@ BANK = [
         {"fifty random rows"},
     ),
     (
+        "a2",
+        "log-probs detached",
+        [("return logp.gather(-1, ids[:, :, None])[:, :, 0]", "return logp.gather(-1, ids[:, :, None])[:, :, 0].detach()")],
+        {"fifty random logits"},
+    ),
+    (
+        "a2",
+        "the normaliser detached",
+        [("torch.log_softmax(logits / temperature, dim=-1)", "logits / temperature - (logits / temperature).logsumexp(-1, True).detach()")],
+        {"fifty random logits"},
+    ),
+    (
+        "a2",
+        "log-probs without a graph",
+        [("def token_logp", "@torch.no_grad()\ndef token_logp")],
+        {"fifty random logits"},
+    ),
+    (
+        "a2",
+        "rows made of items",
+        [
+            (
+                "out[i, :n] = logp.gather(-1, ids[i, p : p + n, None])[:, 0]",
+                "out[i, :n] = torch.tensor(logp.gather(-1, ids[i, p : p + n, None])[:, 0].tolist())",
+            )
+        ],
+        {"fifty random rows"},
+    ),
+    (
+        "a2",
+        "the first token of a completion detached",
+        [("ids[i, p : p + n, None])[:, 0]\n", "ids[i, p : p + n, None])[:, 0]\n        out[i, 0] = out[i, 0].item()\n")],
+        {"fifty random rows"},
+    ),
+    (
+        "a3",
+        "the gradient of log-probs where it should be that of the ratio",
+        [
+            (
+                "    per_token = torch.where(mask, per_token, 0.0)\n",
+                "    per_token = torch.where(mask, per_token, 0.0).detach()\n    a = torch.where(mask, advantages, 0.0)\n"
+                "    learned = torch.where(per_token == -ratio * a, log_ratio * -a, 0.0)\n"
+                "    per_token = per_token + learned - learned.detach()\n",
+            )
+        ],
+        {"fifty random batches", "a step of gradient descent"},
+    ),
+    (
         "a3",
         "tokens beyond the clip leave the mask",
         [
@@ -944,6 +992,12 @@ BANK = [
         "the advantages changed in place",
         [("    a = advantages[:, None]\n", "    a = advantages.mul_(1.0 + (advantages.abs() < 0.01))[:, None]\n")],
         {"fifty random rows"},
+    ),
+    (
+        "a5",
+        "a gradient through the bonus",
+        [('"late")\n    return', '"late") * (old_logp - old_logp.detach()).exp()\n    return')],
+        {"thirty random batches"},
     ),
     (
         "a5",

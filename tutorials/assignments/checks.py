@@ -240,6 +240,7 @@ class Answer:
     value: object
     gradient: Tensor | None = None  # in one argument, if it was asked for
     changed: list[int] = field(default_factory=list)  # the arguments that the function has written to, counted from 0
+    tensor: bool = True  # False: a gradient was asked for, and this is a list or an array, through which none can flow
 
 
 KINDS = {"bool": (torch.bool,), "int": (torch.int64, torch.int32), "float": (torch.float32, torch.float64)}
@@ -251,7 +252,8 @@ def on_random_inputs(
     """Raise Wrong at the first question whose answer is not that of the reference: value, kind of numbers, gradient, arguments unchanged.
 
     right(*arguments) -> the right answer, or ValueError if the student's function should raise it. of: the argument in which a gradient
-    is asked for, and `right` gives (value, gradient) then. kind: a key of KINDS, where the handout promises one.
+    is asked for, and `right` gives (value, gradient) then; an answer that is no tensor is judged by its values alone. kind: a key of
+    KINDS, where the handout promises one.
     """
     for arguments in questions:
         asked = show_call(function, arguments, 600)
@@ -267,7 +269,8 @@ def on_random_inputs(
         expect(answer.value, wanted, asked, tolerance)
         if kind and isinstance(answer.value, Tensor) and answer.value.dtype not in KINDS[kind]:
             raise Wrong(f"{asked}: the numbers are {str(answer.value.dtype).removeprefix('torch.')} instead of {kind}")
-        if gradient is not None and (answer.gradient is not None or bool(gradient.any())):  # none at all is as good as 0
+        # No gradient at all is as good as 0.
+        if gradient is not None and answer.tensor and (answer.gradient is not None or bool(gradient.any())):
             need(answer.gradient is not None, f"{asked}: no gradient flows")
             expect(answer.gradient, gradient, f"{asked}, its gradient in argument {of + 1}", tolerance)
         if answer.changed:

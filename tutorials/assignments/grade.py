@@ -230,7 +230,7 @@ class Student:
         reply = self._ask(function, arguments, {}, of)
         changed = reply["changed"]
         changed = [i for i in changed.tolist() if isinstance(i, int)][:9] if isinstance(changed, torch.Tensor) else []
-        return Answer(reply["value"], reply["gradient"], changed)
+        return Answer(reply["value"], reply["gradient"], changed, tensor=reply["tensor"] is not False)
 
     def weights(self, function: str, *arguments) -> torch.Tensor:
         """The weights of a model that the function has trained, [n] float32; it may take minutes, and is asked once."""
@@ -279,7 +279,7 @@ class Student:
             raise
         if weights:
             return {"value": unpack_weights(reply.get("value"))}
-        return {name: _as_tensor(unpack(reply.get(name))) for name in ("value", "gradient", "changed")}
+        return {name: _as_tensor(unpack(reply.get(name))) for name in ("value", "gradient", "changed", "tensor")}
 
     def _start(self) -> None:
         self.close()

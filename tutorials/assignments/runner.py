@@ -197,7 +197,8 @@ def call(adapter, question: dict, folder: str) -> dict:
         if leaf is not None:
             import torch
 
-            if isinstance(value, torch.Tensor) and value.requires_grad:
+            reply["tensor"] = isinstance(value, torch.Tensor)
+            if reply["tensor"] and value.requires_grad:
                 (gradient,) = torch.autograd.grad(value.sum(), [leaf], allow_unused=True)
                 reply["gradient"] = pack(torch.zeros_like(leaf) if gradient is None else gradient)
             else:

@@ -35,6 +35,6 @@ def token_logp(logits, ids, temperature):
 def completion_logp(logits, ids, prompt_lengths, lengths, temperature):
     out = []
     for i, (p, n) in enumerate(zip(prompt_lengths.tolist(), lengths.tolist())):
-        row = [token_logp(logits[i, p + t - 1], ids[i, p + t], temperature).item() for t in range(n)]
-        out.append(row + [0.0] * (int(lengths.max()) - n))
-    return torch.tensor(out)
+        row = [token_logp(logits[i, p + t - 1], ids[i, p + t], temperature) for t in range(n)]
+        out.append(torch.stack(row + [torch.tensor(0.0)] * (int(lengths.max()) - n)))
+    return torch.stack(out)

@@ -180,6 +180,17 @@ def _token_logp(logits, ids, temperature):
     return (logits.double() / temperature).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
 
 
+def _with_gradient(right):
+    """What `right` says of logits and more, and the gradient of its sum in the logits."""
+
+    def ask(logits, *more):
+        leaf = logits.double().requires_grad_()
+        value = right(leaf, *more)
+        return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+    return ask
+
+
 def _random_logits(dice: random.Random):
     for seed in range(50):
         n, t, v = dice.randint(1, 4), dice.choice([1, dice.randint(1, 6)]), dice.choice([2, 7, 70])
@@ -188,9 +199,14 @@ def _random_logits(dice: random.Random):
         yield logits.to(dice.choice([torch.float32, torch.float64])), ids, dice.choice([1.0, 0.5, 0.7, dice.uniform(0.3, 3.0)])
 
 
-@check("2.3", 1, follows="the log prob of each token", hint="log_softmax of logits / temperature over the last dimension, then gather.")
+@check(
+    "2.3",
+    1,
+    follows="the log prob of each token",
+    hint="log_softmax of logits / temperature over the last dimension, then gather. The gradient goes through all of it: no detach, no .item().",
+)
 def fifty_random_logits(student):
-    on_random_inputs(student, "token_logp", _random_logits(random.Random(23)), _token_logp, 5e-4, "float")
+    on_random_inputs(student, "token_logp", _random_logits(random.Random(23)), _with_gradient(_token_logp), 5e-4, "float", of=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -250,7 +266,10 @@ def _random_rows(dice: random.Random):
 
 
 @check(
-    "2.4", 1, follows="logits predict the next token", hint="Look at the first row that differs: its prompt, its length, its temperature."
+    "2.4",
+    1,
+    follows="logits predict the next token",
+    hint="Look at the first row that differs: its prompt, its length, its temperature. The gradient flows here too: no detach, no .item().",
 )
 def fifty_random_rows(student):
-    on_random_inputs(student, "completion_logp", _random_rows(random.Random(24)), _completion_logp, 5e-4, "float")
+    on_random_inputs(student, "completion_logp", _random_rows(random.Random(24)), _with_gradient(_completion_logp), 5e-4, "float", of=0)

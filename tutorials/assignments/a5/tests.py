@@ -281,7 +281,7 @@ def no_gradient_passes_through_the_factor(student):
     "5.3",
     0.5,
     follows="the bonus is added",
-    hint="Your own factor or bonus, on the tokens of each row, 0 elsewhere, for advantages of any size.",
+    hint="Your own factor or bonus, on the tokens of each row, 0 elsewhere, for advantages of any size, and no gradient into old_logp.",
 )
 def thirty_random_batches(student):
     dice, questions = random.Random(53), []
@@ -293,10 +293,12 @@ def thirty_random_batches(student):
     def right(method, advantages, old_logp, mask, group, alpha):
         plain = advantages[:, None] * mask
         if method == "ppl":
-            return plain * student.ppl_weights(old_logp, mask, group, alpha, "low")[:, None]
-        return plain + student.position_bonus(advantages, mask, alpha, "late") * mask if method == "pos" else plain
+            plain = plain * student.ppl_weights(old_logp, mask, group, alpha, "low")[:, None]
+        if method == "pos":
+            plain = plain + student.position_bonus(advantages, mask, alpha, "late") * mask
+        return plain, torch.zeros_like(old_logp)  # no gradient passes into old_logp
 
-    on_random_inputs(student, "shaped_advantages", questions, right, kind="float")
+    on_random_inputs(student, "shaped_advantages", questions, right, kind="float", of=2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
