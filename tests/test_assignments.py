@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "assignments"))
 
 from bank import BANK, STUDIES
-from hostile import ATTEMPT, ATTEMPTS, FLOODS, REPLY
+from hostile import ATTEMPT, ATTEMPTS, FLOODS, REPLY, WORKS_UNFENCED
 from hostile import RIGHT as RIGHT_VALUE
 
 from rlvr.config import SettingError
@@ -670,32 +671,60 @@ def test_nothing_that_a_student_writes_harms_the_grader(name, tmp_path, monkeypa
     json.dumps(gradescope(report), allow_nan=False)
 
 
-@needs_fences
-def test_nothing_that_a_student_tries_works_inside_of_the_fences(tmp_path, monkeypatch):
-    """One process tries everything in turn, and names what did not fail."""
+@pytest.fixture
+def outside(monkeypatch):
+    """What hostile code would like: a folder where everybody may write, with a file, and three sockets. -> names for ATTEMPT, sockets."""
     monkeypatch.setitem(ASSIGNMENTS, "a1", SHORT)
     monkeypatch.setenv("SECRET", "x")
-    mark, before = tmp_path / "mark", (HERE / "a1" / "tests.py").read_bytes()
     with (
+        tempfile.TemporaryDirectory() as folder,
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.socket(socket.AF_UNIX) as named,
         socket.socket(socket.AF_UNIX) as abstract,
     ):
-        names = {"ATTEMPTS": ATTEMPTS, "MARK": str(mark), "PORT": server.getsockname()[1], "SOCKET": str(tmp_path / "socket")}
+        names = {"MARK": f"{folder}/mark", "PORT": server.getsockname()[1], "SOCKET": f"{folder}/socket", "PLANTED": f"{folder}/planted"}
         names |= {"ABSTRACT": f"\0grader-{os.getpid()}", "HERE": str(HERE), "ROOT": str(ROOT), "GRADER": os.getpid()}
+        Path(names["PLANTED"]).write_text("x")
         named.bind(names["SOCKET"])
         abstract.bind(names["ABSTRACT"])
         for listener in (server, named, abstract):
             listener.listen()
             listener.settimeout(0.0)
-        constants = "".join(f"{name} = {value!r}\n" for name, value in names.items())
-        attempt = ATTEMPT.replace("RIGHT_VALUE", RIGHT_VALUE)
-        report = grade(submit("a1", tmp_path / "s", GOOD + constants + attempt), "a1", seconds=20.0)
-        assert report.score == sum(c.points for c in SHORT.checks), text(report)
-        for listener in (server, named, abstract):
-            with pytest.raises(BlockingIOError):
-                listener.accept()  # nobody has called
-    assert not mark.exists() and (HERE / "a1" / "tests.py").read_bytes() == before
+        for path in (folder, names["SOCKET"]):
+            os.chmod(path, 0o777)
+        yield names, (server, named, abstract)
+
+
+def what_worked(names: dict, attempts: dict, to: Path, fenced: bool) -> set[str]:
+    """One process tries all of it in turn; those attempts that did not fail."""
+    constants = "".join(f"{name} = {value!r}\n" for name, value in {**names, "ATTEMPTS": attempts}.items())
+    attempt = ATTEMPT.replace("RIGHT_VALUE", RIGHT_VALUE)
+    report = grade(submit("a1", to, GOOD + constants + attempt), "a1", seconds=20.0, fenced=fenced)
+    if report.score == sum(c.points for c in SHORT.checks):
+        return set()
+    (said,) = (r.message for r in report.results if not r.passed)
+    return set(re.search(r"raised AssertionError: (.*) \(solution\.py", said)[1].split(", "))
+
+
+@needs_fences
+def test_nothing_that_a_student_tries_works_inside_of_the_fences(outside, tmp_path):
+    (names, listeners), before = outside, (HERE / "a1" / "tests.py").read_bytes()
+    assert what_worked(names, ATTEMPTS, tmp_path / "s", fenced=True) == set()
+    for listener in listeners:
+        with pytest.raises(BlockingIOError):
+            listener.accept()  # nobody has called
+    assert sorted(os.listdir(Path(names["MARK"]).parent)) == ["planted", "socket"] and (HERE / "a1" / "tests.py").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the attempts are Linux's")
+def test_what_a_student_tries_works_without_the_fences(outside, tmp_path):
+    """So that the test above can fail: what it asks for is there, and the attempts are no slips of the pen. Those that harm nothing."""
+    names, listeners = outside
+    attempts = {name: ATTEMPTS[name] for name in WORKS_UNFENCED}
+    assert what_worked(names, attempts, tmp_path / "s", fenced=False) == WORKS_UNFENCED
+    for listener in listeners:
+        listener.accept()[0].close()
+    assert sum(path.name.startswith("mark") for path in Path(names["MARK"]).parent.iterdir()) == sum("MARK" in a for a in attempts.values())
 
 
 GRADE_FLOODS = """

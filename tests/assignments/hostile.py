@@ -2,8 +2,9 @@
 
 RIGHT = "1 - comb(n - c, k) / comb(n, k)"
 
-# Each must fail inside of the fences, with an exception of any kind. MARK is a file of the grader's machine that must not come into being,
-# PORT one that somebody listens on, SOCKET and ABSTRACT are UNIX sockets, HERE and ROOT folders of the project.
+# Each must fail inside of the fences, with an exception of any kind. MARK is a file of the grader's machine that must not come into being
+# (another one for each attempt), PLANTED one that everybody may read, PORT one that somebody listens on, SOCKET and ABSTRACT are UNIX
+# sockets, HERE and ROOT folders of the project.
 ATTEMPTS = {
     "a program": "subprocess.run(['touch', MARK], check=True)",
     "a program of Python's": "subprocess.run([sys.executable, '-c', f'open({MARK!r}, \"w\")'], check=True)",
@@ -26,6 +27,7 @@ ATTEMPTS = {
     "a name looked up": "socket.getaddrinfo('example.org', 80)",
     "a UNIX socket": "socket.socket(socket.AF_UNIX).connect(SOCKET)",
     "an abstract UNIX socket": "socket.socket(socket.AF_UNIX).connect(ABSTRACT)",
+    "a file read": "read(PLANTED)",
     "the solutions imported": "sys.path.append(ROOT); import rlvr",
     "the reference imported": "sys.path.append(ROOT); from tutorials.assignments.reference.a1 import adapter",
     "the solutions read": "open(ROOT + '/rlvr/evaluate.py')",
@@ -45,6 +47,12 @@ ATTEMPTS = {
     "a gigabyte in many files": "[open(f'f{i}', 'wb').write(bytes(2**24)) for i in range(64)]",
     "ten gigabytes of memory": "bytearray(10**10)",
 }
+# Those that work on any Linux where nothing holds the code, whoever grades, and leave no harm behind.
+WORKS_UNFENCED = {
+    "a program", "a program of Python's", "a shell", "a shell from machine code", "a file outside", "a folder outside",
+    "a link to a file outside", "a file read", "the network", "a UNIX socket", "an abstract UNIX socket", "the command of the grader",
+    "another process",
+}  # fmt: skip
 ATTEMPT = """
 import ctypes, os, socket, subprocess, sys, threading, time
 
@@ -63,7 +71,7 @@ def pass_at_k(n, c, k):
     worked = []
     for name in list(ATTEMPTS):  # each once
         try:
-            exec(ATTEMPTS.pop(name), globals() | {"__builtins__": __builtins__})
+            exec(ATTEMPTS.pop(name), globals() | {"__builtins__": __builtins__, "MARK": f"{MARK}{len(ATTEMPTS)}"})
         except BaseException:
             continue
         worked.append(name)
