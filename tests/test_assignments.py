@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import types
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from hostile import ATTEMPT, ATTEMPTS, FLOODS, REPLY, WORKS_UNFENCED
 from hostile import RIGHT as RIGHT_VALUE
 
 from rlvr.config import SettingError
-from tutorials.assignments import fences
+from tutorials.assignments import fences, pdf
 from tutorials.assignments import grade as grader
 from tutorials.assignments.a6 import tests as a6
 from tutorials.assignments.checks import Assignment, Wrong, expect, need, passed_over, same
@@ -946,6 +947,67 @@ def test_a_submission_that_cannot_be_read_does_not_end_a_class(tmp_path, monkeyp
     out, table = capsys.readouterr().out, Path("grades/grades.csv").read_text(encoding="utf-8")
     for text in (out, table):
         assert "Input/output error" in text and "RecursionError: too deep" in text and r"M\udcfcller" in text
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------------
+# The handouts, printed
+
+
+@pytest.fixture
+def printer(tmp_path, monkeypatch) -> list[tuple[str, ...]]:
+    """Stand-ins for pandoc and Google Chrome, which write down what they are asked, and write what they should."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def run(command: list[str], **_):
+        if command[0] == "/bin/pandoc":
+            asked.append((Path(command[1]).read_text(encoding="utf-8"), Path(command[command.index("-H") + 1]).read_text(), *command))
+            Path(command[-1]).write_text("<html>")
+        else:
+            page = Path(urllib.request.url2pathname(command[-1].removeprefix("file://")))
+            (out,) = (word.removeprefix("--print-to-pdf=") for word in command if word.startswith("--print-to-pdf="))
+            Path(out).write_bytes(b"%PDF of " + page.read_bytes())
+        return types.SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(pdf.shutil, "which", lambda name: {"pandoc": "/bin/pandoc", "google-chrome": "/bin/google-chrome"}.get(name))
+    monkeypatch.setattr(pdf.subprocess, "run", run)
+    return asked
+
+
+def test_handouts_are_printed_into_the_folder_that_one_is_in(printer, capsys):
+    pdf.main(["a1", "a6"])
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == {f"{a}-handout.pdf": b"%PDF of <html>" for a in ("a1", "a6")}
+    assert capsys.readouterr().out == "written to a1-handout.pdf\nwritten to a6-handout.pdf\n"
+    for name, (handout, style, *command) in zip(("a1", "a6"), printer):
+        assert handout == (HERE / name / "handout.md").read_text(encoding="utf-8") and "@page" in style and "--mathml" in command
+        assert f"pagetitle={handout.splitlines()[0].removeprefix('# ')}" in command
+
+
+@pytest.mark.parametrize(
+    "names, programs, says",
+    [
+        ([], "pandoc chromium", "Name one or more of a1, a2, a3, a4, a5, a6, as in: "), (["a1", "a7"], "pandoc chromium", "Name one or more of a1,"),
+        (["a1"], "chromium", "There is no pandoc, which makes HTML out of a handout. On Debian: apt-get install pandoc chromium"),
+        (["a1"], "pandoc", "There is no chromium or google-chrome or chromium-browser or chrome, which prints the HTML. On Debian: "),
+        (["a1"], "pandoc chromium", "pandoc could not make a1-handout.pdf (no such reader). Look at "),
+    ],
+)  # fmt: skip
+def test_why_a_handout_is_not_printed_is_one_sentence(names, programs, says, printer, monkeypatch):
+    monkeypatch.setattr(pdf.shutil, "which", lambda name: f"/bin/{name}" if name in programs.split() else None)
+    monkeypatch.setattr(pdf.subprocess, "run", lambda *_, **__: types.SimpleNamespace(returncode=1, stderr="no such reader\n"))
+    with pytest.raises(SettingError, match=re.escape(says)):
+        pdf.main(names)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("pandoc") and shutil.which("chromium")), reason="needs pandoc and chromium")
+def test_a_handout_becomes_a_pdf_with_its_formulas(tmp_path):
+    done = subprocess.run([sys.executable, HERE / "pdf.py", "a3"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    content = (tmp_path / "a3-handout.pdf").read_bytes()
+    assert content.startswith(b"%PDF-") and len(re.findall(rb"/Type */Page\b", content)) >= 2
+    assert re.search(rb"Math", content), "no font for formulas: MathML is not drawn as such"
 
 
 GUIDE = re.search(r"```python\n(.*?)```", (HERE / "instructor.md").read_text(encoding="utf-8"), re.DOTALL)[1]

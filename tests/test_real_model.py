@@ -120,28 +120,84 @@ def test_what_is_no_gguf_file_is_refused_in_one_sentence(source, folder, says, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "there"]
 
 
-def test_a_failure_while_writing_leaves_no_folder(tmp_path, monkeypatch):
-    """A full disk, as far as a test can: the model is written, the tokenizer is not."""
+def test_a_gguf_file_inside_a_package_is_found_and_the_package_is_not_run(tmp_path, monkeypatch):
+    from rlvr.loaders.from_gguf import gguf_file
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "some_weights"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('it runs')")
+    (package / "w.gguf").touch()
+    assert gguf_file("some-weights") == package / "w.gguf"
+    Path("torch").touch()  # a file comes before a package
+    assert gguf_file("torch") == Path("torch")
+
+
+@pytest.fixture
+def transformers_reads(monkeypatch) -> list[dict]:
+    """With a stand-in for transformers, which writes down how it is asked to read a file: the model, then the tokenizer."""
     import importlib.machinery
+    from types import SimpleNamespace
+
+    import transformers
+
+    class Reader:
+        asked: list[dict] = []
+
+        @staticmethod
+        def from_pretrained(folder, **settings):
+            Reader.asked.append(settings)
+            return SimpleNamespace(save_pretrained=lambda to: (to / "config.json").write_text("{}"), num_parameters=lambda: 0)
+
+    for name in ("AutoModelForCausalLM", "AutoTokenizer", "GgufConfig"):
+        monkeypatch.setattr(transformers, name, Reader if name != "GgufConfig" else dict)
+    monkeypatch.setattr("rlvr.config.importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))  # gguf is there
+    return Reader.asked
+
+
+def test_a_gguf_file_is_read_as_data(transformers_reads, tmp_path):
+    """No code that comes with it is run, no pickle is opened, and the weights are float32 numbers."""
+    from rlvr.loaders.from_gguf import convert
+
+    (tmp_path / "a.gguf").touch()
+    convert(str(tmp_path / "a.gguf"), tmp_path / "new")
+    safe = {"gguf_file": "a.gguf", "trust_remote_code": False}
+    assert transformers_reads == [safe | {"use_safetensors": True, "quantization_config": {"dequantize": True}, "dtype": "float32"}, safe]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_a_package_that_is_missing_is_named(package, transformers_reads, tmp_path, monkeypatch):
+    from rlvr.loaders.from_gguf import convert
+
+    (tmp_path / "a.gguf").touch()
+    monkeypatch.setattr("rlvr.config.importlib.util.find_spec", lambda name: None if name == package else name)
+    with pytest.raises(SettingError, match=f"^Reading a GGUF file needs the package {package}. Install it with: pip install {package}$"):
+        convert(str(tmp_path / "a.gguf"), tmp_path / "new")
+
+
+def test_the_command_says_in_one_sentence_what_is_wrong(monkeypatch):
+    from rlvr.loaders import from_gguf
+
+    monkeypatch.setattr(sys, "argv", ["from_gguf", "nothing.gguf", "new"])
+    with pytest.raises(SystemExit, match="^error: There is no GGUF file nothing.gguf, nor one in an installed package of that name. Name a"):
+        from_gguf.main()
+
+
+def test_a_failure_while_writing_leaves_no_folder(transformers_reads, tmp_path, monkeypatch):
+    """A full disk, as far as a test can: the model is written, the tokenizer is not."""
     from types import SimpleNamespace
 
     import transformers
 
     from rlvr.loaders import from_gguf
 
-    class Full:
-        @staticmethod
-        def from_pretrained(*args, **settings):
-            return SimpleNamespace(save_pretrained=Full.write, num_parameters=lambda: 0)
+    def full(folder):
+        raise OSError(28, "No space left on device")
 
-        @staticmethod
-        def write(folder):
-            (folder / "config.json").write_text("{}")
-            raise OSError(28, "No space left on device")
-
-    for name in ("AutoModelForCausalLM", "AutoTokenizer", "GgufConfig"):
-        monkeypatch.setattr(transformers, name, Full if name != "GgufConfig" else dict)
-    monkeypatch.setattr("rlvr.config.importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))  # gguf is there
+    tokenizer = SimpleNamespace(from_pretrained=lambda *_, **__: SimpleNamespace(save_pretrained=full))
+    monkeypatch.setattr(transformers, "AutoTokenizer", tokenizer)
     (tmp_path / "a.gguf").touch()
     with pytest.raises(SettingError, match=r"cannot be written to .*No space left on device.. Free some space"):
         from_gguf.convert(str(tmp_path / "a.gguf"), tmp_path / "new")
