@@ -130,8 +130,8 @@ def test_a_gguf_file_inside_a_package_is_found_and_the_package_is_not_run(tmp_pa
     (package / "__init__.py").write_text("raise RuntimeError('it runs')")
     (package / "w.gguf").touch()
     assert gguf_file("some-weights") == package / "w.gguf"
-    Path("torch").touch()  # a file comes before a package
-    assert gguf_file("torch") == Path("torch")
+    Path("some-weights").touch()  # a file comes before a package
+    assert gguf_file("some-weights") == Path("some-weights")
 
 
 @pytest.fixture
