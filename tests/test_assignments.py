@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "assignments"))
 
-from bank import BANK, STUDIES
+from bank import BANK, LEARNERS, SLOW, STUDIES
 from hostile import ATTEMPT, ATTEMPTS, FLOODS, REPLY, WORKS_UNFENCED
 from hostile import RIGHT as RIGHT_VALUE
 
@@ -514,6 +514,26 @@ def test_weights_travel_in_a_few_bytes_each():
 def test_a_right_solution_of_a6_learns(tmp_path):
     report = grade(learner(tmp_path / "s"), "a6")
     assert report.score == 20, text(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what, changes, fails, steps, says", LEARNERS, ids=[entry[0] for entry in LEARNERS])
+def test_a_mistake_of_a6_costs_what_it_should(what, changes, fails, steps, says, given, tmp_path, monkeypatch):
+    """In this process. The mistake that comes nearest to the bounds is trained and measured as the grader does it.
+
+    Those that teach the model something else are certain when it is worse than it was before: the right solution has gained by then.
+    """
+    monkeypatch.setitem(sys.modules, "given", given)
+    if steps:
+        monkeypatch.setattr(given, "STEPS", steps)
+        monkeypatch.setattr(given, "PROMPTS", given.PROMPTS if steps > 1 else 2)
+        monkeypatch.setattr(a6, "PROBLEMS", 100)
+    wrong = changed((RIGHT / "a6.py").read_text(encoding="utf-8"), changes)
+    report = grade_here(submit("a6", tmp_path / "s", wrong), "a6", monkeypatch)
+    messages = {r.check.name: r.message for r in report.results if not r.passed}
+    assert messages.keys() == fails and any(says in message for message in messages.values()), text(report)
+    if steps > 1:
+        assert float(re.search(r"problems: ([\d.]+), not", messages[SLOW])[1]) < a6.BASE, text(report)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------

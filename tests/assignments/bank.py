@@ -1025,6 +1025,31 @@ BANK = [
     ),
 ]
 
+A6_MAX = "torch.maximum(-ratio * advantages, -clipped * advantages).mean()"
+A6_EQUAL = 're.fullmatch(r"[+-]?\\d+(/\\d+)?", boxes[-1]) is not None and Fraction(boxes[-1]) == Fraction(gold)'
+SLOW, POOR = "it learns as much as it should", "it is right more often than before"
+NOTHING = {"every weight is a number and some have moved", SLOW, POOR}
+
+# Mistakes of A6: what, the changes to a6.py, the checks that must fail, the steps of training after which it is certain that they do (0: all
+# that the grader makes), what the message says.
+LEARNERS = [
+    ("min for max", [(A6_MAX, A6_MAX.replace("maximum", "minimum"))], {SLOW}, 0, "not above 0.5"),
+    ("the sign of the loss", [(A6_MAX, "-" + A6_MAX)], {SLOW, POOR}, 6, ""),
+    ("log-probs shifted by one", [("logits[i, p - 1 : p + n - 1]", "logits[i, p : p + n]")], {SLOW, POOR}, 7, ""),
+    ("a reward for any box", [("bool(boxes) and " + A6_EQUAL, "bool(boxes)")], {SLOW, POOR, "right completions earn one"}, 7, ""),
+    ("no mask", [("logp[mask], old_logp[mask], advantages[mask]", "logp, old_logp, advantages")], NOTHING, 1, "the loss of step 1 is nan"),
+    (
+        "the mask multiplied in",
+        [
+            ("logp[mask], old_logp[mask], advantages[mask]", "logp * mask, old_logp * mask, advantages * mask"),
+            (A6_MAX, A6_MAX.replace("mean()", "sum() / mask.sum()")),
+        ],
+        NOTHING, 1, "the loss of step 1 is nan",
+    ),
+    ("the loss detached", [("(logp - old_logp).exp()", "(logp - old_logp).exp().detach()")], NOTHING, 1, "does not require grad"),
+    ("advantages that are all 0", [("if r.max() > r.min():", "if r.max() > r.min() + 2:")], NOTHING, 1, "every weight is what it was"),
+]  # fmt: skip
+
 STUDY = {"two arms on equal seeds", "the numbers are those of the file", "the verdict follows from the interval"}
 
 # Mistakes of the study: what happens to answer.md (old, new) or results.csv of study/, the checks that must fail, what they say.

@@ -33,7 +33,7 @@ tests.task("6.2", "the model learns")
 
 
 def pass_at_1(model) -> float:
-    """Of problems that no student has."""
+    """Of stories made up here: test problems share no sequence of numbers with those that are given."""
     from tutorials.assignments.a6 import given  # not above: it imports a tokenizer, and the other assignments need none
 
     stories = sample_stories("test", PROBLEMS, 66)
