@@ -159,5 +159,5 @@ def train(config: TrainConfig, reward: Callable | None = None) -> dict:
 
 def set_up(config: TrainConfig, reward: Callable | None = None):
     """Check the settings and load what they name -> a Trainer before its first step, and the held-out problems that measure it."""
-    policy, problems, prompts, reward, held_out = load(config, reward)
+    config, policy, problems, prompts, reward, held_out = load(config, reward)
     return Trainer(config, policy, problems, prompts, reward), held_out

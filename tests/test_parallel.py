@@ -157,6 +157,7 @@ def test_work_that_ran_out_of_memory_lets_go_of_its_tensors(tmp_path):
         raise MemoryError
 
     team = Team(1, 0, str(tmp_path / "meet"))
+    team.agree("")
     policy = SimpleNamespace(model=model, complete=SimpleNamespace(complete=None), score=score)
     team._meet(SimpleNamespace(policy=policy, optimizer=SimpleNamespace(weights=MasterWeights(model)), gradient=None))
     gc.disable()
@@ -227,6 +228,14 @@ def test_torchrun_starts_them_too(alone, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     check_alike(tmp_path / "alone", alone)
     assert done.stdout.count("run folder:") == 1 and "cpu, 2 processes;" in done.stdout
+
+
+@slow
+def test_all_processes_have_the_precision_that_the_lead_has_chosen(tmp_path, monkeypatch):
+    """Others, which would choose float32 here, could not even take its weights."""
+    monkeypatch.setattr("rlvr.loaders.models.times_as_long", lambda model_config: 0.4)
+    run = ran(tmp_path, "run", workers=2, steps=1, kl_coef=0.0)
+    assert read_config(run).dtype == "bfloat16" and 0 < float(files_of(run)["metrics"][-1]["logp_drift"]) < 0.1
 
 
 @slow

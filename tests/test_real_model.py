@@ -69,7 +69,7 @@ def test_smollm2_trains_on_word_problems(smollm2, tmp_path):
     """
     run("train.py", "--model", smollm2, "--data", ROOT / "tests" / "data" / "mawps.jsonl", "--steps", "2", "--prompts-per-step", "4",
         "--mini-batch-prompts", "2", "--completions-per-prompt", "4", "--max-new-tokens", "64", "--sampling-rounds", "1", "--lr", "1e-5",
-        "--warmup-steps", "0", "--final-eval-problems", "0", "--no-filter-groups", "--temperature", "0.6",
+        "--warmup-steps", "0", "--final-eval-problems", "0", "--no-filter-groups", "--temperature", "0.6", "--dtype", "float32",
         "--instruction", r"Answer in the form: The answer is \boxed{5}.", "--out", tmp_path, "--name", "r")  # fmt: skip
     rows = read_csv(tmp_path / "r")
     assert len(rows) == 2 and all(row["reward_std"] > 0 and row["updates"] == 2 and row["grad_norm"] > 0 for row in rows)

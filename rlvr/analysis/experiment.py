@@ -37,7 +37,7 @@ from rlvr.run.folder import refuse_links
 from rlvr.run.settings import MAY_CHANGE, check_can_write, first_step, read_config
 
 ARMS = read_plan(PUBLISHED).arms
-COMMON = ["--threads", "1", "--save-every", "10", "--show-every", "0"]
+COMMON = ["--threads", "1", "--dtype", "float32", "--save-every", "10", "--show-every", "0"]  # auto might differ from run to run
 
 
 @dataclass
@@ -212,7 +212,7 @@ def _check_settings(run: Run) -> None:
     """Raise SettingError unless the run in the folder was made with its settings, as far as they decide its numbers."""
     free = MAY_CHANGE - {"steps"} | {"name", "out", "resume"}
     for name, value in vars(read_config(run.folder)).items():
-        other = name not in free and value != getattr(run.wanted, name)
+        other = name not in free and value != getattr(run.wanted, name) and (name, value) != ("dtype", "auto")  # as older runs have it
         said = f"{run.folder} is there with other settings ({flag(name)} {value})"
         refuse(other, f"{said}. Choose another --out, or give the same flags.")
 

@@ -54,7 +54,7 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
     """
     from transformers.pytorch_utils import Conv1D
 
-    model = _shapes(model_config)
+    model = shapes(model_config)
     parameters = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings()
     trained = parameters
@@ -102,7 +102,7 @@ def estimate(c: TrainConfig, model_config, device: str = "cuda", dtype: str = "b
 _SHAPES: dict[str, torch.nn.Module] = {}
 
 
-def _shapes(model_config) -> torch.nn.Module:
+def shapes(model_config) -> torch.nn.Module:
     """The model without numbers. It is kept, because advice() asks about one model many times."""
     from transformers import AutoModelForCausalLM
 

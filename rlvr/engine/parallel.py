@@ -146,6 +146,13 @@ class Team:
     def __init__(self, size: int, rank: int, meet: str, children: list | tuple = (), folder: Path | None = None, asked_for: bool = True):
         self.size, self.rank, self.meet, self.children, self.folder, self.asked_for = size, rank, meet, children, folder, asked_for
 
+    def agree(self, choice: str) -> str:
+        """What the lead chooses, in every process: the others wait for it, at the place where they will meet."""
+        self.store = dist.FileStore(self.meet, self.size) if self.meet else next(dist.rendezvous("env://", self.rank, self.size))[0]
+        if not self.rank:
+            self.store.set("choice", choice)
+        return self.store.get("choice").decode()
+
     @contextmanager
     def helping(self, trainer):
         """The lead: the others help the trainer meanwhile. If they cannot, and nobody has asked for them, it goes on alone."""
@@ -220,10 +227,9 @@ class Team:
         loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
         if self.meet and loopback:  # they are all on this machine
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-        where = {"store": dist.FileStore(self.meet, self.size)} if self.meet else {"init_method": "env://"}
         with as_sentence("The processes of this run cannot reach each other", "Choose --workers 1.", RuntimeError):
             # torchrun's may have to wait here until the lead has loaded all problems.
-            dist.init_process_group(kind, rank=self.rank, world_size=self.size, timeout=timedelta(minutes=5 if self.meet else 120), **where)
+            dist.init_process_group(kind, None, timedelta(minutes=5 if self.meet else 120), self.size, self.rank, self.store)
             self.patient = dist.new_group(backend="gloo", timeout=FOR_EVER)
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", MEET, "GLOO_SOCKET_IFNAME"):  # not for the programs that a run starts
             os.environ.pop(name, None)

@@ -2,12 +2,14 @@
 model is run: none of its code (trust_remote_code), and no pickle (weights are read from safetensors alone)."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from rlvr.common.text import one_line, quoted
-from rlvr.config import BUILT_IN, SettingError, as_sentence, need, refuse
+from rlvr.common.text import one_line, quoted, say
+from rlvr.config import BUILT_IN, SettingError, TrainConfig, as_sentence, need, refuse
+from rlvr.engine.precision import MARGIN, times_as_long
 from rlvr.loaders.adapters import CONFIG_FILE, check_adapter, is_adapter, json_object, merged
 
 MOST_ADAPTERS = 8  # in a chain, each trained on the one before
@@ -77,16 +79,27 @@ def chain(path: str) -> list[str]:
 def choose_device(device: str, cuda_graphs: bool = False) -> str:
     """What --device comes to on this machine. Raises SettingError if it has no such device."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        device = next(name for name, is_there in present.items() if is_there)
+    device = next(name for name, is_there in present.items() if is_there) if device == "auto" else device
     refuse(not present[device], f"There is no {device} device here. Choose --device cpu, or auto.")
     refuse(cuda_graphs and device != "cuda", f"--cuda-graphs needs a CUDA GPU, but the device is {device}. Leave it out.")
     return device
 
 
 def choose_dtype(dtype: str, device: str) -> str:
-    """What --dtype comes to on a device."""
+    """What --dtype comes to on a device where nothing was measured."""
     return dtype if dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+
+
+def settle_dtype(c: TrainConfig) -> str:
+    """--dtype for a run and all that follows from it. auto on a CPU: the faster one for its model, which is measured and said. A small
+    model, a GPU, and a run that goes on from another leave it at auto."""
+    with suppress(Exception):  # a damaged folder, a model that is no language model: loading it says what is wrong
+        asked = c.dtype == "auto" and not (c.resume or c.branch or c.model in BUILT_IN) and choose_device(c.device) == "cpu"
+        if asked and (ratio := times_as_long(load_config(chain(resolve_model(c.model))[-1]))):
+            dtype = "bfloat16" if ratio * MARGIN <= 1 else "float32"
+            say(f"{dtype}: products of this model's shapes take {ratio:.1f} times as long in bfloat16 as in float32 here")
+            return dtype
+    return c.dtype
 
 
 def load_model(name: str, device: str, dtype: str):

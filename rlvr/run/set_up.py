@@ -1,6 +1,7 @@
 """What happens before the first step: every check that needs no model, the memory a run will need, and loading what the settings name."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -13,7 +14,7 @@ from rlvr.engine.parallel import rank, team
 from rlvr.loaders.adapters import add_lora
 from rlvr.loaders.gym import is_gym
 from rlvr.loaders.models import chain, check_length, check_model_name, check_reachable, choose_device
-from rlvr.loaders.models import choose_dtype, load_config, most_positions, resolve_model
+from rlvr.loaders.models import choose_dtype, load_config, most_positions, resolve_model, settle_dtype
 from rlvr.loaders.rows import check_answers
 from rlvr.policy import Policy, load_policy
 from rlvr.run.branch import branch_point
@@ -24,17 +25,21 @@ from rlvr.run.reward_function import fenced, load_reward
 from rlvr.run.settings import check_train
 
 
-def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem], list[list[int]], Callable | None, HeldOut]:
-    """Check the settings and load what they name: policy, problems, their prompts, the reward function, held-out problems.
+def load(c: TrainConfig, reward: Callable | None) -> tuple[TrainConfig, Policy, list[Problem], list[list[int]], Callable | None, HeldOut]:
+    """Check the settings and load what they name: policy, problems, their prompts, the reward function, held-out problems. Before these
+    come the settings themselves, with the precision that was chosen, for the run folder to keep.
 
     reward: a function passed from Python; None: --reward, or is the answer right? Raises SettingError. A process that only helps (see
     parallel.py) gets the policy alone.
     """
     if not team(c):
         torch.set_num_threads(c.threads or torch.get_num_threads())
+    if not rank():
+        _check(c)
+    dtype = "" if rank() else settle_dtype(c)
+    c = replace(c, dtype=team(c).agree(dtype) if team(c) else dtype)
     if rank():
-        return _policy(c), [], [], None, HeldOut([], [])
-    _check(c)
+        return c, _policy(c), [], [], None, HeldOut([], [])
     refuse(c.reward and reward, f"There are two reward functions, --reward {c.reward} and the one passed to train(). Leave one out.")
     problems, held_out = _problems(c)
     reward = load_reward(c.reward, problems[0]) if c.reward else reward
@@ -50,7 +55,7 @@ def load(c: TrainConfig, reward: Callable | None) -> tuple[Policy, list[Problem]
     problems, prompts = encode(c, policy, problems, "problems")
     measured = HeldOut(*encode(c, policy, held_out, "held-out problems")) if held_out else HeldOut([], [])
     check_length(policy.model, prompts + measured.prompts, c.max_new_tokens)
-    return policy, problems, prompts, reward, measured
+    return c, policy, problems, prompts, reward, measured
 
 
 def _policy(c: TrainConfig) -> Policy:
@@ -107,8 +112,7 @@ def say_memory(c: TrainConfig) -> None:
     except Exception:  # a damaged folder, a model that is no language model: loading it says what is wrong
         return
     say(f"memory at most: {e}")
-    free = free_memory(device)
-    if free is not None and (remedy := advice(c, free, again)):
+    if (free := free_memory(device)) is not None and (remedy := advice(c, free, again)):
         say(f"note: {remedy}")
     most, wanted = most_positions(shape), c.max_new_tokens  # with the prompts, it is checked again once they are known
     refuse(wanted >= most, f"--max-new-tokens is {wanted}, but the model has positions for {most} tokens. Lower it.")
