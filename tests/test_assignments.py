@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -148,10 +149,14 @@ def test_values_survive_the_way(value):
 def test_what_cannot_travel_is_refused():
     circle: list = []
     circle.append(circle)
-    for value in (circle, object(), lambda: 0, 10**2000, "x" * 10**6, torch.zeros(2000, 2000), {1, 2}):
+    big = (torch.zeros(2000, 2000), torch.zeros(10**9, 0), torch.zeros(0, 3000), torch.zeros([1] * 9))
+    for value in (circle, object(), lambda: 0, 10**2000, "x" * 10**6, *big, {1, 2}):
         with pytest.raises(TypeError, match="returned"):
             pack(value)
-    for forged in ({"tensor": "x"}, {"tensor": [1], "dtype": "float32", "shape": [7]}, {"tensor": [1]}, {}):
+    shaped = [[2001], [2001, 0], [0, 10**12], [1] * 9, [0.0], ["1"], [True], 1, None]
+    forged_shapes = [{"tensor": [], "dtype": "float32", "shape": shape} for shape in shaped]
+    nested = [{"tensor": t, "dtype": "float32", "shape": [1, 4]} for t in ([[1, 2, 3, 4]], ["1"] * 4, [None] * 4, [{}] * 4, "1234")]
+    for forged in ({"tensor": "x"}, {"tensor": [1], "dtype": "float32", "shape": [7]}, {"tensor": [1]}, {}, *forged_shapes, *nested):
         with pytest.raises(ValueError):
             unpack(forged)
 
@@ -276,6 +281,33 @@ def test_right_answers_in_another_form_get_all_points(name, form, tmp_path, monk
             adapter += f"_{f} = {f}\ndef {f}(*arguments):\n    value = _{f}(*arguments)\n    return {FORMS[form]}\n"
     report = grade_here(submit(name, tmp_path / "s", adapter=adapter), name, monkeypatch)
     assert report.score == ASSIGNMENTS[name].total, text(report)
+
+
+def test_a_list_of_empty_lists_stays_a_list():
+    """As a tensor of no columns it could have more rows than memory has room for."""
+    assert grader._as_tensor([[]] * 3).shape == (3, 0) and grader._as_tensor([[]] * 2001) == [[]] * 2001
+
+
+@pytest.mark.parametrize(
+    "file, content, says",
+    [
+        ("results.csv", "arm,seed,pass_at_1\n" + "".join(f"{i:x},1,.5\n" for i in range(3000)), "more than 500 rows"),
+        ("results.csv", "arm,seed,pass_at_1\n" + "".join(f"{i:x},1,.5\n" for i in range(500)), "three different ones"),
+        ("results.csv", "arm,seed,pass_at_1" + ",a" * 20_000 + "\n1,1,1" * 400, "20003 columns"),
+        ("results.csv", "arm,seed,pass_at_1\n" + "x" * 10**5, "no results.csv"),
+        ("results.csv", '"' + "x,\n" * 30_000, "no rows"), ("results.csv", "\n" * 90_000, "rows"), ("results.csv", "\0", "no rows"),
+        ("answer.md", "arm: a" + " " * 90_000 + "b\n", "more than 200 characters"), ("answer.md", "arm:" + " " * 90_000, "no line"),
+        ("answer.md", "arm:\n" * 10_000, "no line 'arm: ...'"), ("answer.md", "x" * 10**6, "no line"),
+    ],
+    ids=lambda x: x[:12] + "..." if len(x) > 40 else x,
+)  # fmt: skip
+def test_a_study_made_to_keep_the_grader_busy_costs_nothing_but_itself(file, content, says, tmp_path):
+    folder = submit("a5", tmp_path / "s")
+    (folder / file).write_text(content)
+    started = time.process_time()
+    failed = refused(folder)
+    assert len(failed) == 3 and all(says in message for message in list(failed.values())[:1]), failed
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("file, what, old, new, fails, says", STUDIES, ids=[s[1] for s in STUDIES])
@@ -859,6 +891,16 @@ def test_links_caches_and_what_is_too_big_are_not_copied(tmp_path, monkeypatch):
     (folder / ".git" / "config").write_text("x")
     grader.copy_submission(folder, to)
     assert sorted(p.name for p in to.rglob("*")) == ["adapter.py", "solution.py"]
+    grown = submit("a1", tmp_path / "grown")
+    os.truncate(grown / "adapter.py", 2 * 10**9)
+    assert grader.assignment_of(grown) == "a1"  # its beginning says so
+    with pytest.raises(SettingError, match="more than 500 files or 32 MiB"):
+        grader.copy_submission(grown, tmp_path / "copy4")
+    many = submit("a1", tmp_path / "many")
+    for i in range(501):
+        (many / f"empty{i}").mkdir()
+    with pytest.raises(SettingError, match="more than 500 files or 32 MiB"):
+        grader.copy_submission(many, tmp_path / "copy5")
     deep = tmp_path / "deep"
     for _ in range(30):
         deep = deep / "d"
@@ -914,6 +956,15 @@ def test_one_folder_too_deep_is_found(tmp_path):
     submit("a1", outer / "other")
     with pytest.raises(SettingError, match="There are 2 folders with an adapter.py"):
         grader.find_adapter(outer)
+
+
+@pytest.mark.parametrize("place", ["", "work", "a/b", "work/adapter.py", "adapter.py"])
+def test_a_neighbours_work_is_not_graded_through_a_link(place, tmp_path):
+    neighbour, mine = submit("a1", tmp_path / "alice"), tmp_path / "bob"
+    (mine / place).parent.mkdir(parents=True, exist_ok=True)
+    (mine / place).symlink_to(neighbour / "adapter.py" if place.endswith(".py") else neighbour)
+    with pytest.raises(SettingError, match="links? (is|are)? ?not followed|is a link|There is no adapter.py"):
+        grader.find_adapter(mine)
 
 
 @pytest.mark.parametrize(
@@ -1088,6 +1139,18 @@ def test_before_publication_nothing_tells_the_hidden_points(hidden, monkeypatch)
     assert seen[0]["output"] == "0.5 of 0.5 points in the tests that you can see"
 
 
+def test_what_was_printed_during_hidden_checks_is_shown_nowhere(hidden, monkeypatch):
+    """Code that ends in a hidden check is imported again for the next one, and could print then what it was asked."""
+    exec(GUIDE, made := {})
+    made["add"](ASSIGNMENTS)
+    leak = GOOD + "\n\ndef pass_at_k(*asked):\n    open('seen', 'w').write(str(asked))\n    import os\n    os._exit(3)\n"
+    leak += "import os\nif os.path.exists('seen'):\n    print(open('seen').read())\n"
+    report = grade(submit("a1", Path("s"), leak), "a1", fenced=False)
+    result = gradescope(report)
+    shown = [result["output"], *(test for test in result["tests"] if test["visibility"] == "visible")]
+    assert report.printed == "" and report.part(hidden=True) == "2 of 4" and "200, 3" not in json.dumps(shown)
+
+
 def test_names_that_a_spreadsheet_would_run_are_texts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\uff1d1", "plain"]
@@ -1105,6 +1168,9 @@ def test_names_that_a_spreadsheet_would_run_are_texts(tmp_path, monkeypatch, cap
     "submissions, out, says",
     [
         (["s"], ".", "--out . is a folder, but one submission needs a file"),
+        (["s"], "pipe", "--out pipe is a device, a pipe or a link"), (["s", "t"], "pipe", "--out pipe is a device, a pipe or a link"),
+        (["s"], "/dev/null", "--out /dev/null is a device, a pipe or a link"), (["s"], "link", "--out link is a device, a pipe or a link"),
+        (["s", "t"], "done", "--out done has a grades.csv, which would be lost"),
         (["s", "t"], "file", "--out file is a file, but several submissions need a folder"),
         (["s"], "file/x.json", "Nothing can be written to file"), (["s", "t"], "file/x", "Nothing can be written to file/x"),
         (["s"], "/proc/x.json", "Nothing can be written to /proc"), (["s", "t"], "/proc/x", "Nothing can be written to /proc/x"),
@@ -1113,10 +1179,123 @@ def test_names_that_a_spreadsheet_would_run_are_texts(tmp_path, monkeypatch, cap
 def test_where_the_result_goes_is_tried_before_anything_runs(submissions, out, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("kept")
+    os.mkfifo("pipe")
+    os.symlink("file", "link")
+    Path("done").mkdir()
+    Path("done/grades.csv").write_text("kept")
     monkeypatch.setattr(grader, "_grade_one", lambda *_: pytest.fail("it ran"))
     with pytest.raises(SettingError, match=re.escape(says)):
         main(GradeConfig(submissions=submissions, out=out, no_fences=True))
-    assert sorted(os.listdir()) == ["file"] and Path("file").read_text() == "kept"
+    assert sorted(os.listdir()) == ["done", "file", "link", "pipe"] and Path("file").read_text() == "kept"
+    assert os.listdir("done") == ["grades.csv"] and Path("done/grades.csv").read_text() == "kept"
+
+
+def stands_in(monkeypatch, report=None) -> None:
+    """Every submission gets this report, without being looked at."""
+    report = report or grader.Report("a1", [grader.Result(check, True) for check in ASSIGNMENTS["a1"].checks])
+    monkeypatch.setattr(grader, "_grade_one", lambda folder, c: report)
+
+
+def table_of(folder: str) -> list[dict]:
+    with open(Path(folder, "grades.csv"), encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["x/a1", "y/a1", "x-a1", "c1/ann/a1", "c2/ann/a1"], ["x", "x"], ["Ann", "ann"], ["a\nb", "a\\nb", "a/b", "a-b", "a-b-2"],
+        ["L" * 252, "l" * 252, "L" * 251 + "\N{LATIN SMALL LETTER E WITH ACUTE}"], ["\N{GRINNING FACE}" * 60, "\N{GRINNING FACE}" * 61],
+        ["\N{LATIN SMALL LETTER E WITH ACUTE}", "e\N{COMBINING ACUTE ACCENT}"], ["/", ".", ".."],
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_every_submission_has_a_row_and_a_file_of_its_own(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stands_in(monkeypatch)
+    main(GradeConfig(submissions=folders, no_fences=True))
+    names = [row["submission"] for row in table_of("grades")]
+    assert len(set(names)) == len(folders) == len(os.listdir("grades")) - 1, (names, os.listdir("grades"))
+    assert len({name.casefold() for name in os.listdir("grades")}) == len(folders) + 1
+    assert not any("\n" in name or "\t" in name for name in names)
+    assert len([line for line in capsys.readouterr().out.splitlines() if ": 20 of 20" in line]) == len(folders)
+
+
+def test_nothing_in_a_name_or_an_error_makes_a_line_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trap = "x\nbob: 20 of 20"
+    main(GradeConfig(submissions=[trap, "a\t=1"], no_fences=True))  # neither is there, and the reason says the name again
+    stands_in(monkeypatch, grader.Report("a1", [], broken="no\nbob: 20 of 20"))
+    main(GradeConfig(submissions=[trap, "a\t=1"], no_fences=True))
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("bob")]
+    for row in (*table_of("grades"), *table_of("grades-2")):
+        assert not re.search(r"[\n\t]", row["submission"] + row["error"])
+
+
+def test_a_class_that_was_graded_before_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stands_in(monkeypatch)
+    main(GradeConfig(submissions=["x", "y"], no_fences=True))
+    first = Path("grades/grades.csv").read_text()
+    main(GradeConfig(submissions=["z", "y"], no_fences=True))
+    assert "written to grades-2/grades.csv" in capsys.readouterr().out and Path("grades/grades.csv").read_text() == first
+    with pytest.raises(SettingError, match="--out grades has a grades.csv"):
+        main(GradeConfig(submissions=["z", "y"], out="grades", no_fences=True))
+
+
+def test_two_graders_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stands_in(monkeypatch)
+    Path("grades").mkdir()
+    with grader.alone_in(Path("grades")):
+        with pytest.raises(SettingError, match="Another grader writes to grades"):
+            main(GradeConfig(submissions=["x", "y"], no_fences=True))
+    main(GradeConfig(submissions=["x", "y"], no_fences=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX systems")
+def test_two_processes_may_write_one_file(tmp_path):
+    """Neither fails, and what stays is whole."""
+    other = os.fork()
+    failed = 1
+    try:
+        for _ in range(200):
+            grader.write(tmp_path / "x.json", f"{'x' * 3000}")
+        failed = 0
+    finally:
+        if other == 0:
+            os._exit(failed)
+    assert os.waitpid(other, 0)[1] == 0 and os.listdir(tmp_path) == ["x.json"] and (tmp_path / "x.json").read_text() == "x" * 3000 + "\n"
+
+
+def test_points_are_in_the_table_though_their_file_cannot_be_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stands_in(monkeypatch)
+    Path("grades/x.json").mkdir(parents=True)
+    main(GradeConfig(submissions=["x", "y"], no_fences=True))
+    assert [row["points"] for row in table_of("grades")] == ["20", "20"] and len(os.listdir("grades")) == 3
+    assert "grades/x.json cannot be written (" in (out := capsys.readouterr().out) and "y: 20 of 20" in out
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(grader, "write_atomically", full)
+    with pytest.raises(SettingError, match=r"new/grades.csv, is not complete \(.*No space left"):
+        main(GradeConfig(submissions=["x", "y"], out="new", no_fences=True))
+    assert "y: 20 of 20" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
+def test_an_interrupt_while_it_imports_is_no_traceback():
+    """It says when it has come to torch, by an import that is watched, and waits there."""
+    watch = "import sys, time\nclass F:\n    def find_spec(s, name, *_):\n"
+    watch += "        if name == 'torch':\n            print('now', flush=True)\n            time.sleep(60)\n"
+    start = f"{watch}sys.meta_path.insert(0, F())\nimport runpy; runpy.run_module('tutorials.assignments.grade', run_name='__main__')"
+    process = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"now\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == (b"", b"") and process.returncode == 130
 
 
 def test_without_fences_the_grader_refuses_and_says_what_to_do(tmp_path, monkeypatch, capsys):
@@ -1184,6 +1363,8 @@ def test_a_repository_inside_of_what_python_needs_stays_out_of_sight(tmp_path, m
         (dict(submissions=["unnamed"]), "does not say ASSIGNMENT"),
         (dict(submissions=["empty"], assignment="a9"), "There is no assignment 'a9'"),
         (dict(submissions=["empty"], seconds=0.0), "--seconds is 0.0"),
+        (dict(submissions=["empty"], seconds=float("nan")), "--seconds is nan"),
+        (dict(submissions=["empty"], seconds=1e300), "--seconds is 1e+300. Choose a number above 0, and at most 600."),
         (dict(submissions=["empty"], hidden="nowhere"), "There is no hidden_checks.py"),
     ],
 )

@@ -5,27 +5,30 @@ of their own (runner.py), which knows neither tests nor answers, has limits of t
 (fences.py). What students write neither crashes the grader nor changes a point of theirs; instructor.md says how, and where that ends.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":  # Ctrl-C while the libraries are imported, which takes seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 if not __package__:  # run by its path, which works from any folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import json
 import math
-import os
 import queue
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import textwrap
 import threading
 import time
+import unicodedata
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -34,8 +37,8 @@ from tqdm import tqdm
 
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_command, run_program
-from rlvr.common.files import write_atomically
-from rlvr.common.text import csv_text, one_line, printable, say, table, unique_names
+from rlvr.common.files import first_free, write_atomically
+from rlvr.common.text import csv_text, one_line, printable, say, table
 from tutorials.assignments import fences
 from tutorials.assignments.a1.tests import tests as a1
 from tutorials.assignments.a2.tests import tests as a2
@@ -44,7 +47,7 @@ from tutorials.assignments.a4.tests import tests as a4
 from tutorials.assignments.a5.tests import tests as a5
 from tutorials.assignments.a6.tests import tests as a6
 from tutorials.assignments.checks import NOT_ASKED, Answer, Assignment, Check, StudentError, Wrong, need, passed_over, show, show_call
-from tutorials.assignments.runner import MAX_NUMBERS, USER, pack, unpack, unpack_weights
+from tutorials.assignments.runner import USER, fits, pack, unpack, unpack_weights
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -55,7 +58,10 @@ TOTAL_SECONDS = 180.0  # for all checks of a submission; the rest fails
 MAX_LINE = 2**22  # bytes of one reply
 MAX_PARTS = 10**4  # lists and dicts in one reply: each takes twenty times the memory that it takes in JSON
 MAX_REPLIES = 4  # that wait to be read. One is asked for at a time, so more are forged
-MAX_FILES, MAX_BYTES, MAX_DEPTH = 500, 2**25, 20  # of a submission
+MAX_FILES, MAX_BYTES, MAX_DEPTH = 500, 2**25, 20  # of a submission; folders count as files
+MAX_TEXT = 10**5  # characters that are read of a file of it
+MAX_SECONDS = 600  # that --seconds may be
+MAX_NAME = 200  # bytes of a file's name; systems take 255, and something is added to it
 PRINTED, PRINTED_LINES = 500, 8  # characters and lines of what the student's code prints during one check that are shown
 PRINT_SECONDS = 0.5  # to wait for the end of what it prints; it is there with the reply, unless the code has closed its stderr
 NOT_IMPORTED = "Your code cannot be imported, so no function was tested"
@@ -342,18 +348,20 @@ def _as_tensor(value):
     if isinstance(value, list) and value:
         try:
             tensor = torch.tensor(value)
-            return tensor if tensor.numel() <= MAX_NUMBERS else value
+            return tensor if fits(tensor.shape) else value
         except (TypeError, ValueError, RuntimeError, OverflowError):
             pass
     return value
 
 
 def _read(path: Path) -> str | None:
-    """A text file of at most a megabyte, or None."""
+    """A text file, or None if it is none, or too long."""
     try:
-        return path.read_text(encoding="utf-8-sig") if path.stat().st_size < 10**6 else None
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(MAX_TEXT + 1)
     except (OSError, ValueError):
         return None
+    return text if len(text) <= MAX_TEXT else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -406,28 +414,42 @@ class Report:
         return {r.check.name: r.check.points for r in self.results if not r.passed}
 
 
-def copy_submission(folder: Path, to: Path) -> None:
-    """Copy its plain files, so that the student's code works on a copy. Links, big files and caches stay behind. Raises SettingError."""
-    files, size, left = 0, 0, [folder]
+def handed_in(folder: Path) -> Iterator[Path]:
+    """The files and folders of a submission. Links are not followed, and they, caches and what is hidden stay out. Raises SettingError."""
+    seen, size, left = 0, 0, [folder]
     while left:
-        here = left.pop()
-        for path in sorted(here.iterdir()):
-            if path.is_symlink() or path.name.startswith(".") or path.name == "__pycache__":
-                continue
-            inside = path.relative_to(folder)
-            if path.is_dir():
-                if len(inside.parts) > MAX_DEPTH:
-                    raise SettingError(f"The submission {folder} has folders more than {MAX_DEPTH} deep. Hand in code and results alone.")
-                left.append(path)
-            elif path.is_file():
-                files, size = files + 1, size + path.stat().st_size
-                if files > MAX_FILES or size > MAX_BYTES:
+        found: list[os.DirEntry] = []
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                seen, size = seen + 1, size + entry.stat(follow_symlinks=False).st_size * entry.is_file(follow_symlinks=False)
+                if seen > MAX_FILES or size > MAX_BYTES:
                     limits = f"{MAX_FILES} files or {MAX_BYTES // 2**20} MiB"
                     raise SettingError(
                         f"The submission {folder} has more than {limits}. Hand in code and results alone, no models or runs."
                     )
-                (to / inside).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, to / inside)
+                found.append(entry)
+        for entry in sorted(found, key=lambda entry: entry.name):
+            path = Path(entry.path)
+            if entry.name.startswith(".") or entry.name == "__pycache__":
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if len(path.relative_to(folder).parts) > MAX_DEPTH:
+                    raise SettingError(f"The submission {folder} has folders more than {MAX_DEPTH} deep. Hand in code and results alone.")
+                left.append(path)
+                yield path
+            elif entry.is_file(follow_symlinks=False):
+                yield path
+
+
+def copy_submission(folder: Path, to: Path) -> None:
+    """Copy what was handed in, so that the student's code works on a copy. Raises SettingError for more than a submission may hold."""
+    for path in handed_in(folder):
+        copy = to / path.relative_to(folder)
+        if path.is_dir():
+            copy.mkdir(parents=True, exist_ok=True)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy, follow_symlinks=False)
 
 
 def remove(folder: Path) -> None:
@@ -492,15 +514,15 @@ def grade(folder: Path, name: str, seconds: float = 10.0, trusted: list[str] | N
             for check in tqdm(visible, desc=name, leave=False, disable=None):
                 given = passed_over(check, results)
                 results.append(run_check(check, student) if given is None else Result(check, given, f"{NOT_ASKED} {check.follows!r}"))
-            took = time.monotonic() - started
+            # What students see before the grades are published is complete: what follows could tell what the hidden checks ask.
+            took, broken, printed = time.monotonic() - started, student._broken, beginning(student._printed_at_import)
             results += [run_check(check, student) for check in checks if check.hidden]
             results.sort(key=lambda r: checks.index(r.check))
         finally:
             student.close()
     finally:
         remove(temporary)
-    broken = printable(str(student._broken))[:1000] if student._broken else ""
-    return Report(name, results, broken, beginning(student._printed_at_import), took, not (fenced or trusted))
+    return Report(name, results, printable(str(broken))[:1000] if broken else "", printed, took, not (fenced or trusted))
 
 
 def _give_away(folder: Path) -> None:
@@ -514,7 +536,8 @@ def _give_away(folder: Path) -> None:
 def assignment_of(folder: Path) -> str | None:
     """Which assignment an adapter.py says it belongs to; None if it does not say. Nothing of it is run."""
     try:
-        text = (folder / "adapter.py").read_text(encoding="utf-8", errors="replace")
+        with open(folder / "adapter.py", encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_TEXT)
     except OSError:
         return None
     found = re.search(r"^ASSIGNMENT *= *[\"'](\w+)[\"']", text, re.MULTILINE)
@@ -595,18 +618,25 @@ def gradescope(report: Report) -> dict:
 
 
 def find_adapter(folder: Path) -> Path:
-    """The folder with the adapter.py: this one, or the only one inside (zips often hold one folder more). Raises SettingError."""
+    """The folder with the adapter.py: this one, or the only one inside (zips often hold one folder more). Raises SettingError.
+
+    No link is followed, to a folder or to a file: it could lead to a neighbour's submission.
+    """
+    if folder.is_symlink():
+        raise SettingError(f"{folder} is a link, and links are not followed in what was handed in. Name the folder itself.")
     if folder.is_file():
         what = "unzip it first, and name the folder" if folder.suffix == ".zip" else f"name its folder, {folder.parent}"
         raise SettingError(f"{folder} is a file: {what}.")
     if not folder.is_dir():
         raise SettingError(f"There is no folder {folder}. Name the folder that holds your adapter.py.")
-    if (folder / "adapter.py").is_file():
+    if (folder / "adapter.py").is_file() and not (folder / "adapter.py").is_symlink():
         return folder
-    found = [path.parent for depth in ("*/", "*/*/", "*/*/*/") for path in sorted(folder.glob(depth + "adapter.py"))]
-    inside = [path for path in found if not any(part[0] in "._" for part in path.relative_to(folder).parts)]
+    found = [path.parent for path in handed_in(folder) if path.name == "adapter.py" and path.is_file()]
+    inside = [path for path in found if len(parts := path.relative_to(folder).parts) <= 3 and not any(part[0] == "_" for part in parts)]
     if len(inside) > 1:
-        raise SettingError(f"There are {len(inside)} folders with an adapter.py in {folder}. Name one, as in {inside[0]}")
+        raise SettingError(f"There are {len(inside)} folders with an adapter.py in {folder}. Name one, as in {min(inside)}")
+    if not inside and any(os.path.islink(path) for path in (folder / "adapter.py", *folder.iterdir())):
+        raise SettingError(f"There is no adapter.py in {folder}, and its links are not followed. Hand in the files themselves.")
     if not inside:
         files = ", ".join(sorted(path.name for path in folder.glob("*.py"))[:5])
         remedy = f"There are {files}: rename one?" if files else "Start from a copy of tutorials/assignments/a1 (or a2 to a6)."
@@ -615,8 +645,11 @@ def find_adapter(folder: Path) -> Path:
 
 
 def _grade_one(folder: Path, c: GradeConfig) -> Report:
-    folder = find_adapter(folder)
-    said = assignment_of(folder)
+    try:
+        folder = find_adapter(folder)
+        said = assignment_of(folder)
+    except OSError as error:
+        raise SettingError(f"The submission {folder} cannot be read ({error}). Look at its permissions, and at the disk.") from None
     if c.assignment and said and said != c.assignment:
         raise SettingError(f"The adapter.py in {folder} is one of {said}, not of {c.assignment}. Name the right folder or --assignment.")
     if not (said or c.assignment):
@@ -632,8 +665,8 @@ def main(c: GradeConfig) -> None:
     c.assignment = c.assignment.lower()
     if c.assignment and c.assignment not in ASSIGNMENTS:
         raise SettingError(f"There is no assignment {c.assignment!r}. Choose one of {', '.join(ASSIGNMENTS)}.")
-    if not c.seconds > 0:
-        raise SettingError(f"--seconds is {c.seconds}. Choose a number above 0.")
+    if not 0 < c.seconds <= MAX_SECONDS:
+        raise SettingError(f"--seconds is {c.seconds}. Choose a number above 0, and at most {MAX_SECONDS}.")
     if c.hidden:
         c.hidden = c.hidden.removesuffix("hidden_checks.py") or "."
         if not Path(c.hidden, "hidden_checks.py").is_file():
@@ -648,33 +681,121 @@ def main(c: GradeConfig) -> None:
         return
     if not c.submissions:
         raise SettingError("No submission was named. Name its folder, as in: python -m tutorials.assignments.grade my_a1")
-    out = try_out(Path(c.out or ("results.json" if len(c.submissions) == 1 else "grades")), a_file=len(c.submissions) == 1)
-    if len(c.submissions) == 1:
+    one = len(c.submissions) == 1
+    # A class graded earlier stays: its table is somebody's grades.
+    out = Path(c.out) if c.out else Path("results.json") if one else first_free(Path("grades"), lambda p: (p / "grades.csv").exists())
+    try_out(out, a_file=one)
+    if one:
         try:
             report = _grade_one(Path(c.submissions[0]), c)
         except Exception as error:  # Gradescope wants its file, and the student the reason
             if c.out:
-                write_atomically(out, json.dumps({"score": 0, "output": str(error)}) + "\n")
+                write(out, json.dumps({"score": 0, "output": str(error)}))
             raise
         say(text(report))
-        write_atomically(out, json.dumps(gradescope(report), indent=1) + "\n")
+        write(out, json.dumps(gradescope(report), indent=1))
         say(f"\nwritten to {out} (in the format of Gradescope)")
         return
-    _grade_many([Path(s) for s in c.submissions], out, c)
+    with alone_in(out):
+        _grade_many([Path(s) for s in c.submissions], out, c)
 
 
-def try_out(out: Path, a_file: bool) -> Path:
-    """Make sure, before anything runs, that the result can be written: a file, or files in a folder. Raises SettingError."""
+def try_out(out: Path, a_file: bool) -> None:
+    """Make sure, before anything runs, that the result can be written, a file, or files in a folder, and replaces nothing else.
+
+    Raises SettingError.
+    """
+    if out.exists() and not out.is_dir() and not out.is_file() or a_file and out.is_symlink():
+        raise SettingError(f"--out {out} is a device, a pipe or a link. Choose the name of a file or a folder.")
     if out.is_dir() if a_file else out.exists() and not out.is_dir():
         wanted = "a folder, but one submission needs a file" if a_file else "a file, but several submissions need a folder"
         raise SettingError(f"--out {out} is {wanted}. Choose another name.")
+    if not a_file and os.path.lexists(out / "grades.csv"):
+        raise SettingError(f"--out {out} has a grades.csv, which would be lost. Move it away, or choose another folder.")
     folder = out.parent if a_file else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise SettingError(f"Nothing can be written to {folder} ({one_line(error)}). Choose another place with --out.") from None
-    return out
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other graders out of a folder, or raise SettingError if one is in there. The lock ends with the process, however it ends."""
+    handle = None
+    with suppress(ImportError, OSError):  # neither Windows nor some network drives have such locks
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise SettingError(f"Another grader writes to {folder}. Wait for its end, or choose another folder with --out.") from None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all, though another grader may write one of this name at this moment. Raises OSError."""
+    own = path.with_name(f"grader-{os.getpid()}")
+    write_atomically(own, text + "\n")
+    try:
+        own.replace(path)
+    except OSError:
+        own.unlink()
+        raise
+
+
+def try_to_write(path: Path, text: str) -> str:
+    """Write a file, or print and return why it cannot be written."""
+    try:
+        write(path, text)
+    except OSError as error:
+        why = one_line(error)
+        say(f"{path} cannot be written ({why})")
+        return why
+    return ""
+
+
+def flat(foreign: str) -> str:
+    """A text that others wrote, in one line."""
+    return printable(foreign).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def unlike(names: list[str]) -> list[str]:
+    """The same names, the second of two that a file system may take for one with a -2 behind it."""
+    new: dict[str, str] = {}
+    for name in names:
+        number, free = 1, name
+        while unicodedata.normalize("NFKC", free).casefold() in new:
+            number += 1
+            free = f"{name}-{number}"
+        new[unicodedata.normalize("NFKC", free).casefold()] = free
+    return [*new.values()]
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """A name for each submission, no two alike: the last part of its path, and as many more as tell it from the others."""
+    paths = [Path(os.path.abspath(folder)).parts for folder in folders]
+    taken = [1] * len(paths)
+    while True:
+        names = [flat("/".join(parts[-n:])) for parts, n in zip(paths, taken)]
+        times = Counter(names)
+        alike = [i for i, name in enumerate(names) if times[name] > 1 and taken[i] < len(paths[i])]
+        if not alike:
+            return unlike(names)
+        for i in alike:
+            taken[i] += 1
+
+
+def file_names(names: list[str]) -> list[str]:
+    """Names of files for these, without a suffix, no two alike."""
+    return unlike([name.replace("/", "-").encode("utf-8", "replace")[:MAX_NAME].decode("utf-8", "ignore") for name in names])
 
 
 def cell(foreign: str) -> str:
@@ -685,30 +806,32 @@ def cell(foreign: str) -> str:
 
 def _grade_many(folders: list[Path], out: Path, c: GradeConfig) -> None:
     """A file for each submission and a table of all. One that cannot be graded is a line of the table, not the end."""
-    rows, lost = [], {}
-    for name, folder in zip(unique_names(folders), folders):
-        name = printable(name)  # a zip from an old Windows can make a name that is no text
+    rows, lost, names, failed = [], {}, names_of(folders), ""
+    for name, file_name, folder in zip(names, file_names(names), folders):
+        report = None
         try:
             report = _grade_one(folder, c)
-            write_atomically(out / f"{name.replace('/', '-')}.json", json.dumps(gradescope(report), indent=1) + "\n")
             tasks = {task: report.of_task(task) for task in ASSIGNMENTS[report.name].tasks if task not in ASSIGNMENTS[report.name].by_hand}
             by_hand = {f"{task} (by hand)": "" for task in ASSIGNMENTS[report.name].by_hand}
             rows.append(
                 {"submission": cell(name), "assignment": report.name, "points": report.score}
                 | tasks
                 | by_hand
-                | {"error": cell(report.broken)}
+                | {"error": cell(flat(report.broken))}
             )
-            why = f"  (cannot be imported: {report.broken})" if report.broken else ""
+            why = f"  (cannot be imported: {flat(report.broken)})" if report.broken else ""
             say(f"{name}: {number(report.score)} of {number(ASSIGNMENTS[report.name].total)}{why}")
             for r in [] if report.broken else report.results:
                 lost.setdefault((report.name, r.check.task, r.check.name), []).append(not r.passed)
         except Exception as error:  # whatever it is, the others are graded
             why = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
-            rows.append({"submission": cell(name), "error": cell(printable(why))})
-            say(f"{name}: {printable(why)}")
+            rows.append({"submission": cell(name), "error": cell(flat(why))})
+            say(f"{name}: {flat(why)}")
         columns = [*dict.fromkeys(column for row in rows for column in row if column != "error"), "error"]
-        write_atomically(out / "grades.csv", csv_text(rows, columns))  # after each, so that an end in the middle loses nothing
+        # After each, so that an end in the middle loses nothing, and the table first: it has the points.
+        failed = try_to_write(out / "grades.csv", csv_text(rows, columns).removesuffix("\n"))
+        if report:
+            try_to_write(out / f"{file_name}.json", json.dumps(gradescope(report), indent=1))
     graded = [row["points"] for row in rows if "points" in row]
     if graded:
         say("")
@@ -721,10 +844,13 @@ def _grade_many(folders: list[Path], out: Path, c: GradeConfig) -> None:
         say("\nfailed most often:")
         often = sorted((key for key, failed in lost.items() if any(failed)), key=lambda key: -sum(lost[key]))[:5]
         say("\n".join(f"  {sum(lost[key]):>3} of {len(lost[key])}  {' '.join(key)}" for key in often) or "  nothing")
+    if failed:
+        raise SettingError(f"The table of points, {out}/grades.csv, is not complete ({failed}). Take those above, or grade again.")
     say(f"\nwritten to {out}/grades.csv")
     if c.no_fences:
         say(f"({UNFENCED})")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_program(lambda: main(parse_command(GradeConfig, "python -m tutorials.assignments.grade")))

@@ -25,9 +25,15 @@ FILE_BYTES = 2**25
 PROCESSES, MANY_PROCESSES = 16, 1000  # and threads
 USER = 64_999  # stands for nobody: nothing belongs to it, and no other program runs as it
 MAX_NUMBERS = 2000  # of one returned value: two of them, combined by broadcasting, must not fill the grader's memory
+MAX_DIMENSIONS = 8  # of a tensor
 MAX_CHARS = 10**5
 MAX_WEIGHTS = 500_000  # of a model that was trained
 MAX_DEPTH = 20
+
+
+def fits(shape) -> bool:
+    """Whether a tensor of this shape may travel. A length of 0 counts as 1: a million rows of no columns are a million lists."""
+    return len(shape) <= MAX_DIMENSIONS and math.prod(max(1, length) for length in shape) <= MAX_NUMBERS
 
 
 def pack(value, depth: int = 0):
@@ -65,8 +71,8 @@ def pack(value, depth: int = 0):
     if torch and isinstance(value, torch.Tensor):
         if value.is_complex():
             raise TypeError("the returned tensor is complex; return real numbers")
-        if value.numel() > MAX_NUMBERS:
-            raise TypeError(f"the returned tensor has {value.numel()} elements")
+        if not fits(value.shape):
+            raise TypeError(f"the returned tensor has the shape {tuple(value.shape[: MAX_DIMENSIONS + 1])}, which is too big")
         value = value.detach().cpu()
         return {"tensor": value.flatten().tolist(), "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     raise TypeError(f"the returned value is a {kind.__module__}.{kind.__qualname__}; return numbers, texts, lists, dicts or tensors")
@@ -90,12 +96,15 @@ def unpack(value):
     if value.keys() == {"dict"}:
         return {k if isinstance(k, (str, int, float, bool)) else None: unpack(v) for k, v in value["dict"]}
     try:
-        if len(value["tensor"]) > MAX_NUMBERS:
+        numbers, shape = value["tensor"], value["shape"]
+        if not fits(shape) or len(numbers) > MAX_NUMBERS:
+            raise ValueError
+        if not ({*map(type, numbers)} <= {int, float, bool} and {*map(type, shape)} <= {int}):  # a list has a length that hides its own
             raise ValueError
         import torch
 
         kind = {name: getattr(torch, name) for name in ("float32", "float64", "int64", "int32", "bool", "float16", "bfloat16")}
-        return torch.tensor(value["tensor"], dtype=kind.get(value["dtype"], torch.float64)).reshape(value["shape"])
+        return torch.tensor(numbers, dtype=kind.get(value["dtype"], torch.float64)).view(shape)
     except Exception:
         raise ValueError("not a value") from None
 

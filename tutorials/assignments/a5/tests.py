@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import itertools
 import random
 import re
 from pathlib import Path
@@ -336,6 +337,7 @@ def fifty_random_differences(student):
 tests.task("5.5", "the study: numbers and verdict")
 
 
+MAX_COLUMNS, MAX_ROWS, MAX_ANSWER = 50, 500, 200  # of results.csv; characters of a line of answer.md
 MEASURED = ("pass_at_1", "area", "pass_at_max", "entropy_late", "length_late")  # columns of results.csv
 SHIPPED = sorted(Path(__file__).parents[2].rglob("results.csv"))  # also the study of the reference solution
 
@@ -354,11 +356,12 @@ def _numbers(row: dict) -> list[float] | None:
         return None
 
 
-def _pairs(rows: list[dict]) -> dict[tuple, list[tuple[float, float]]]:
-    """Two arms of one file -> the two values of pass_at_1 for each seed that they share."""
+def _pairs(rows: list[dict], arms: tuple[str, ...] = ()) -> dict[tuple, list[tuple[float, float]]]:
+    """Two arms of one file -> the two values of pass_at_1 for each seed that they share. arms: none but these."""
     by_arm: dict = {}
     for row in rows:
-        by_arm.setdefault((row.get("file"), row.get("trunk"), row["arm"]), {})[row["seed"]] = float(row["pass_at_1"])
+        if not arms or row["arm"] in arms:
+            by_arm.setdefault((row.get("file"), row.get("trunk"), row["arm"]), {})[row["seed"]] = float(row["pass_at_1"])
     return {
         (a, b): [(by_arm[a][seed], by_arm[b][seed]) for seed in by_arm[a].keys() & by_arm[b].keys()]
         for a in by_arm
@@ -367,18 +370,30 @@ def _pairs(rows: list[dict]) -> dict[tuple, list[tuple[float, float]]]:
     }
 
 
+def _table(results: str) -> list[dict]:
+    """The rows of a student's table. Raises Wrong for one that is no table, or far bigger than a study's."""
+    try:
+        header, *rows = itertools.islice(csv.reader(io.StringIO(results)), MAX_ROWS + 2)
+    except (ValueError, csv.Error):
+        raise Wrong("results.csv has no rows with the columns arm, seed and pass_at_1") from None
+    need(len(rows) <= MAX_ROWS, f"results.csv has more than {MAX_ROWS} rows; hand in the runs of your study alone")
+    need(len(header) <= MAX_COLUMNS, f"results.csv has {len(header)} columns; at most {MAX_COLUMNS} are read")
+    return [dict(itertools.zip_longest(header, row[: len(header)])) for row in rows if row]
+
+
 @functools.lru_cache(8)
-def _is_copied(results: str) -> bool:
+def _is_copied(results: str, arms: tuple[str, ...]) -> bool:
     """Whether runs of the file are among the shipped ones, whatever their arms and seeds are called now and in whatever order they are.
 
-    A run with all its columns is known by itself; of a file with pass_at_1 alone two seeds must agree, for one would do so by chance.
+    A run with all its columns is known by itself; of a file with pass_at_1 alone two seeds of the two arms that are compared must agree,
+    for one would do so by chance.
     """
-    rows = list(csv.DictReader(io.StringIO(results)))
+    rows = _table(results)
     shipped = [numbers for row in _shipped() if (numbers := _numbers(row))]
     if any(max(abs(x - y) for x, y in zip(mine, theirs)) < 1e-3 for mine in map(_numbers, rows) if mine for theirs in shipped):
         return True
     theirs = _pairs(_shipped()).values()
-    for mine in _pairs(rows).values():
+    for mine in _pairs(rows, arms).values():
         for pairs in theirs:
             if sum(any(abs(x - a) < 1e-4 and abs(y - b) < 1e-4 for a, b in pairs) for x, y in mine) >= 2:
                 return True
@@ -390,7 +405,7 @@ def _results(student) -> list[dict]:
     text = student.read("results.csv")
     if text is None:
         raise Wrong("there is no results.csv in the submission")
-    rows = list(csv.DictReader(io.StringIO(text)))
+    rows = _table(text)
     if not rows or not {"arm", "seed", "pass_at_1"} <= set(rows[0]):
         raise Wrong("results.csv has no rows with the columns arm, seed and pass_at_1")
     try:
@@ -403,16 +418,18 @@ def _results(student) -> list[dict]:
         need(0 <= row["pass_at_1"] <= 1, f"results.csv, {run}: pass_at_1 is {row['pass_at_1']}; a share is from 0 to 1")
         need((row.get("trunk"), row["arm"], row["seed"]) not in seen, f"results.csv has two rows of {run}; a run counts once")
         seen.add((row.get("trunk"), row["arm"], row["seed"]))
-    copied = not student.is_reference() and _is_copied(text)
+    copied = not student.is_reference() and _is_copied(text, tuple(_answer(student, name) for name in ("arm", "baseline")))
     need(not copied, "results.csv has runs that come with the tutorials; make your own (40 steps, or other seeds)")
     return rows
 
 
 def _answer(student, name: str) -> str:
-    found = re.search(rf"^{name}: *(\S.*?) *$", student.read("answer.md") or "", re.MULTILINE | re.IGNORECASE)
-    if not found:
+    lines = [line.partition(":") for line in (student.read("answer.md") or "").split("\n")]
+    found = next((value.strip() for key, _, value in lines if key.lower() == name and value.strip()), None)
+    if found is None:
         raise Wrong(f"answer.md has no line '{name}: ...'")
-    return found[1].replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
+    need(len(found) <= MAX_ANSWER, f"answer.md: the line '{name}: ...' has more than {MAX_ANSWER} characters")
+    return found.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
 
 
 def _difference(student) -> tuple[float, float, float, int]:
