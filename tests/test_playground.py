@@ -15,8 +15,8 @@ from tutorials.playground import PAGE, page_with, read_batch, real_batch, write_
 
 TEXT = PAGE.read_text(encoding="utf-8")
 BATCH = read_batch(TEXT)["completions"]
-USUAL = {"moved": 1, "clip-low": 0.2, "clip-high": 0.28, "ppl-alpha": 0.2, "ppl-direction": "low",
-         "pos-alpha": 0.4, "pos-direction": "late", "learn-from": "all"}  # fmt: skip
+USUAL = {"moved": 1, "clip-low": 0.2, "clip-high": 0.28, "ppl-alpha": 0, "ppl-direction": "low",
+         "pos-alpha": 0, "pos-direction": "late", "learn-from": "all"}  # fmt: skip
 for _i, _c in enumerate(BATCH, 1):
     USUAL |= {f"reward.{_i}": _c["reward"], f"length.{_i}": len(_c["tokens"])}
 
@@ -199,9 +199,9 @@ STARTS = {  # what each start changes
     "right": {f"reward.{i}": 1 for i in range(1, 9)},
     "wrong": {f"reward.{i}": -1 for i in range(1, 9)},
     "one": {f"reward.{i}": 1 if i == 1 else -1 for i in range(1, 9)},
-    "outlier": {"mean.4": -4},
+    "outlier": {"mean.4": -4, "ppl-alpha": 0.2},
     "long": {"length.2": 110},
-    "far": {"moved": 20, "ppl-alpha": 0, "pos-alpha": 0},
+    "far": {"moved": 20},
 }
 
 
