@@ -234,6 +234,12 @@ def test_the_report_says_what_follows(changes, wrong, checks, words):
     assert all(word in text for word in words), text
 
 
+def test_no_attention_is_chosen_that_was_not_shown_to_be_right():
+    found = made_up(RATES)
+    del found["parts"]["attention"]
+    assert "Attention of packed rows" not in report(found) and "Recorded steps" in report(found)
+
+
 def test_a_card_is_known_by_the_name_that_cuda_gives_it():
     from on_gpu.cards import known_card
 

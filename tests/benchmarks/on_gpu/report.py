@@ -115,8 +115,8 @@ def decisions(parts: dict) -> list[str]:
     """What only a GPU can judge, and the switch that follows from it."""
     said = []
     update = by_way(parts, "update")
-    wrong = [row["what"].split(":")[0] for _, row in rows_of(parts, ("attention",)) if row["ok"] is False]
-    ways = {way: rate for way, rate in update.items() if "checkpointing" not in way and way not in wrong}
+    right = {row["what"].split(":")[0] for _, row in rows_of(parts, ("attention",)) if row["ok"]}
+    ways = {way: rate for way, rate in update.items() if way == "blocks" or way in right}
     if "blocks" in ways and len(ways) > 1:
         best = max(ways, key=ways.get)
         gain = ways[best] / ways["blocks"]

@@ -195,9 +195,8 @@ def compiled(options: Options) -> Iterator[dict]:
         def rows(name=name):
             warm_up = once(work, device)
             seconds = min(once(work, device) for _ in range(2))
-            yield row(
-                f"{name}, {n} completions of {length}", n * length / seconds, "tokens/s", note=f"the first call {warm_up:.0f} s", way=name
-            )
+            note = f"the first call {warm_up:.0f} s"
+            yield row(f"{name}, {n} completions of {length}", n * length / seconds, "tokens/s", note=note, way=name)
 
         yield from tried(name, rows)
 
@@ -234,16 +233,13 @@ def _steps(options: Options, runs: list) -> Iterator[dict]:
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
-    size = (
-        dict(prompts=4, completions=2, mini_batch=4, max_new_tokens=8)
-        if options.smoke
-        else dict(prompts=32, mini_batch=32, max_new_tokens=512)
-    )
+    size = dict(prompts=32, mini_batch=32, max_new_tokens=256)
+    if options.smoke:
+        size = dict(prompts=4, completions=2, mini_batch=4, max_new_tokens=8)
     common = dict(
         model=str(folder), data=str(folder / "problems.jsonl"), dtype="bfloat16", reward="turns", device=device, checkpointing=True,
-        lr=1e-6,
-        micro_batch_tokens=4096 if options.smoke else 16384, trl_rows=4 if options.smoke else 16, threads=2, max_prompt_tokens=300,
-        attention=options.attention, **size,
+        lr=1e-6, micro_batch_tokens=4096 if options.smoke else 16384, trl_rows=4 if options.smoke else 16, threads=2,
+        max_prompt_tokens=300, attention=options.attention, **size,
     )  # fmt: skip
     for name, run, more in runs:
 
