@@ -76,7 +76,7 @@ def sampler(options: Options) -> Iterator[dict]:
 
     def shared_heads():
         for dtype, most in (("float32", 1e-3), ("bfloat16", 0.03)):
-            fast = policy_of(random_model(TINY if options.smoke else SMALL, device, dtype, 4.0))
+            fast = policy_of(random_model(TINY if options.smoke else SMALL, device, dtype, 2.0))
             prompts = [[2 + i] * (5 + 9 * i) for i in range(4)]
             rollouts = sampled(fast, prompts, tokens)
             fast.model.set_attn_implementation("sdpa")
@@ -112,7 +112,7 @@ def packed(options: Options) -> Iterator[dict]:
     rows = prompts, ids.masked_fill(~mask, 0), mask
     found = {}
     for dtype in ("float32", "bfloat16"):
-        policy = policy_of(random_model(shape, device, dtype, 4.0))
+        policy = policy_of(random_model(shape, device, dtype, 2.0))
         found["packed", dtype] = gradient(policy.model, rows, policy.logp_and_entropy)
         policy.model.set_attn_implementation("sdpa")
         found["padded", dtype] = gradient(policy.model, rows, logp_and_entropy)
@@ -134,7 +134,7 @@ def graphs(options: Options) -> Iterator[dict]:
         needs_cuda(device)
         for name, policy, tokens in (
             ("built-in model", load_policy("tiny", device, "float32"), 120),
-            ("random weights, bfloat16", policy_of(random_model(TINY if options.smoke else SMALL, device, "bfloat16", 4.0)), 300),
+            ("random weights, bfloat16", policy_of(random_model(TINY if options.smoke else SMALL, device, "bfloat16", 2.0)), 300),
         ):
             prompts = prompts_of(policy, 16) if name == "built-in model" else [[2 + i] * (5 + 9 * i) for i in range(8)]
             recorded = partial(decoder.complete, cuda_graphs=True)
