@@ -775,13 +775,13 @@ MUTANTS = [
     ("session: settings edited in config.json count", "checkpoint -k settings_that_were_edited", "run/session", "refuse(edited,", "refuse(False,"),
     ("settings: a mark of the encoding is damage", "checkpoint -k settings_that_were_edited", "run/settings", "utf-8-sig", "utf-8"),
     ("figures: a mark of the encoding is damage", "checkpoint -k mark", "run/figures", "utf-8-sig", "utf-8"),
-    *((f"figures: the title {name}", "report -k title", "run/figures", old, new) for name, old, new in (
+    *((f"figures: the title {name}", "report -k title or dollar", "run/figures", old, new) for name, old, new in (
         ("leaves no room for a long method", "28 - len(c.method) // 2", "28"), ("keeps the middle of a path", "x[: most // 2]", "x[most // 2 : most]"),
         ("loses the end of a path", "{x[-most // 2 :]}", ""), ("cuts what is short", "x if len(x) <= most else", "x if len(x) <= 4 else"),
         ("cuts nothing", "x if len(x) <= most else", "x if True else"), ("does not name the seed", ", seed {c.seed}", ""),
         ("takes dollar signs for formulas", "title(c), parse_math=False", "title(c)"),
     )),
-    *((f"report: {name}", "report -k finding_is or almost_nothing or bootstrap", "analysis/report/section", old, new) for name, old, new in (
+    *((f"report: {name}", "report -k finding_is or almost_nothing or not_called_0", "analysis/report/section", old, new) for name, old, new in (
         ("0 is below a hundredth", "if 0 < 200 * x <", "if 0 <= 200 * x <"), ("a share that is rounded to 0 is 0", "if 0 < 200 * x <", "if 0 < 0 * x <"),
         ("a rounded share is called too small", "if 0 < 200 * x <", "if 0 < 20 * x <"), ("no digits", "x:.{digits}f} %", "x:.0f} %"),
         ("a count for a tenth", "if share < 0.01 else", "if share < 0.5 else"), ("a count that is cut off", "round(share * total)", "int(share * total)"),

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, get_origin
 from xml.etree import ElementTree
@@ -357,6 +358,17 @@ def test_the_title_above_the_curves_of_a_run_fits():
         assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width and words.get_text().count("…") == 2
 
 
+def test_dollar_signs_in_the_name_of_a_model_are_no_formula(tmp_path, monkeypatch):
+    shutil.copy(Path(__file__).parent.parent / "tutorials" / "quickstart" / "pos.csv", tmp_path / "metrics.csv")
+    (tmp_path / "summary.json").write_text('{"plateau_step": 25}')
+    made = []
+    monkeypatch.setattr(figures, "read_config", lambda folder: TrainConfig(model="$HOME/a_$b"))
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: made.append(figure))
+    figures.draw_curves(tmp_path)
+    (words,) = made[0].texts  # the title above the three pictures
+    assert "$HOME/a_$b" in words.get_text() and not words.get_parse_math()
+
+
 def test_s7_asks_for_the_strongest_updates():
     """Formal reasoning is more frequent among the largest changes than elsewhere, but connectives change more on average."""
     run = changed(big=20)
@@ -641,7 +653,11 @@ def test_bootstrap():
     low, high = bootstrap(lambda rows: float(np.mean(rows)), [0.0, 1.0] * 200)
     assert 0.44 < low < 0.48 < 0.52 < high < 0.56  # standard error 0.025
     assert bootstrap(sum, [1.0] * 9) == (9.0, 9.0)
-    assert percent(0.1234, 1) == "12.3 %"
+
+
+def test_a_share_that_is_not_0_is_not_called_0():
+    assert percent(0.1234, 1) == "12.3 %" and percent(0.03) == "3 %" and percent(0.006) == "1 %"
+    assert [percent(x) for x in (0.0, 0.0049, 0.005)] == ["0 %", "below 1 %", "below 1 %"] and percent(0.0005, 1) == "below 0.1 %"
 
 
 def test_bootstrap_of_two_samples():

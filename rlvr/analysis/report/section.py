@@ -219,7 +219,7 @@ def percent(x: float, digits: int = 0) -> str:
     >>> percent(0.0), percent(0.0004, 1), percent(0.374)
     ('0 %', 'below 0.1 %', '37 %')
     """
-    return f"below {10.0**-digits:g} %" if 0 < 200 * x < 10.0**-digits else f"{100 * x:.{digits}f} %"
+    return f"below {10.0**-digits:g} %" if 0 < 200 * x <= 10.0**-digits else f"{100 * x:.{digits}f} %"
 
 
 def share_of(share: float, total: int, what: str) -> str:
