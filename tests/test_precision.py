@@ -15,7 +15,7 @@ import torch
 from helpers import RUN, SMALL_MODEL, check_equal
 from transformers import GPT2Config, LlamaConfig
 
-from rlvr.analysis.experiment import COMMON
+from rlvr.analysis import experiment
 from rlvr.config import SettingError, TrainConfig
 from rlvr.engine import precision
 from rlvr.engine.parallel import Team
@@ -162,8 +162,12 @@ def test_an_evaluation_measures_nothing(tmp_path, monkeypatch, no_figure):
     assert load_policy(str(tmp_path / "run"), dtype="bfloat16").model.dtype == torch.bfloat16
 
 
-def test_all_arms_of_an_experiment_have_one_precision():
-    assert parse_train([*COMMON, "--model", SMALL_MODEL]).dtype == "float32"
+@pytest.mark.parametrize("flags, dtype", [([], "float32"), (["--dtype", "bfloat16"], "bfloat16"), (["--device", "cuda"], "auto")])
+def test_all_arms_of_an_experiment_have_one_precision(flags, dtype, tmp_path):
+    """None measures for itself. What the plan says is done, and the built-in model has nothing to measure."""
+    run = experiment._run(tmp_path, "arm", ["--model", SMALL_MODEL, "--data", "tiny", *flags], "")
+    assert parse_train(run.flags).dtype == dtype
+    assert "--dtype" not in experiment._run(tmp_path, "other", [], "").flags
 
 
 def test_who_follows_takes_the_choice_of_the_lead(tmp_path):

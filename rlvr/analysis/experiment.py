@@ -29,7 +29,7 @@ from rlvr.analysis.plan import PUBLISHED, Plan, flags_of, read_plan
 from rlvr.analysis.report.run import read_lines
 from rlvr.common.files import write_atomically
 from rlvr.common.text import csv_text, progress_bar, say
-from rlvr.config import SettingError, TrainConfig, as_sentence, flag, refuse
+from rlvr.config import BUILT_IN, SettingError, TrainConfig, as_sentence, flag, refuse
 from rlvr.run.cli import parse_command, parse_eval, parse_train, run_program
 from rlvr.run.defects import ERRORS
 from rlvr.run.figures import read_metrics
@@ -37,7 +37,7 @@ from rlvr.run.folder import refuse_links
 from rlvr.run.settings import MAY_CHANGE, check_can_write, first_step, read_config
 
 ARMS = read_plan(PUBLISHED).arms
-COMMON = ["--threads", "1", "--dtype", "float32", "--save-every", "10", "--show-every", "0"]  # auto might differ from run to run
+COMMON = ["--threads", "1", "--save-every", "10", "--show-every", "0"]
 
 
 @dataclass
@@ -195,6 +195,7 @@ def _check(plan: Plan, out: Path, runs: Sequence[Run], known: dict[tuple, dict])
 def _run(out: Path, name: str, flags: list[str], trunk: str, arm: str = "", seed: int = -1, evaluate=None, needs: Run | None = None) -> Run:
     flags = [*flags, "--out", str(out), "--name", name]
     wanted = parse_train([*(needs.flags if needs else ()), *flags])  # a branch has the flags of its trunk, which need not be there yet
+    flags += ["--dtype", "float32"] * (wanted.dtype == "auto" and wanted.device != "cuda" and wanted.model not in BUILT_IN)  # none measures
     if needs:
         branch = f"{needs.folder}@{needs.wanted.steps}"
         flags, wanted = ["--branch", branch, *flags], replace(wanted, branch=branch)
@@ -212,9 +213,8 @@ def _check_settings(run: Run) -> None:
     """Raise SettingError unless the run in the folder was made with its settings, as far as they decide its numbers."""
     free = MAY_CHANGE - {"steps"} | {"name", "out", "resume"}
     for name, value in vars(read_config(run.folder)).items():
-        other = name not in free and value != getattr(run.wanted, name) and (name, value) != ("dtype", "auto")  # as older runs have it
-        said = f"{run.folder} is there with other settings ({flag(name)} {value})"
-        refuse(other, f"{said}. Choose another --out, or give the same flags.")
+        other = name not in free and value != getattr(run.wanted, name) and (name, getattr(run.wanted, name)) != ("dtype", "auto")
+        refuse(other, f"{run.folder} is there with other settings ({flag(name)} {value}). Choose another --out, or give the same flags.")
 
 
 def run_all(runs: Sequence[Run], jobs: int, after_each: Callable[[], object]) -> list[Run]:
