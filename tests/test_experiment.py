@@ -470,7 +470,7 @@ def test_a_plan_that_cannot_be_is_one_sentence(tmp_path, changes, said):
 
 
 @pytest.mark.slow
-def test_trunks_branches_evaluations_and_treatments_from_beginning_to_end(tmp_path, monkeypatch):
+def test_trunks_branches_evaluations_and_treatments_from_beginning_to_end(tmp_path, monkeypatch, no_figure):
     """Each program runs in this process and ends before the next begins: ten more that import torch would take a minute."""
 
     def start(run):

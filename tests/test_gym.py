@@ -210,7 +210,7 @@ def test_settings_without_a_family_and_columns_with_one_are_refused(family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["leg_counting", "countdown", "chain_sum", "gsm_symbolic", "word_ladder", "number_sorting", "simple_integration"])
-def test_families_of_the_library(name):
+def test_families_of_the_library(name, monkeypatch):
     """The published answer is right, problems are the same in another process, and held-out ones are others."""
     pytest.importorskip("reasoning_gym")
     data = f"reasoning-gym:{name}"
@@ -218,8 +218,9 @@ def test_families_of_the_library(name):
     assert train and not {p.problem for p in train} & {p.problem for p in held_out}
     for problem in train[:5]:
         assert points(problem.answer, problem) == 1.0, problem.answer
-    # Once: a family that computes it takes all the time that it may.
-    assert points("9**9**9**9", train[0]) <= 0 and points("__import__('os')._exit(1)", train[0]) <= 0
+    with monkeypatch.context() as impatient:  # a family that computes these takes all the time that it may
+        impatient.setattr(gym, "ANSWER_SECONDS", 2.0)
+        assert points("9**9**9**9", train[0]) <= 0 and points("__import__('os')._exit(1)", train[0]) <= 0
     gym.child.stop()
     assert load_problems(data, settings=("size=20",)) == train
 
