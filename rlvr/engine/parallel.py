@@ -336,7 +336,10 @@ class Team:
     def _collective(self, function, *arguments, **more):
         try:
             return function(*arguments, **more)
-        except RuntimeError as error:  # the other end is gone
-            codes = [(number, child.poll()) for number, child in enumerate(self.children, 1)]
+        except RuntimeError as error:  # the other end is gone, but its process may take a moment to end
+            for child in self.children:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(1)
+            codes = [(number, child.returncode) for number, child in enumerate(self.children, 1)]
             ended = [f"process {number} ended (code {code})" for number, code in codes if code is not None] or str(error).splitlines()
             raise SettingError(f"A process that helped is lost: {ended[0]}. What was done is saved; go on with --resume.") from None
