@@ -199,6 +199,8 @@ def test_a_right_solution_without_rlvr_gets_all_points(name, tmp_path):
 class Here:
     """Stands in for the student's process where a mistake is harmless: the same questions and answers, without the two seconds of a start."""
 
+    waited = 0.0
+
     def __init__(self, folder: Path, monkeypatch):
         for module in ("solution", "adapter"):
             made = types.ModuleType(module)
@@ -993,6 +995,69 @@ def test_a_function_that_hangs_twice_is_not_asked_again(tmp_path, monkeypatch):
             student.f(1)
         assert says in (f"{raised.value.asked}: {raised.value}" if raised.value.asked else str(raised.value))
     assert asked == ["f", "f"]
+
+
+@needs_fences
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="the kernel does not count")
+def test_waiting_for_a_processor_is_no_time_of_the_students(tmp_path, monkeypatch):
+    """A kernel that says so is believed for a while: here each look finds that all of the time was waiting."""
+    child = grader.Child(submit("a1", tmp_path / "s"), [], True)
+    try:
+        for _ in range(2):
+            child.reply(60.0)
+        assert Path(f"/proc/{child.pid}/comm").read_text().startswith("python") and child._count() > 0
+        began = time.monotonic()
+        monkeypatch.setattr(child, "_count", time.monotonic)
+        with pytest.raises(grader.StudentError, match="took longer than 0 s"):
+            child.reply(0.2)
+        assert 0.9 < time.monotonic() - began < 5 and child.waited > 0.9
+    finally:
+        child.kill()
+
+
+def test_limits_grow_with_seconds(tmp_path):
+    assert [grader.Student(tmp_path, [], seconds)._scale for seconds in (1.0, 10.0, 30.0)] == [1, 1, 3]
+    student = grader.Student(tmp_path, [], 30.0)
+    student._child, asked = Here.__new__(Here), []
+    student._child.process = types.SimpleNamespace(poll=lambda: None)
+    student._child.ask = lambda question, seconds: asked.append(seconds) or {}
+    with pytest.raises(ValueError, match="not a value"):  # none came
+        student.weights("train", 6)
+    assert asked == [3 * grader.TRAINING_SECONDS]
+
+
+def test_what_does_not_answer_gets_no_hint(monkeypatch):
+    def ask(kind):
+        raise grader.StudentError(kind, "it says")
+
+    check = ASSIGNMENTS["a1"].checks[0]
+    for kind, hint in (("Timeout", ""), ("Died", ""), ("ZeroDivisionError at its import", ""), ("ZeroDivisionError", check.hint)):
+        student = types.SimpleNamespace(_broken=None, last_boxed=lambda *_, kind=kind: ask(kind))
+        assert grader._run_check(check, student).hint == hint
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX systems")
+@pytest.mark.parametrize("harm", ["while True: pass", "x = [0] * 10**9", "os.kill(os.getpid(), 9)", "1 / 0"])
+def test_what_harms_the_grader_costs_one_submission(harm, tmp_path, monkeypatch, capsys):
+    """A hole of a kind that nobody knows yet, in grading, is a row with a reason; the others are graded, and nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grader, "GRADING_SECONDS", 0.5)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "left"))
+    Path("left").mkdir()
+    right = grader.Report("a1", [grader.Result(check, i > 0, "no", "hint", "said") for i, check in enumerate(ASSIGNMENTS["a1"].checks)], seconds=2.5)
+
+    def grade(folder, *_, **__):
+        tempfile.mkdtemp()
+        exec(harm if folder.name == "bad" else "")
+        return right
+
+    monkeypatch.setattr(grader, "grade", grade)
+    folders = [str(submit("a1", Path(name))) for name in ("a", "bad", "c")]
+    main(GradeConfig(submissions=folders, assignment="a1", no_fences=True))
+    rows, out = table_of("grades"), capsys.readouterr().out
+    assert [row["points"] for row in rows] == [str(right.score), "0", str(right.score)] and rows[1]["assignment"] == "a1"
+    assert "The grading of bad was cut off: " in rows[1]["error"] and "1 of 3 could not be graded" in out and "c: 19" in out
+    assert os.listdir("left") == [] and grader._grade_one(Path("a"), GradeConfig(no_fences=True)) == right
 
 
 def test_types_that_differ_are_named():

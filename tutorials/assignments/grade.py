@@ -38,6 +38,7 @@ from tqdm import tqdm
 from rlvr.config import SettingError
 from rlvr.run.cli import parse_command, run_program
 from rlvr.common.files import first_free, write_atomically
+from rlvr.common.limits import limited
 from rlvr.common.text import csv_text, one_line, printable, say, table
 from tutorials.assignments import fences
 from tutorials.assignments.a1.tests import tests as a1
@@ -52,9 +53,15 @@ from tutorials.assignments.runner import USER, fits, pack, unpack, unpack_weight
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ASSIGNMENTS: dict[str, Assignment] = {"a1": a1, "a2": a2, "a3": a3, "a4": a4, "a5": a5, "a6": a6}
+# Limits of time. What a process waits for a processor, on a busy machine, does not count, as long as the clock shows less than PATIENT times
+# the limit. --seconds above SECONDS lengthens all of them.
+SECONDS = 10.0  # for one call
 TRAINING_SECONDS = 300.0  # for the training of A6, which takes 40 on one core
 START_SECONDS = 120.0  # to import torch, on a slow machine
 TOTAL_SECONDS = 180.0  # for all checks of a submission; the rest fails
+CPU_SECONDS = 600  # that a student's process may use, and stay behind where nothing else ends it
+PATIENT = 5
+GRADING_SECONDS, GRADING_BYTES = 240.0, 3 * 2**30  # that the grader itself takes for one submission, beside what it has taken before
 MAX_LINE = 2**22  # bytes of one reply
 MAX_PARTS = 10**4  # lists and dicts in one reply: each takes twenty times the memory that it takes in JSON
 MAX_REPLIES = 4  # that wait to be read. One is asked for at a time, so more are forged
@@ -87,9 +94,9 @@ class GradeConfig:
     assignment: str = ""
     """a1 to a6; empty: what adapter.py says (ASSIGNMENT = "a1")."""
     out: str = ""
-    """File to write, in Gradescope's format; empty: results.json. For several submissions a folder; empty: grades."""
-    seconds: float = 10.0
-    """Time limit for one call of a student's function."""
+    """File to write, in Gradescope's format; empty: results.json. For several submissions a folder; empty: grades, or one beside it."""
+    seconds: float = SECONDS
+    """Time limit for one call of a student's function; above 10 the others, as that for the training of A6, grow with it."""
     hidden: str = ""
     """Folder with your hidden_checks.py, which adds checks that students do not see. See instructor.md."""
     no_fences: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -105,16 +112,17 @@ class GradeConfig:
 class Child:
     """A process that runs runner.py. It answers questions until it dies, or is killed because it took too long."""
 
-    def __init__(self, folder: Path, trusted: list[str], fenced: bool):
+    def __init__(self, folder: Path, trusted: list[str], fenced: bool, scale: float = 1.0):
         work = fences.WORK if fenced else str(folder)
         around, runner, handed_in = (fences.command(folder), fences.RUNNER, fences.HANDED_IN) if fenced else ([], str(HERE / "runner.py"), work)
         self.process = subprocess.Popen(
-            [*around, sys.executable, "-I", "-B", runner, handed_in, work, *trusted],
+            [*around, sys.executable, "-I", "-B", runner, handed_in, work, str(round(CPU_SECONDS * scale)), *trusted],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=fences.environment(work),
             start_new_session=True,
         )  # fmt: skip
         self.replies: queue.Queue = queue.Queue(MAX_REPLIES)
         self.fenced, self.alive, self.answers = fenced, True, 0
+        self.pid, self.waited = self.process.pid, 0.0  # of Python inside, once it is there; seconds for a processor, in all questions
         self.printed, self.arrived = b"", threading.Condition()
         self.ends: float = 0  # zero bytes that came with what was printed: one for each answer
         self.reader = threading.Thread(target=self._read_printed, daemon=True)
@@ -150,10 +158,31 @@ class Child:
             printed, self.printed = self.printed, b""
         return printed
 
+    def _count(self) -> float:
+        """Seconds for which the process has waited for a processor, by the count of the kernel (proc(5)); 0 where there is none."""
+        try:
+            while Path(f"/proc/{self.pid}/comm").read_text() == "bwrap\n":  # around it, twice
+                self.pid = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            return 0.0
+
+    def _next(self, seconds: float) -> bytes:
+        """The next line. Raises queue.Empty if the process takes longer without its waiting for a processor, or PATIENT times as long."""
+        started, before, left = time.monotonic(), self._count(), seconds
+        try:
+            while left > 0:
+                with suppress(queue.Empty):
+                    return self.replies.get(timeout=max(left, 0.05))
+                left = min(seconds + self._count() - before, PATIENT * seconds) - (time.monotonic() - started)
+            raise queue.Empty
+        finally:
+            self.waited += max(0.0, self._count() - before)
+
     def reply(self, seconds: float) -> dict:
         """The next reply. Raises StudentError for none in time, or an ended process."""
         try:
-            line = self.replies.get(timeout=seconds)
+            line = self._next(seconds)
         except queue.Empty:
             self.kill()
             raise StudentError("Timeout", f"took longer than {seconds:.0f} s (an endless loop?)") from None
@@ -206,7 +235,8 @@ class Student:
 
     def __init__(self, folder: Path, trusted: list[str], seconds: float, fenced: bool = False):
         self._folder, self._trusted, self._seconds, self._fenced = folder, trusted, seconds, fenced
-        self._ends = time.monotonic() + TOTAL_SECONDS
+        self._scale = max(1.0, seconds / SECONDS)
+        self._ends = time.monotonic() + TOTAL_SECONDS * self._scale
         self._child: Child | None = None
         self._broken: StudentError | None = None  # why the adapter cannot be imported
         self._imported = False  # whether it could be, once: then what fails later is no fault of the adapter
@@ -242,7 +272,7 @@ class Student:
         """The weights of a model that the function has trained, [n] float32; it may take minutes, and is asked once."""
         asked = (function, *arguments)
         if asked not in self._trained:
-            self._ends += TRAINING_SECONDS
+            self._ends += TRAINING_SECONDS * self._scale
             try:
                 self._trained[asked] = self._ask(function, arguments, {}, weights=True)["value"]
             except StudentError as error:
@@ -265,7 +295,7 @@ class Student:
             raise self._broken
         left = self._ends - time.monotonic()
         if left <= 0:
-            raise StudentError("Timeout", f"not run: the submission has used up its {TOTAL_SECONDS:.0f} s")
+            raise StudentError("Timeout", f"not run: the submission has used up its {TOTAL_SECONDS * self._scale:.0f} s")
         if self._slow[function] >= PATIENCE:
             raise StudentError("Timeout", f"not run: {function} took longer than {self._seconds:.0f} s {PATIENCE} times")
         if self._child is None or self._child.process.poll() is not None:
@@ -277,7 +307,11 @@ class Student:
             "weights": weights,
         }  # fmt: skip
         try:
-            reply = self._child.ask(question, min(TRAINING_SECONDS if weights else self._seconds, left))
+            waited = self._child.waited
+            try:
+                reply = self._child.ask(question, min(TRAINING_SECONDS * self._scale if weights else self._seconds, left))
+            finally:
+                self._ends += self._child.waited - waited
             self._raise_error(reply)
         except StudentError as error:
             self._slow[function] += error.kind == "Timeout"
@@ -289,7 +323,7 @@ class Student:
 
     def _start(self) -> None:
         self.close()
-        self._child = Child(self._folder, self._trusted, self._fenced)
+        self._child = Child(self._folder, self._trusted, self._fenced, self._scale)
         try:
             self._child.reply(START_SECONDS)
         except StudentError:  # nothing of the student's has run yet
@@ -479,8 +513,8 @@ def _run_check(check: Check, student: Student) -> Result:
             message, hint = NOT_RUN, ""
         elif error.unwritten:  # a hint about content would not help yet
             message, hint = str(error), ""
-        else:
-            message, hint = f"{error.asked}: {error}" if error.asked else str(error), check.hint
+        else:  # nor beside an answer that did not come
+            message, hint = f"{error.asked}: {error}" if error.asked else str(error), "" if error.unanswered else check.hint
     except Wrong as error:
         message, hint = str(error), check.hint
     except Exception as error:  # an answer of a form that the check did not expect: a text where a number should be
@@ -654,10 +688,39 @@ def _grade_one(folder: Path, c: GradeConfig) -> Report:
         raise SettingError(f"The adapter.py in {folder} is one of {said}, not of {c.assignment}. Name the right folder or --assignment.")
     if not (said or c.assignment):
         raise SettingError(f'{folder}/adapter.py does not say ASSIGNMENT = "a1" (or a2 to a6). Add the line, or --assignment a1.')
+    return grade_apart(folder, said or c.assignment, c.seconds, fenced=not c.no_fences)
+
+
+def grade_apart(folder: Path, name: str, seconds: float, fenced: bool) -> Report:
+    """`grade` in a copy of this process, with limits of time and memory: what harms it costs one submission its points, and no class.
+
+    Raises SettingError.
+    """
+    checks, own = ASSIGNMENTS[name].checks, Path(tempfile.mkdtemp())
+    own.chmod(0o711)  # what is inside belongs to the student's process
+    if fenced:
+        fences.why_not()  # found out once, for all
+
+    def work() -> dict:
+        torch.set_num_threads(1)  # others were not copied
+        tempfile.tempdir = str(own)
+        try:
+            report = grade(folder, name, seconds, fenced=fenced)
+        except SettingError as error:
+            return {"refused": str(error)}
+        except OSError as error:
+            return {"refused": f"The submission {folder} cannot be graded ({error}). Look at its permissions, and at the disk."}
+        return vars(report) | {"results": [vars(r) | {"check": checks.index(r.check)} for r in report.results]}
+
     try:
-        return grade(folder, said or c.assignment, c.seconds, fenced=not c.no_fences)
-    except OSError as error:
-        raise SettingError(f"The submission {folder} cannot be graded ({error}). Look at its permissions, and at the disk.") from None
+        found = limited(work, GRADING_SECONDS * max(1.0, seconds / SECONDS), GRADING_BYTES)
+    except RuntimeError as error:
+        raise SettingError(f"The grading of {folder} was cut off: {error}. Look at what was handed in yourself.") from None
+    finally:
+        remove(own)
+    if "refused" in found:
+        raise SettingError(found["refused"])
+    return Report(**found | {"results": [Result(**r | {"check": checks[r["check"]]}) for r in found["results"]]})
 
 
 def main(c: GradeConfig) -> None:
@@ -806,7 +869,7 @@ def cell(foreign: str) -> str:
 
 def _grade_many(folders: list[Path], out: Path, c: GradeConfig) -> None:
     """A file for each submission and a table of all. One that cannot be graded is a line of the table, not the end."""
-    rows, lost, names, failed = [], {}, names_of(folders), ""
+    rows, graded, lost, names, failed = [], [], {}, names_of(folders), ""
     for name, file_name, folder in zip(names, file_names(names), folders):
         report = None
         try:
@@ -821,29 +884,35 @@ def _grade_many(folders: list[Path], out: Path, c: GradeConfig) -> None:
             )
             why = f"  (cannot be imported: {flat(report.broken)})" if report.broken else ""
             say(f"{name}: {number(report.score)} of {number(ASSIGNMENTS[report.name].total)}{why}")
+            graded.append(report)
             for r in [] if report.broken else report.results:
                 lost.setdefault((report.name, r.check.task, r.check.name), []).append(not r.passed)
         except Exception as error:  # whatever it is, the others are graded
             why = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}"
-            rows.append({"submission": cell(name), "error": cell(flat(why))})
+            zero = {"assignment": c.assignment, "points": 0} if c.assignment else {}
+            rows.append({"submission": cell(name), **zero, "error": cell(flat(why))})
             say(f"{name}: {flat(why)}")
         columns = [*dict.fromkeys(column for row in rows for column in row if column != "error"), "error"]
         # After each, so that an end in the middle loses nothing, and the table first: it has the points.
         failed = try_to_write(out / "grades.csv", csv_text(rows, columns).removesuffix("\n"))
         if report:
             try_to_write(out / f"{file_name}.json", json.dumps(gradescope(report), indent=1))
-    graded = [row["points"] for row in rows if "points" in row]
     if graded:
+        points, broken = [report.score for report in graded], sum(bool(report.broken) for report in graded)
         say("")
         say(
             table(
                 ["graded", "mean", "lowest", "highest"],
-                [[str(len(graded)), *(f"{x:.1f}" for x in (sum(graded) / len(graded), min(graded), max(graded)))]],
+                [[str(len(graded)), *(f"{x:.1f}" for x in (sum(points) / len(points), min(points), max(points)))]],
             )
         )
-        say("\nfailed most often:")
-        often = sorted((key for key, failed in lost.items() if any(failed)), key=lambda key: -sum(lost[key]))[:5]
-        say("\n".join(f"  {sum(lost[key]):>3} of {len(lost[key])}  {' '.join(key)}" for key in often) or "  nothing")
+        say(f"\nfailed most often{f' (without the {broken} that could not be imported)' if broken else ''}:")
+        often = sorted((key for key, missed in lost.items() if any(missed)), key=lambda key: -sum(lost[key]))
+        say("\n".join(f"  {sum(lost[key]):>3} of {len(lost[key])}  {' '.join(key)}" for key in often[:10]) or "  nothing")
+        if len(often) > 10:
+            say(f"  and {len(often) - 10} more")
+    if len(graded) < len(rows):
+        say(f"\n{len(rows) - len(graded)} of {len(rows)} could not be graded")
     if failed:
         raise SettingError(f"The table of points, {out}/grades.csv, is not complete ({failed}). Take those above, or grade again.")
     say(f"\nwritten to {out}/grades.csv")

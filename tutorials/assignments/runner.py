@@ -1,4 +1,4 @@
-"""The process in which a student's code runs: python -I runner.py HANDED_IN FOLDER [TRUSTED_PATH]. grade.py starts it and asks it.
+"""The process in which a student's code runs: python -I runner.py HANDED_IN FOLDER CPU_SECONDS [TRUSTED_PATH]. grade.py starts it.
 
 It knows neither the tests nor the answers. It copies what was handed in to FOLDER, imports its `adapter`, then answers questions, each a
 line of JSON: a function of the adapter and its arguments, for the value that it returns. stdout is for answers. What the student's code
@@ -20,7 +20,6 @@ import threading
 import traceback
 
 MEMORY_BYTES = 2 * 2**30  # beyond what Python and torch take
-CPU_SECONDS = 600
 FILE_BYTES = 2**25
 PROCESSES, MANY_PROCESSES = 16, 1000  # and threads
 USER = 64_999  # stands for nobody: nothing belongs to it, and no other program runs as it
@@ -159,14 +158,24 @@ def leave_root() -> None:
         pass  # a container in which root may not do so
 
 
-def set_limits(fenced: bool) -> None:
+def end_with_parent() -> None:
+    """Without fences too this process ends with the one that has started it, on Linux."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+    except (ImportError, OSError, AttributeError):
+        pass
+
+
+def set_limits(fenced: bool, cpu_seconds: int) -> None:
     """Of memory, processor time, size of a file, processes and threads."""
     try:
         import resource
 
         with open("/proc/self/statm") as file:
             taken = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        limits = (("AS", taken + MEMORY_BYTES), ("CPU", CPU_SECONDS), ("FSIZE", FILE_BYTES), ("CORE", 0))
+        limits = (("AS", taken + MEMORY_BYTES), ("CPU", cpu_seconds), ("FSIZE", FILE_BYTES), ("CORE", 0))
         # Without fences, what else the user runs is counted too, unless it is the user who owns nothing.
         for what, amount in (*limits, ("NPROC", PROCESSES if fenced or os.getuid() == USER else MANY_PROCESSES)):
             hard = resource.getrlimit(getattr(resource, "RLIMIT_" + what))[1]
@@ -218,7 +227,7 @@ def call(adapter, question: dict, folder: str) -> dict:
 
 
 def main() -> None:
-    handed_in, folder, trusted = sys.argv[1], os.path.realpath(sys.argv[2]), sys.argv[3:]
+    handed_in, folder, cpu_seconds, trusted = sys.argv[1], os.path.realpath(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -238,6 +247,8 @@ def main() -> None:
         if os.path.exists("/proc/self/oom_score_adj"):  # where memory runs out, this process ends first
             pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
         leave_root()
+        if handed_in == folder:
+            end_with_parent()
     if handed_in != folder:
         shutil.copytree(handed_in, folder)
     if trusted or names_torch(pathlib.Path(folder)):  # before the limit of memory is set; without it, a process is there at once
@@ -250,7 +261,7 @@ def main() -> None:
         os.chdir(folder)
         sys.path[:0] = [folder, *trusted]
         if not trusted:
-            set_limits(fenced=handed_in != folder)
+            set_limits(handed_in != folder, cpu_seconds)
         import adapter
 
         say({"ready": True})
