@@ -35,6 +35,14 @@ def usual_signals():
 
 
 @pytest.fixture
+def forked(monkeypatch):
+    """Programs that are started have imported torch and transformers already, where that makes no difference: see programs.py."""
+    import programs
+
+    monkeypatch.setattr("subprocess.Popen", programs.Forked)
+
+
+@pytest.fixture
 def no_figure(monkeypatch):
     """Runs draw no picture at their end, which would take longer than all the rest of them."""
     from rlvr.run import figures

@@ -428,7 +428,9 @@ OF_EACH_KIND = MISTAKES[::24] + [mistake for mistake in MISTAKES if mistake[2].s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command, files, fragment", OF_EACH_KIND, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_mistake_in_a_process_of_its_own(command, files, fragment, tmp_path):
+def test_a_mistake_in_a_process_of_its_own(command, files, fragment, tmp_path, request):
+    if "nobody" not in command:  # two of them start from nothing
+        request.getfixturevalue("forked")
     argv = prepare(command, files, tmp_path)
     before = listing(tmp_path)
     done = run_script(str(ROOT / argv[0]), *argv[1:], cwd=tmp_path)

@@ -19,6 +19,7 @@ def run(program: str, *argv: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_side_by_side_runs():
     """With TRL where it is installed, else with our side alone."""
     out = run("side_by_side.py", "--prompts", "4", "--mini-batch", "2", "--completions", "2", "--max-new-tokens", "12", "--pairs", "1")
@@ -27,12 +28,14 @@ def test_side_by_side_runs():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_the_scaling_program_runs(tmp_path):
     out = run("scale.py", "--quick", "--threads", "1", "--json", str(tmp_path / "s.json"), "--figure", str(tmp_path / "s.png"))
     assert out.count("microseconds per token") == 3 and (tmp_path / "s.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_of_an_update_does_not_grow_with_vocabulary_times_length():
     short, long, whole = (

@@ -522,6 +522,7 @@ def at_once(monkeypatch, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_an_experiment_from_beginning_to_end(tmp_path, at_once):
     out = tmp_path / "e"
     first = subprocess.run(command(out), cwd=ROOT, capture_output=True, text=True)
@@ -539,6 +540,7 @@ def test_an_experiment_from_beginning_to_end(tmp_path, at_once):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_stopped_experiment_goes_on(tmp_path):
     out, flags = tmp_path / "e", [f"--train={SMALL} --save-every 1"]
     long = [w if w != "2" or before != "--steps" else "60" for before, w in zip(["", *command(out)], command(out))]
@@ -560,6 +562,7 @@ def test_a_stopped_experiment_goes_on(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_fails_is_named(tmp_path, at_once):
     bad = tmp_path / "bad.jsonl"
     bad.write_text("{", encoding="utf-8")

@@ -894,6 +894,7 @@ def test_what_a_model_wrote_cannot_move_the_cursor():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_command_line(number, tmp_path):
     """As a person or a job scheduler sends it: one clear line, exit code 128 + number, everything saved; --resume ends the run."""

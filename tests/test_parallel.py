@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 # Five groups are dealt to two and to three processes; the batch is filtered and filled again; a reference model is asked.
 SETTINGS = RUN | dict(steps=3, prompts_per_step=5, completions_per_prompt=4, mini_batch_prompts=3, filter_groups=True, sampling_rounds=3,
                       kl_coef=0.01, method="ppl+pos", lr_schedule="constant")  # fmt: skip
-slow = pytest.mark.slow
+pytestmark, slow = pytest.mark.usefixtures("forked"), pytest.mark.slow
 
 
 def shared(settings: TrainConfig) -> None:
@@ -276,8 +276,9 @@ def started(folder: Path, **settings) -> subprocess.Popen:
 
 
 def followers(process: subprocess.Popen) -> list[int]:
+    """Its children that have a session of their own."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if "parallel" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[3] == pid]
 
 
 def ended(pid: int, seconds: float = 20) -> bool:
@@ -294,7 +295,8 @@ needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 @slow
 @needs_proc
-def test_a_process_that_is_killed_ends_the_run_with_a_sentence_and_nothing_is_lost(tmp_path):
+def test_a_process_that_is_killed_ends_the_run_with_a_sentence_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.undo()  # no forks: a connection that is lost a moment before its process has ended is told in other words
     process = started(tmp_path)
     (follower,) = followers(process)
     os.kill(follower, signal.SIGKILL)

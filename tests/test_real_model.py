@@ -11,6 +11,8 @@ import torch
 
 from rlvr.config import SettingError
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ROOT = Path(__file__).parent.parent
 GSM8K = ROOT / "tests" / "data" / "gsm8k.jsonl"
 

@@ -297,6 +297,7 @@ def launched(folder: Path, world: int, method: str, accumulation: int) -> list[d
     return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("method, accumulation", [("ppl+pos", 1), ("ppl+forks", 2)])
 def test_two_processes_give_the_result_of_one(method, accumulation, tmp_path):
     """The middle group lies on both, and each process pads to its own longest completion. With forks, they share one bound of entropy."""

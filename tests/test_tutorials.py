@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import Forked
 
 import tutorials.execute
 from tutorials import first_cell
@@ -185,7 +186,14 @@ def make_smaller(notebook: Path, changes: list[tuple[str, str]]) -> None:
 
 
 @pytest.fixture
-def copied(request, monkeypatch, tmp_path):
+def kernels(monkeypatch):
+    """The kernels of notebooks have imported torch and transformers already: see programs.py."""
+    monkeypatch.setattr(pytest.importorskip("jupyter_client.launcher"), "Popen", Forked)
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # as their first cell sets it; it is read when tqdm is imported
+
+
+@pytest.fixture
+def copied(request, monkeypatch, tmp_path, kernels):
     """The number of a notebook and its copy in a copy of the folder: those that run at the same time do not take each other's run folders."""
     def copy(path: Path) -> tuple[int, Path]:
         for name in ("rlvr", "tests"):
@@ -257,7 +265,7 @@ def write_notebook(path: Path, *code: str) -> None:
 
 
 @pytest.mark.slow
-def test_executing_puts_outputs_in_place_and_tells_of_a_failure(tmp_path, monkeypatch, capsys):
+def test_executing_puts_outputs_in_place_and_tells_of_a_failure(tmp_path, monkeypatch, capsys, kernels):
     monkeypatch.setattr(tutorials.execute, "HERE", tmp_path)
     write_notebook(tmp_path / "01_good.ipynb", "print(6 * 7)")
     write_notebook(tmp_path / "02_bad.ipynb", "1 / 0")
