@@ -1227,6 +1227,7 @@ def test_names_that_a_spreadsheet_would_run_are_texts(tmp_path, monkeypatch, cap
     assert [row["error"][0] for row in rows] == ["'"] * 6 + ["p"]
     assert grader.cell("a;=1; @x;b") == "a;'=1;' @x;b" and grader.cell("a=1") == "a=1"
     assert grader.cell("\t=1") == "'\t=1" and grader.cell("\r1") == "'\r1" and grader.cell("") == ""
+    assert grader.cell("\N{NO-BREAK SPACE}=1") == "'\N{NO-BREAK SPACE}=1" and grader.cell("a; \t@x") == "a;' \t@x"
 
 
 @pytest.mark.parametrize(

@@ -865,7 +865,7 @@ def file_names(names: list[str]) -> list[str]:
 def cell(foreign: str) -> str:
     """A text that others wrote, for a table: a spreadsheet would run one that begins as a formula does, in some countries after a ; too."""
     start, *rest = re.split(r"(?<=;)", foreign)
-    return "".join("'" + part if part.lstrip(" ")[:1] in FORMULA else part for part in (start, *rest))
+    return "".join("'" + part if part[:1] in FORMULA or part.lstrip()[:1] in FORMULA else part for part in (start, *rest))
 
 
 def _grade_many(folders: list[Path], out: Path, c: GradeConfig) -> None:
