@@ -30,7 +30,7 @@ def number(text):
     if text.startswith("\\frac{") and text.endswith("}") and text.count("{") == 2:
         a, b = text[6:-1].split("}{")
         text = a + "/" + b
-    if not text or text[0] not in "0123456789." or "e" in text:
+    if not text or text[0] not in "0123456789." or "e" in text.lower():
         raise ValueError(text)
     return sign * Fraction(text)
 

@@ -118,8 +118,9 @@ def show_call(function: str, arguments: tuple, most: int = 160) -> str:
     return f"{function}({', '.join(show(a, most // 3 + 7) for a in arguments)})"[:most]
 
 
-def same(got, wanted, tolerance: float) -> bool:
-    """Whether an answer is the right one. Numbers: within the tolerance; tensors: shape too; NaN equals nothing; True is not 1."""
+def same(got, wanted, tolerance: float, relative: float = 0.0) -> bool:
+    """Whether an answer is the right one. Numbers: within the tolerance (and `relative` times the right one); tensors: shape too; NaN equals
+    nothing; True is not 1."""
     if isinstance(wanted, Tensor):
         if isinstance(got, list):
             try:
@@ -130,7 +131,7 @@ def same(got, wanted, tolerance: float) -> bool:
             return False
         if wanted.dtype == torch.bool and got.dtype != torch.bool:
             return bool(((got == 0) | (got == 1)).all()) and torch.equal(got.bool(), wanted)
-        return torch.allclose(got.double(), wanted.double(), rtol=0, atol=tolerance)
+        return torch.allclose(got.double(), wanted.double(), rtol=relative, atol=tolerance)
     if isinstance(got, Tensor) and got.numel() == 1 and isinstance(wanted, (int, float)):
         got = got.item()
     if isinstance(wanted, bool) or wanted is None or isinstance(wanted, str):
@@ -138,29 +139,29 @@ def same(got, wanted, tolerance: float) -> bool:
     if isinstance(wanted, (int, float)):
         if isinstance(got, bool) or not isinstance(got, (int, float)):
             return False
-        return got == wanted or abs(got - wanted) <= tolerance
+        return got == wanted or abs(got - wanted) <= tolerance + relative * abs(wanted)
     if isinstance(wanted, (list, tuple)):
         if isinstance(got, Tensor):
             got = got.tolist()
-        return isinstance(got, list) and len(got) == len(wanted) and all(same(g, w, tolerance) for g, w in zip(got, wanted))
+        return isinstance(got, list) and len(got) == len(wanted) and all(same(g, w, tolerance, relative) for g, w in zip(got, wanted))
     raise TypeError(f"expect() cannot compare with a {type(wanted).__name__}")
 
 
-def _first_difference(got: Tensor, wanted: Tensor, tolerance: float) -> str:
+def _first_difference(got: Tensor, wanted: Tensor, tolerance: float, relative: float) -> str:
     """Where two tensors of one shape differ, in one line; all their numbers would be too many to read."""
-    differs = ~torch.isclose(got.double(), wanted.double(), rtol=0, atol=tolerance)
+    differs = ~torch.isclose(got.double(), wanted.double(), rtol=relative, atol=tolerance)
     place = tuple(differs.nonzero()[0].tolist())
     found = f"{got[place].item():.6g} instead of {wanted[place].item():.6g}"
     return f"{int(differs.sum())} of {wanted.numel()} numbers differ, the first at [{', '.join(map(str, place))}]: {found}"
 
 
-def expect(got, wanted, asked: str = "", tolerance: float = 1e-5) -> None:
+def expect(got, wanted, asked: str = "", tolerance: float = 1e-5, relative: float = 0.0) -> None:
     """Raise Wrong unless `got` is `wanted`. `asked` says in the message what the answer belongs to."""
-    if not same(got, wanted, tolerance):
+    if not same(got, wanted, tolerance, relative):
         if isinstance(wanted, Tensor) and isinstance(got, Tensor) and got.shape != wanted.shape:
             raise Wrong(f"{asked + ': ' if asked else ''}the result has shape {tuple(got.shape)} instead of {tuple(wanted.shape)}")
         if isinstance(wanted, Tensor) and isinstance(got, Tensor) and wanted.numel() > 6:
-            raise Wrong(f"{asked + ': ' if asked else ''}{_first_difference(got, wanted, tolerance)}")
+            raise Wrong(f"{asked + ': ' if asked else ''}{_first_difference(got, wanted, tolerance, relative)}")
         said, right = show(got), show(wanted)
         if got is None:
             said += " (is a return missing?)"
@@ -233,6 +234,18 @@ class WithoutNaN:
 # Random inputs
 
 
+def exchanged(questions: Iterable[tuple], **others: Callable) -> Iterable[tuple]:
+    """The questions, and after every tenth the same once more with one argument exchanged, for each of `others`.
+
+    A function that remembers its answers by some of its arguments is wrong then. others: a2=f exchanges argument 2 (from 0) for f(it).
+    """
+    for i, arguments in enumerate(questions):
+        yield arguments
+        for name, other in others.items() if i % 10 == 0 else ():
+            place = int(name[1:])
+            yield *arguments[:place], other(arguments[place]), *arguments[place + 1 :]
+
+
 @dataclass
 class Answer:
     """All that came of one question (Student.whole)."""
@@ -247,8 +260,9 @@ KINDS = {"bool": (torch.bool,), "int": (torch.int64, torch.int32), "float": (tor
 
 
 def on_random_inputs(
-    student, function: str, questions: Iterable[tuple], right: Callable, tolerance: float = 1e-5, kind: str = "", of: int | None = None
-) -> None:
+    student, function: str, questions: Iterable[tuple], right: Callable, tolerance: float = 1e-5, kind: str = "", of: int | None = None,
+    relative: float = 1e-5,
+) -> None:  # fmt: skip
     """Raise Wrong at the first question whose answer is not that of the reference: value, kind of numbers, gradient, arguments unchanged.
 
     right(*arguments) -> the right answer, or ValueError if the student's function should raise it. of: the argument in which a gradient
@@ -266,13 +280,13 @@ def on_random_inputs(
         gradient = None
         if of is not None:
             wanted, gradient = wanted
-        expect(answer.value, wanted, asked, tolerance)
+        expect(answer.value, wanted, asked, tolerance, relative)
         if kind and isinstance(answer.value, Tensor) and answer.value.dtype not in KINDS[kind]:
             raise Wrong(f"{asked}: the numbers are {str(answer.value.dtype).removeprefix('torch.')} instead of {kind}")
         # No gradient at all is as good as 0.
         if gradient is not None and answer.tensor and (answer.gradient is not None or bool(gradient.any())):
             need(answer.gradient is not None, f"{asked}: no gradient flows")
-            expect(answer.gradient, gradient, f"{asked}, its gradient in argument {of + 1}", tolerance)
+            expect(answer.gradient, gradient, f"{asked}, its gradient in argument {of + 1}", tolerance, relative)
         if answer.changed:
             which = " and ".join(str(i + 1) for i in answer.changed)
             raise Wrong(f"{asked}: the function has written to its argument {which}, which belongs to the caller: work on a copy")

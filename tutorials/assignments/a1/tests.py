@@ -4,7 +4,7 @@ import random
 from fractions import Fraction
 from math import comb
 
-from tutorials.assignments.checks import Assignment, expect, expect_error, need, on_random_inputs
+from tutorials.assignments.checks import Assignment, exchanged, expect, expect_error, need, on_random_inputs
 
 tests = Assignment()
 check = tests.check
@@ -32,6 +32,8 @@ def braces_inside_of_the_box(student):
     expect(student.last_boxed(r"\boxed{x^{2^{3}}}"), "x^{2^{3}}")
     expect(student.last_boxed(r"\boxed{\frac{\sqrt{x^{2}}}{3}}"), r"\frac{\sqrt{x^{2}}}{3}")
     expect(student.last_boxed(r"\boxed{" + 9 * "{a" + 9 * "}" + "}"), 9 * "{a" + 9 * "}", "nine braces inside of each other")
+    deep = 3000 * "{" + "4" + 3000 * "}"
+    expect(student.last_boxed(rf"\boxed{{{deep}}}, and that is all"), deep, "three thousand braces inside of each other")
 
 
 @check("1.1", 1, hint="A box that never closes has no content. It must not hide an earlier one, nor swallow the rest of the text.")
@@ -46,14 +48,17 @@ def _random_text(dice: random.Random) -> tuple[str, str | None]:
     """A text without stray closing braces, and the content of its last complete box."""
 
     def inside(depth: int) -> str:
-        parts = ["", "4", "-17", r"\frac", "x_", " ", r"\text", r"\boxe", "{" + inside(depth - 1) + "}" if depth else "0"]
+        parts = ["", "4", "-17", r"\frac", "x_", " ", "\n", r"\text", r"\boxe", "{" + inside(depth - 1) + "}" if depth else "0"]
         return "".join(dice.choice(parts) for _ in range(dice.randint(0, 4)))
 
     text, last = "", None
     for _ in range(dice.randint(0, 6)):
-        kind = dice.choice(["box", "box", "open", "braces", "words"])
+        kind = dice.choice(["box", "box", "open", "braces", "words", "other"])
         content = inside(5)
-        text += {"box": rf"\boxed{{{content}}}", "open": r"\boxed{" + inside(2), "braces": f"{{{content}}}", "words": " so boxed\n"}[kind]
+        other = dice.choice(["boxed", r"\notboxed", r"\fbox", r"\fboxed", r"\Boxed", r"\boxedtext", r"\text"]) + f"{{{content}}}"
+        text += {"box": rf"\boxed{{{content}}}", "open": r"\boxed{" + inside(2), "braces": f"{{{content}}}", "other": other}.get(
+            kind, " so boxed\n"
+        )
         last = content if kind == "box" else last
     return text, last
 
@@ -61,7 +66,8 @@ def _random_text(dice: random.Random) -> tuple[str, str | None]:
 @check("1.1", 0.5, follows="a box and no box", hint="The message has the text. Walk through it by hand, with a count of open braces.")
 def fifty_random_texts(student):
     dice = random.Random(11)
-    right = dict(_random_text(dice) for _ in range(60))
+    right = dict(_random_text(dice) for _ in range(70))
+    right |= {r"\boxed{8}" + 2000 * " and so on\n": "8", 300 * r"\boxed{1} " + r"\boxed{2": "1"}  # long texts
     on_random_inputs(student, "last_boxed", [(text,) for text in right], right.get)
 
 
@@ -106,6 +112,15 @@ def near_is_not_equal(student):
         expect(student.verify(rf"so \boxed{{{answer}}}", gold), False, f"answer {answer!r}, gold {gold!r}")
 
 
+HUGE = ("1e99999999", "1E99999999", "-1E99999999", "1E99999999/7", "7/1E99999999", r"\frac{1E99999999}{3}", r"\frac{3}{1e99999999}")
+NO_NUMBERS = (  # what they mean, perhaps, and what they are not
+    ("1+1", "2"), ("6-1", "5"), ("2*3", "6"), ("2^2", "4"), ("2**3", "8"), (r"\sqrt{4}", "2"), ("3!", "6"), ("$5$", "5"), (r"\$5", "5"),
+    ("50%", "1/2"), (r"50\%", "0.5"), ("50%", "50"), ("5 apples", "5"), ("5cm", "5"), (r"5^\circ", "5"), ("x=5", "5"), (r"\text{5}", "5"),
+    ("(5)", "5"), ("[5]", "5"), ("{5}", "5"), ("5;", "5"), ("five", "5"), ("5 or 6", "5"), ("6, 5", "5"), ("0x5", "5"), ("1 1/2", "3/2"),
+    (r"1\frac{1}{2}", "3/2"), ("about 5", "5"), ("'5'", "5"), ("5?", "5"), ("1/2/1", "1/2"), ("0.50.", "0.5"), ("(1)/(2)", "1/2"),
+)  # fmt: skip
+
+
 @check(
     "1.2",
     1,
@@ -114,7 +129,7 @@ def near_is_not_equal(student):
 )
 def nonsense_is_wrong_and_raises_nothing(student):
     expect(student.verify(r"so \boxed{3}", "3"), True, "answer '3', gold '3'")
-    for answer in ("", "1/0", "abc", r"\frac{1}{0}", "1//2", "three", "nan", "1e99999999"):
+    for answer in ("", "1/0", "abc", r"\frac{1}{0}", "1//2", "three", "nan", *HUGE):
         expect(student.verify(rf"so \boxed{{{answer}}}", "3"), False, f"answer {answer!r}, gold '3'")
     long = {
         "5,000 digits": 5000 * "3", "5,000 decimals": "3." + 4999 * "0" + "1", "a fraction of 5,000 digits": 5000 * "3" + "/7",
@@ -122,6 +137,8 @@ def nonsense_is_wrong_and_raises_nothing(student):
         "forty groups and a letter": "3" + 40 * ",333" + "x", "a thousand spaces": "3" + 1000 * " " + "x",
         "a superscript": "3\u00b2", "half a fraction": r"\frac{3}", "a fraction of nothing": r"\frac{}{}", "only a sign": "-",
     }  # fmt: skip
+    for answer, gold in NO_NUMBERS:
+        expect(student.verify(rf"so \boxed{{{answer}}}", gold), False, f"answer {answer!r}, gold {gold!r}")
     for what, answer in long.items():
         expect(student.verify(rf"so \boxed{{{answer}}}", "8"), False, f"{what}, gold '8'")
 
@@ -136,24 +153,28 @@ def _decimal(value: Fraction, places: int) -> str:
 def _random_answer(dice: random.Random) -> tuple[str, str, bool]:
     """An answer, a gold answer, and whether they are equal."""
     places = dice.choice([0, 0, 1, 2, 4])
-    gold = Fraction(dice.choice([1, -1]) * dice.randrange(1, 10 ** dice.randint(1, 11)), 10**places)
-    if dice.random() < 0.3:
+    digits = dice.choice([1, 2, 5, 9, 11, 30, 60, 200])
+    gold = Fraction(dice.choice([1, -1]) * dice.randrange(10 ** (digits - 1), 10**digits), 10**places)
+    if dice.random() < 0.1:
+        gold, places = Fraction(0), dice.choice([0, 1, 3])
+    elif dice.random() < 0.3:
         gold, places = Fraction(dice.randrange(-50, 50) * 2 + 1, dice.choice([3, 7, 9, 12, 64])), -1  # no decimal, or a long one
     a, b = gold.as_integer_ratio()
     said = f"{a}/{b}" if places < 0 or dice.random() < 0.2 else _decimal(gold, places)
     value, wrong = gold, dice.random() < 0.4
     if wrong:
-        a_little = Fraction(dice.choice([1, -1]), 10 ** dice.choice([0, 1, 3, 9, 20]))
-        value = dice.choice([gold + a_little, -gold, gold * 10, gold + 1, 1 / gold if abs(a) != b else gold + 2])
+        a_little = Fraction(dice.choice([1, -1]), 10 ** dice.choice([0, 1, 3, 9, 20, 60]))
+        nearly = gold * (1 + a_little) if gold and abs(a_little) < 1 else gold + 3
+        value = dice.choice([gold + a_little, nearly, gold + 1, 1 / gold if gold and abs(a) != b else gold + 2, -gold * 10 or 4, -gold or 5])
     a, b = value.as_integer_ratio()
     k = dice.randint(1, 4)
     forms = [f"{a * k}/{b * k}"] + ([rf"\frac{{{a * k}}}{{{b * k}}}"] if a > 0 else [])
-    if (10**24) % b == 0:  # a decimal
-        places = next(n for n in range(25) if 10**n % b == 0)
+    if (10**100) % b == 0:  # a decimal
+        places = next(n for n in range(101) if 10**n % b == 0)
         plain = _decimal(value, places)
         whole, point, rest = plain.lstrip("-").partition(".")
         commas = "-" * (value < 0) + f"{int(whole):,}" + point + rest
-        forms += [plain, commas, plain + ("0" if point else ".00"), "+" * (value > 0) + plain]
+        forms += [plain, commas, plain + ("" if point else ".") + "0" * dice.choice([1, 2, 100]), "+" * (value > 0) + plain]
     answer = dice.choice(forms)
     if not wrong and dice.random() < 0.15:  # no number at all
         return (
@@ -172,7 +193,12 @@ def _random_answer(dice: random.Random) -> tuple[str, str, bool]:
 )
 def fifty_random_answers(student):
     dice = random.Random(12)
-    right = {(rf"3 boxes: \boxed{{{answer}}}", gold): equal for answer, gold, equal in (_random_answer(dice) for _ in range(60))}
+    right = {(r"\boxed{8}" + 2000 * " and so on\n", "8"): True}
+    for i in range(90):
+        answer, gold, equal = _random_answer(dice)
+        right[rf"3 boxes: \boxed{{{answer}}}", gold] = equal
+        if equal and i % 4 == 0:  # the same text with another gold answer, for whoever remembers
+            right[rf"3 boxes: \boxed{{{answer}}}", "7" if gold == "0" else gold + "1"] = False
     on_random_inputs(student, "verify", right, lambda *question: right[question])
 
 
@@ -198,7 +224,7 @@ def it_is_zero_for_short_completions_and_without_a_buffer(student):
 
 def _random_lengths(dice: random.Random):
     for i in range(50):
-        limit, factor = dice.randint(1, 4000), dice.choice([1.0, 0.5, dice.uniform(0.0, 3.0)])
+        limit, factor = dice.choice([1, 200_000, *(dice.randint(1, 4000) for _ in range(4))]), dice.choice([0.0, 1.0, 0.5, dice.uniform(0, 3), 30.0])
         buffer = dice.choice([0, 1, limit, dice.randint(1, limit)])
         length = dice.choice([1, limit, limit - buffer, dice.randint(1, limit), dice.randint(max(1, limit - buffer), limit)])
         yield length, limit, buffer, factor
@@ -209,7 +235,8 @@ def fifty_random_lengths(student):
     def right(length, limit, buffer, factor):
         return min(0.0, -factor * (length - (limit - buffer)) / buffer) if buffer else 0.0
 
-    on_random_inputs(student, "overlong_penalty", _random_lengths(random.Random(13)), right)
+    questions = exchanged(_random_lengths(random.Random(13)), a2=lambda buffer: buffer // 2, a3=lambda factor: factor + 1)
+    on_random_inputs(student, "overlong_penalty", questions, right)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -252,6 +279,8 @@ def fifty_random_counts(student):
     for _ in range(60):
         n = dice.choice([1, 2, dice.randint(2, 20), dice.randint(2, 2000)])
         questions.append((n, dice.choice([0, n, dice.randint(0, n), dice.randint(0, min(n, 3))]), dice.randint(-1 if n < 3 else 1, n + 1)))
+    questions += [(n, c, k) for n in (1, 7, 5000) for c in (0, 1, n) for k in (-1, 0, 1, n, n + 1, 2 * n + 1)]
+    questions = exchanged(questions, a1=lambda c: max(c - 1, 0), a2=lambda k: k + 1)
     on_random_inputs(student, "pass_at_k", questions, _pass_at_k, 1e-9)
 
 
@@ -296,5 +325,8 @@ def _majority(keys: list) -> int | None:
 def fifty_random_votes(student):
     dice = random.Random(15)
     some = ["0", "00", "", "7", "-7", "1/2", "None", None, None]
-    questions = [([dice.choice(said) for _ in range(dice.randint(1, 12))],) for said in (dice.sample(some, 3) for _ in range(60))]
+    alike = [["7", " 7", "7 "], ["7", "+7", "7.0"], ["x", "X", None], ["0", "-0", "0.0"], ["1/2", "2/4", "0.5"], ["7", "07", "7,"], ["", " ", None]]
+    samples = [*(dice.sample(some, 3) for _ in range(50)), *alike, *alike, *alike]
+    questions = [([dice.choice(said) for _ in range(dice.randint(1, 12))],) for said in samples]
+    questions += [(keys[::-1],) for (keys,) in questions[::10]] + [([str(i % 151) for i in range(300)],)]
     on_random_inputs(student, "majority", questions, _majority)

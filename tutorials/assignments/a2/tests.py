@@ -5,7 +5,7 @@ import random
 import torch
 
 from rlvr.advantage import grpo_advantages
-from tutorials.assignments.checks import Assignment, alike, expect, need, on_random_inputs, same
+from tutorials.assignments.checks import Assignment, alike, exchanged, expect, need, on_random_inputs, same
 
 tests = Assignment()
 check = tests.check
@@ -42,6 +42,19 @@ def a_group_of_equal_rewards_gets_zero(student):
         got = student.group_advantages(rewards, torch.tensor([0] * 7 + [1] * 3))
         expect(got[:7], torch.zeros(7), f"seven rewards of {r}", tolerance=0)
         need(bool((got[7:] != 0).all()), f"the group beside it, with rewards 1, -1, 1: {got[7:].tolist()}")
+    for kind in (torch.float32, torch.float64):  # groups of 2 to 40, side by side
+        equal = [(r, n) for r in (0.1, 3.3, 100.1, 1e6 / 3) for n in (2, 3, 5, 6, 7, 11, 13, 40)]
+        rewards = torch.tensor([r for r, n in equal for _ in range(n)], dtype=kind)
+        got = student.group_advantages(rewards, torch.tensor([i for i, (_, n) in enumerate(equal) for _ in range(n)]))
+        expect(got, torch.zeros(len(rewards)), f"{len(equal)} groups, each of equal rewards, {str(kind)[6:]}", tolerance=0)
+        # Nearly equal: three of x and one of x * (1 + 10^-k), as far as this kind of number can tell them apart.
+        nearly = [(x, k) for x in (0.1, 1.0, -100.0) for k in range(2, 7 if kind == torch.float32 else 13)]
+        rewards = torch.tensor([x * (1 + 10**-k * (i == 3)) for x, k in nearly for i in range(4)], dtype=kind)
+        group = torch.arange(len(nearly)).repeat_interleave(4)
+        got, right = (f(r, group).double().view(-1, 4) for f, r in ((student.group_advantages, rewards), (grpo_advantages, rewards.double())))
+        for (x, k), a, b in zip(nearly, (got[:, 3] - got[:, 0]).tolist(), (right[:, 3] - right[:, 0]).tolist()):
+            asked = f"rewards three times {x:g} and once {x:g} * (1 + 10^-{k}), {str(kind)[6:]}: the last advantage is {a:.3g} above the others"
+            need(abs(a / b - 1) < 0.3, f"{asked}, not {b:.3g}")
     got = student.group_advantages(torch.tensor([0.0, 1e-6, 0.0, 1.0]), torch.tensor([0, 0, 1, 1]))
     need(bool(got[0] != got[1]), "rewards 0 and 1e-6 are not equal, but have the same advantage")
     need(
@@ -60,7 +73,7 @@ def a_group_of_one_gets_zero(student):
 def _random_rewards(dice: random.Random):
     for i in range(50):
         n = dice.choice([1, 2, 8, dice.randint(3, 24)])
-        ids = [dice.randint(-(10**9), 10**9), *range(dice.randint(0, 5))]
+        ids = dice.choice([[dice.randint(-(10**9), 10**9), *range(dice.randint(0, 5))], [4, -4], [2**24, 2**24 + 1], [2**53 + 1, 2**53, 1, 257]])
         group = torch.tensor([dice.choice(ids) for _ in range(n)])
         constant = dice.choice([0.1, 3.3, 100.1, 0.0, -1.0])
         rewards = dice.choice(
@@ -76,11 +89,15 @@ def _random_rewards(dice: random.Random):
             ]
         )
         yield torch.tensor(rewards, dtype=dice.choice([torch.float32, torch.float32, torch.float64])), group
+    for n in (64, 300):  # one right of many
+        yield torch.tensor([10.0] + [-10.0] * (n - 1)), torch.zeros(n, dtype=torch.long)
+        yield torch.tensor([dice.choice([1.0, 0.0]) for _ in range(n)]), torch.arange(n) % 7
 
 
 @check("2.1", 1, follows="the table of the handout", hint="Take the group of the row that differs, and work it out by hand.")
 def fifty_random_groups(student):
-    on_random_inputs(student, "group_advantages", _random_rewards(random.Random(21)), grpo_advantages, 1e-3, "float")
+    questions = exchanged(_random_rewards(random.Random(21)), a0=lambda rewards: 1 - rewards, a1=torch.zeros_like)
+    on_random_inputs(student, "group_advantages", questions, grpo_advantages, 1e-3, "float")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -121,8 +138,9 @@ def several_stop_tokens(student):
 
 
 def _mask(ids: torch.Tensor, stop_ids: list[int]) -> torch.Tensor:
-    rows = [[not any(x in stop_ids for x in row[:t]) for t in range(len(row))] for row in ids.tolist()]
-    return torch.tensor(rows)
+    stops = set(stop_ids)
+    ends = [next((t for t, x in enumerate(row) if x in stops), len(row)) for row in ids.tolist()]
+    return torch.arange(ids.shape[1])[None] <= torch.tensor(ends)[:, None]
 
 
 def _random_completions(dice: random.Random):
@@ -130,11 +148,17 @@ def _random_completions(dice: random.Random):
         n, width, words = dice.choice([1, dice.randint(1, 6)]), dice.choice([1, dice.randint(1, 9)]), dice.choice([3, 12])
         ids = torch.tensor([[dice.randrange(words) for _ in range(width)] for _ in range(n)])
         yield ids, dice.sample(range(words + 3), dice.choice([1, 2, 3, 4]))
+    for near in ([5, 261, 65_541, 151_643], [2**24, 2**24 + 1, 2**24 + 2], [2**31 + 7, 7, 8]):  # alike in a byte, in float32, in 32 bits
+        for stop in near:
+            yield torch.tensor([dice.sample(near, 3) for _ in range(3)]), [stop]
+    for stop_ids in ([2], list(range(2, 302)), [9], [1]):  # long rows, many stop tokens
+        yield torch.tensor([[2] * 300, [1] * 299 + [2], [1] * 150 + [301] * 150, [1] * 300]), stop_ids
 
 
 @check("2.2", 1, follows="the stop token belongs to the completion", hint="The result is bool, as wide as ids, and ids stays as it is.")
 def fifty_random_completions(student):
-    on_random_inputs(student, "completion_mask", _random_completions(random.Random(22)), _mask, kind="bool")
+    questions = exchanged(_random_completions(random.Random(22)), a1=lambda stop_ids: [s + 1 for s in stop_ids])
+    on_random_inputs(student, "completion_mask", questions, _mask, kind="bool")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -197,6 +221,12 @@ def _random_logits(dice: random.Random):
         logits = _logits(n, t, v, seed=seed) * dice.choice([0.0, 0.3, 1.0, 3.0]) + dice.choice([0.0, 0.0, 100.0])
         ids = torch.tensor([[dice.randrange(v) for _ in range(t)] for _ in range(n)])
         yield logits.to(dice.choice([torch.float32, torch.float64])), ids, dice.choice([1.0, 0.5, 0.7, dice.uniform(0.3, 3.0)])
+    for shape in ((1, 1, 2000), (1, 300, 3)):  # a large vocabulary, a long row
+        yield _logits(*shape, seed=1), torch.full(shape[:2], shape[2] - 1), 1.0
+    for scale in (10.0, 100.0, 1000.0):  # tokens so improbable that their probability is 0, even in float64
+        yield scale * _logits(2, 3, 7, seed=2), torch.tensor([[0, 6, 2], [5, 5, 1]]), 1.0
+    for temperature in (0.02, 0.1, 30.0):
+        yield temperature * _logits(2, 3, 7, seed=3), torch.tensor([[0, 6, 2], [5, 5, 1]]), temperature
 
 
 @check(
@@ -206,7 +236,8 @@ def _random_logits(dice: random.Random):
     hint="log_softmax of logits / temperature over the last dimension, then gather. The gradient goes through all of it: no detach, no .item().",
 )
 def fifty_random_logits(student):
-    on_random_inputs(student, "token_logp", _random_logits(random.Random(23)), _with_gradient(_token_logp), 5e-4, "float", of=0)
+    questions = exchanged(_random_logits(random.Random(23)), a1=torch.zeros_like, a2=lambda temperature: 1.5 * temperature)
+    on_random_inputs(student, "token_logp", questions, _with_gradient(_token_logp), 5e-4, "float", of=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -263,6 +294,8 @@ def _random_rows(dice: random.Random):
         lengths = torch.tensor([dice.choice([1, width - p, dice.randint(1, width - p)]) for p in prompts.tolist()])
         ids = torch.tensor([[dice.randrange(v) for _ in range(width)] for _ in range(n)])
         yield _logits(n, width, v, seed=seed), ids, prompts, lengths, dice.choice([1.0, 0.6, dice.uniform(0.4, 2.0)])
+    ids = torch.tensor([[dice.randrange(3) for _ in range(300)] for _ in range(2)])  # long rows, improbable tokens
+    yield 50 * _logits(2, 300, 3), ids, torch.tensor([1, 299]), torch.tensor([299, 1]), 5.0
 
 
 @check(
@@ -272,4 +305,5 @@ def _random_rows(dice: random.Random):
     hint="Look at the first row that differs: its prompt, its length, its temperature. The gradient flows here too: no detach, no .item().",
 )
 def fifty_random_rows(student):
-    on_random_inputs(student, "completion_logp", _random_rows(random.Random(24)), _with_gradient(_completion_logp), 5e-4, "float", of=0)
+    questions = exchanged(_random_rows(random.Random(24)), a1=torch.zeros_like, a3=torch.ones_like, a4=lambda temperature: 1.5 * temperature)
+    on_random_inputs(student, "completion_logp", questions, _with_gradient(_completion_logp), 5e-4, "float", of=0)
