@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def clipped_loss(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float, denominator: int | None
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float, denominator: float | None
 ) -> Tensor:
     """logp, old_logp, advantages, mask: [N, T] -> the loss to minimise, one number with a graph behind it.
 

@@ -6,7 +6,7 @@ import torch
 
 from rlvr.advantage import grpo_advantages
 from rlvr.loss import clipped_loss
-from tutorials.assignments.checks import Assignment, alike, expect, need, on_random_inputs
+from tutorials.assignments.checks import Assignment, alike, exchanged, expect, need, on_random_inputs
 
 tests = Assignment()
 check = tests.check
@@ -155,18 +155,31 @@ def parts_of_a_batch_add_up(student):
 
 
 def _random_batches(dice: random.Random):
+    """No valid ratio is on a bound of the clip, where the gradient is what the form of the maximum makes of it."""
     for seed in range(50):
         g = torch.Generator().manual_seed(seed)
         shape = dice.randint(1, 5), dice.randint(1, 7)
         old = -2 * torch.rand(shape, generator=g)
-        logp = old + dice.choice([0.0, 0.1, 0.5, 1.5]) * torch.randn(shape, generator=g)
+        moved = dice.choice([0.0, 0.1, 0.5, 1.5])
+        logp = old + moved * torch.randn(shape, generator=g)
         advantages = torch.randn(shape, generator=g) * dice.choice([0.0, 1.0, 1.0, 3.0])
         mask = torch.rand(shape, generator=g) < dice.choice([0.5, 0.9, 1.0])
         mask[0, 0] = True
         batch = [torch.where(mask, x, dice.choice([0.0, -9.0, float("nan"), float("inf")])) for x in (logp, old, advantages)]
         batch = [x.to(dice.choice([torch.float32, torch.float64])) for x in batch]
-        clip = dice.choice([CLIP, (0.1, 0.1), (0.3, 0.2), (0.0, 0.5), (0.9, 9.0)])
-        yield *batch, mask, *clip, dice.choice([None, None, dice.randint(1, 50)])
+        clip = dice.choice([CLIP, (0.1, 0.1), (0.3, 0.2), (0.0, 0.5) if moved else CLIP, (0.9, 9.0), (1.0, 0.28)])
+        yield *batch, mask, *clip, dice.choice([None, None, dice.randint(1, 50), dice.uniform(0.3, 9.0)])
+    for far in (-12.0, -6.0, -4.0, 4.0, 6.0, 12.0):  # ratios far from 1, on both sides, and large advantages
+        for a in (-30.0, -9.0, 1.0, 30.0):
+            yield torch.tensor([[far - 14, -1.0]]), torch.tensor([[-14.0, -1.5]]), torch.tensor([[a, 0.5]]), torch.ones(1, 2).bool(), *CLIP, None
+    g = torch.Generator().manual_seed(50)  # long rows
+    old, a, mask = -torch.rand(2, 300, generator=g), torch.randn(2, 300, generator=g), torch.rand(2, 300, generator=g) < 0.7
+    yield torch.where(mask, old + 0.3 * a.sin() + 0.01, float("nan")), old, a, mask, *CLIP, None
+
+
+def _batches():
+    """All that is asked about the loss."""
+    return exchanged(_random_batches(random.Random(33)), a2=lambda a: 1 - a, a4=lambda low: low / 2 + 0.07, a5=lambda high: high + 0.11, a6=lambda d: 7)
 
 
 def _right_loss(logp, old_logp, advantages, mask, clip_low, clip_high, denominator):
@@ -183,7 +196,7 @@ def _right_loss(logp, old_logp, advantages, mask, clip_low, clip_high, denominat
     hint="Take the first token that differs: its ratio, the sign of its advantage, and which of the two terms is the larger one.",
 )
 def fifty_random_batches(student):
-    on_random_inputs(student, "clipped_loss", _random_batches(random.Random(33)), _right_loss, 2e-4, of=0)
+    on_random_inputs(student, "clipped_loss", _batches(), _right_loss, 2e-4, of=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -289,9 +302,16 @@ def _random_updates(dice: random.Random):
         before, ids = (torch.randint(0, v, (n, t), generator=g) for _ in range(2))
         mask = torch.arange(t)[None] < torch.randint(1, t + 1, (n, 1), generator=g)
         rewards = torch.tensor([dice.choice([1.0, -1.0, 0.5, 3.3]) for _ in range(n)])
-        group = torch.tensor([dice.choice([4, -1]) for _ in range(n)])
-        old_logp = _logp(weights, before, ids) + dice.choice([0.0, 0.2]) * torch.randn(n, t, generator=g)
-        yield weights, before, ids, mask, rewards, group, old_logp, dice.choice([0.1, 1.0])
+        group = torch.tensor([dice.choice(dice.choice([[4, -1], [4, -4], [2**24, 2**24 + 1]])) for _ in range(n)])
+        if seed % 3 == 1:  # hardly unlike
+            rewards, group = torch.zeros(n), torch.zeros(n, dtype=torch.long)
+            rewards[0] = dice.choice([1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+        old_logp = _logp(weights, before, ids) + dice.choice([0.0, 0.2, 1.0]) * torch.randn(n, t, generator=g)
+        yield weights, before, ids, mask, rewards, group, torch.where(mask, old_logp, dice.choice([0.0, float("nan")])), dice.choice([0.1, 1.0])
+    for n in (2, 64):  # one right of many; nearly equal, far off the policy that sampled, and with a large gradient
+        weights, ids = torch.eye(3), torch.arange(n)[:, None] % 3
+        for rewards in ([1.0] + [0.0] * (n - 1), [1 + 2.0**-17] + [1.0] * (n - 1)):
+            yield weights, ids, ids, torch.ones(n, 1).bool(), torch.tensor(rewards), torch.zeros(n).long(), _logp(weights, ids, ids) - 3, 10.0
 
 
 @check(
@@ -306,4 +326,5 @@ def twenty_random_updates(student):
     def right(*batch):
         return _updated(*batch, _own_gradient(student))
 
-    on_random_inputs(student, "update", _random_updates(random.Random(34)), right, 2e-4)
+    questions = exchanged(_random_updates(random.Random(34)), a4=lambda rewards: 1 - rewards, a7=lambda lr: lr / 2)
+    on_random_inputs(student, "update", questions, right, 2e-4)

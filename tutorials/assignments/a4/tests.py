@@ -6,7 +6,7 @@ import random
 import torch
 
 from rlvr.entropy import branching_factor, plateau_step
-from tutorials.assignments.checks import Assignment, alike, expect, need, on_random_inputs, show
+from tutorials.assignments.checks import Assignment, alike, exchanged, expect, need, on_random_inputs, show
 
 tests = Assignment()
 check = tests.check
@@ -65,8 +65,12 @@ def _random_logits(dice: random.Random):
         n, t, v = dice.randint(1, 3), dice.randint(1, 3), dice.choice([1, 2, 6, 200])
         logits = torch.randn(n, t, v, generator=g) * dice.choice([0.0, 0.5, 3.0, 100.0]) + dice.choice([0.0, 0.0, 1000.0])
         forbidden = torch.rand(n, t, v, generator=g) < dice.choice([0.0, 0.0, 0.4])
-        forbidden[..., 0] = False
+        forbidden[..., dice.randrange(v)] = False
         yield logits.masked_fill(forbidden, float("-inf")), dice.choice([1.0, 0.6, dice.uniform(0.3, 4.0)])
+    for shape in ((1, 1, 2000), (1, 300, 3)):  # a large vocabulary, a long row
+        yield torch.randn(shape, generator=torch.Generator().manual_seed(50)), 1.0
+    for temperature in (0.02, 30.0):
+        yield temperature * torch.tensor([[[1.0, 0.0, float("-inf")], [float("-inf"), 0.0, 2.0]]], dtype=torch.float64), temperature
 
 
 @check("4.1", 1, follows="the entropy of each position", hint="Any size of vocabulary, any temperature, forbidden tokens among the others.")
@@ -74,7 +78,8 @@ def fifty_random_logits(student):
     def right(logits, temperature):
         return _entropy(logits / temperature)
 
-    on_random_inputs(student, "token_entropy", _random_logits(random.Random(41)), right, 1e-3, "float")
+    questions = exchanged(_random_logits(random.Random(41)), a1=lambda temperature: 1.5 * temperature)
+    on_random_inputs(student, "token_entropy", questions, right, 1e-3, "float")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -133,7 +138,10 @@ def fifty_random_rows(student):
     def right(logp, mask):
         return (-torch.where(mask, logp.double(), 0.0).sum(1) / mask.sum(1).clamp(min=1)).exp()
 
-    on_random_inputs(student, "perplexity", [_random_rows(dice, -3.0, 0.0) for _ in range(50)], right, 1e-3, "float")
+    questions = [_random_rows(dice, dice.choice([-3.0, -3.0, -3.0, -30.0]), 0.0) for _ in range(50)]
+    questions += [(torch.full((2, 300), -0.5), torch.arange(300)[None] < torch.tensor([[300], [0]]))]
+    questions = exchanged(questions, a1=lambda mask: mask & (torch.arange(mask.shape[1]) < 1))
+    on_random_inputs(student, "perplexity", questions, right, 1e-3, "float", relative=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -159,7 +167,7 @@ def a_sum_that_is_just_reached(student):
 
 
 def _random_distributions(dice: random.Random):
-    """No sum is within 1e-4 of top_p, so that rounding decides nothing."""
+    """No sum is within 1e-4 of top_p, or 5e-6 where few are added, so that rounding decides nothing."""
     for seed in range(50):
         g = torch.Generator().manual_seed(seed)
         logits = torch.randn(dice.randint(1, 4), dice.choice([2, 8, 100]), generator=g) * dice.choice([0.0, 0.1, 1.0, 5.0])
@@ -168,6 +176,13 @@ def _random_distributions(dice: random.Random):
             if bool(((sums - top_p).abs() > 1e-4).all()):
                 yield logits, top_p
                 break
+        few = torch.randn(1, 6, generator=g)
+        sums = few.double().softmax(-1).sort(-1, descending=True).values.cumsum(-1)[0]
+        yield few, 1.0
+        yield few, sums[seed % 5].item() + 5e-6 * (1 + seed % 3) * (-1) ** seed  # just not reached, or just reached
+    many = torch.randn(1, 2000, generator=torch.Generator().manual_seed(50))
+    yield 0.01 * many, 0.9503
+    yield many, 0.987
 
 
 @check("4.3", 1, follows="the smallest set that holds top p", hint="Each row by itself; the result is int, 1 or more.")
@@ -201,13 +216,19 @@ def nothing_to_average_is_nan(student):
         there, missing = (0, 1) if right else (1, 0)
         expect(got[there].item(), float(factor), f"{asked}: its mean")
         need(math.isnan(got[missing]), f"{asked}: the other mean is {got[missing].item():g} instead of NaN")
+        two, only_one = torch.tensor([[factor * 1.0, float("nan")], [float("nan"), 9.0]]), torch.tensor([[True, False], [False, False]])
+        got = student.entropy_by_correctness(two, only_one, torch.tensor([right, not right]))
+        asked += ", and one row of the other kind without a token"
+        need(isinstance(got, torch.Tensor) and got.shape == (2,), f"{asked}: {show(got)} instead of two numbers")
+        expect(got[there].item(), float(factor), f"{asked}: its mean")
+        need(math.isnan(got[missing]), f"{asked}: the other mean is {got[missing].item():g} instead of NaN")
 
 
 @check("4.4", 1, follows="means are over tokens", hint="Two pools of tokens, right and wrong; what is outside the mask belongs to neither.")
 def fifty_random_pools(student):
     dice, questions = random.Random(44), []
     while len(questions) < 50:
-        entropy, mask = _random_rows(dice, 0.0, 3.0)
+        entropy, mask = _random_rows(dice, 0.0, dice.choice([3.0, 3.0, 30.0]))
         correct = torch.tensor([dice.random() < 0.5 for _ in mask])
         if mask[correct].any() and mask[~correct].any():
             questions.append((entropy, mask, correct))
@@ -215,7 +236,7 @@ def fifty_random_pools(student):
     def right(entropy, mask, correct):
         return [entropy[rows][mask[rows]].double().mean().item() for rows in (correct, ~correct)]
 
-    on_random_inputs(student, "entropy_by_correctness", questions, right, 1e-4)
+    on_random_inputs(student, "entropy_by_correctness", exchanged(questions, a2=torch.logical_not), right, 1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -290,6 +311,11 @@ def _random_curves(dice: random.Random):
         if dice.random() < 0.3:
             values[dice.randrange(len(values))] = dice.choice([0.0, 2.5])
         yield (values,)
+        if steps == 60:  # the same in other units
+            yield ([dice.choice([0.01, 10.0]) * h for h in values],)
+    for speed in (20.0, 40.0, 80.0):  # slow, so that the largest s is long ago
+        yield (_falling(400, speed, 0.3),)
+        yield ([1.2, 1.9, 2.0, 1.2] + _falling(400, speed, 0.9),)
 
 
 @check("4.5", 1, follows="the step of the rule", hint="Print s, slope and steepest fall for the curve of the message, step by step.")

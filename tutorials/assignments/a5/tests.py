@@ -13,7 +13,7 @@ import torch
 from rlvr.advantage import position_bonus, ppl_weights
 from rlvr.analysis.compare_arms import differences
 from rlvr.analysis.intervals import mean_interval
-from tutorials.assignments.checks import Assignment, Wrong, alike, expect, need, on_random_inputs
+from tutorials.assignments.checks import Assignment, Wrong, alike, exchanged, expect, need, on_random_inputs
 
 tests = Assignment()
 check = tests.check
@@ -132,7 +132,10 @@ def _random_groups(dice: random.Random, plain: bool = False):
                 [dice.choice([0.25, 0.75]) for _ in range(n)],
             ]
         )
-        group = torch.tensor([dice.choice([3, 3, -8]) for _ in range(n)])
+        if dice.random() < 0.1:
+            log_ppl = [10 * x for x in log_ppl]
+        ids = dice.choice([[3, 3, -8], [4, -4], [2**24, 2**24 + 1]])
+        group = torch.tensor([dice.choice(ids) for _ in range(n)])
         values = torch.tensor(log_ppl, dtype=torch.float64)
         parts = [values[group == g] for g in group.unique()]
         if any(_at_the_limit(x) or plain and (len(x) < 2 or len(x.unique()) < len(x)) for x in parts):
@@ -141,8 +144,18 @@ def _random_groups(dice: random.Random, plain: bool = False):
         length = dice.randint(1, 3)
         mask = torch.arange(3)[None] < torch.full((n, 1), length)
         old_logp = torch.where(mask, -values[:, None], -9.0 if plain else dice.choice([0.0, -9.0, float("nan"), float("-inf")]))
-        alpha, direction = dice.choice([0.0, 0.01, 0.05, 0.2, 3.0]), dice.choice(["low", "high"])
+        alpha, direction = dice.choice([0.0, 0.0005, 0.005, 0.01, 0.05, 0.2, 3.0]), dice.choice(["low", "high"])
         yield old_logp.to(dice.choice([torch.float32, torch.float64])), mask, group, alpha, direction
+
+
+def _nearly_equal_groups():
+    """Four evenly spaced values, none of them an outlier: x, and 1 to 3 times x * 10^-k more, down to a spread of 1e-5."""
+    for kind, most in ((torch.float32, 4), (torch.float64, 5)):
+        nearly = [(x, k) for x in (0.1, 1.0, 10.0) for k in range(2, most + 1) if x * 10**-k >= 9e-6]
+        values = torch.tensor([x * (1 + i * 10**-k) for x, k in nearly for i in range(4)], dtype=torch.float64)
+        yield (-values[:, None]).to(kind), torch.ones(len(values), 1).bool(), torch.arange(len(nearly)).repeat_interleave(4), 0.1, "low"
+    g = torch.Generator().manual_seed(50)
+    yield -torch.rand(3, 300, generator=g), torch.arange(300)[None] < torch.tensor([[300], [40], [7]]), torch.zeros(3).long(), 0.1, "low"
 
 
 def _at_the_limit(x: torch.Tensor) -> bool:
@@ -162,7 +175,9 @@ def fifty_random_groups(student):
     def right(old_logp, mask, group, alpha, direction):
         return ppl_weights(old_logp.double(), mask, group, alpha, direction)
 
-    on_random_inputs(student, "ppl_weights", _random_groups(random.Random(51)), right, 1e-3, "float")
+    other = {"low": "high", "high": "low"}
+    questions = [*_random_groups(random.Random(51)), *_nearly_equal_groups()]
+    on_random_inputs(student, "ppl_weights", exchanged(questions, a3=lambda alpha: alpha + 0.03, a4=other.get), right, 1e-3, "float")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -222,12 +237,18 @@ def _random_rows(dice: random.Random):
         n, t = dice.randint(1, 5), dice.choice([1, dice.randint(2, 30)])
         advantages = torch.tensor([dice.choice([0.0, 1e-3, -0.15, dice.uniform(-2.5, 2.5)]) for _ in range(n)])
         mask = torch.arange(t)[None] < torch.tensor([dice.choice([t, dice.randint(0, t)]) for _ in range(n)])[:, None]
-        yield advantages, mask, dice.choice([0.0, 0.1, 0.4, 2.0]), dice.choice(["late", "early"])
+        alpha = dice.choice([0.0, 0.001, 0.1, 0.4, 2.0])
+        if dice.random() < 0.1:
+            advantages, alpha = 10 * advantages.double(), 10 * alpha
+        yield advantages, mask, alpha, dice.choice(["late", "early"])
+    yield torch.tensor([1.0, -30.0]), torch.arange(300)[None] < torch.tensor([[300], [170]]), 20.0, "late"
 
 
 @check("5.2", 1, follows="the bonus of ten tokens", hint="Take the first token that differs: its r, the sigmoid, the cap, the sign.")
 def fifty_random_rows(student):
-    on_random_inputs(student, "position_bonus", _random_rows(random.Random(52)), position_bonus, kind="float")
+    other = {"late": "early", "early": "late"}
+    questions = exchanged(_random_rows(random.Random(52)), a0=lambda a: 1 - a, a2=lambda alpha: alpha + 0.05, a3=other.get)
+    on_random_inputs(student, "position_bonus", questions, position_bonus, kind="float")
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
@@ -288,17 +309,23 @@ def thirty_random_batches(student):
     dice, questions = random.Random(53), []
     for old_logp, mask, group, alpha, _ in _random_groups(dice, plain=True):
         mask[dice.randrange(len(mask))] &= torch.arange(3) < dice.randint(1, 3)
-        advantages = torch.tensor([dice.choice([0.0, dice.uniform(-2, 2)]) for _ in group])
+        advantages = torch.tensor([dice.choice([0.0, dice.uniform(-2, 2), dice.uniform(-20, 20)]) for _ in group])
         questions.append((dice.choice(["grpo", "ppl", "pos"]), advantages, old_logp.float(), mask, group, alpha))
+    _, _, old_logp, mask, group, _ = questions[0]
+    own = [student.ppl_weights(torch.where(mask, old_logp, garbage), mask, group, 0.2, "low").tolist() for garbage in (0.0, -9.0)]
+    if own[0] == own[1]:  # or it has cost its points above
+        questions = [(m, a, torch.where(mask, old, dice.choice([-9.0, float("nan")])), mask, *more) for m, a, old, mask, *more in questions]
 
     def right(method, advantages, old_logp, mask, group, alpha):
         plain = advantages[:, None] * mask
         if method == "ppl":
-            plain = plain * student.ppl_weights(old_logp, mask, group, alpha, "low")[:, None]
+            plain = plain * student.ppl_weights(torch.where(mask, old_logp, 0.0), mask, group, alpha, "low")[:, None]
         if method == "pos":
             plain = plain + student.position_bonus(advantages, mask, alpha, "late") * mask
         return plain, torch.zeros_like(old_logp)  # no gradient passes into old_logp
 
+    other = {"grpo": "ppl", "ppl": "pos", "pos": "ppl"}
+    questions = exchanged(questions, a0=other.get, a5=lambda alpha: alpha + 0.03)
     on_random_inputs(student, "shaped_advantages", questions, right, kind="float", of=2)
 
 
@@ -328,9 +355,13 @@ def of_one_seed_nothing_is_known(student):
 def fifty_random_differences(student):
     dice = random.Random(54)
     questions = [
-        ([dice.gauss(dice.choice([0, 0.3]), dice.choice([0.0, 0.03, 0.3])) for _ in range(dice.randint(1, 10))],) for _ in range(50)
+        ([dice.gauss(dice.choice([0, 0.3]), dice.choice([0.0, 0.003, 0.03, 0.3, 3.0])) for _ in range(dice.randint(1, 10))],)
+        for _ in range(50)
     ]
-    on_random_inputs(student, "mean_interval", questions, lambda values: list(mean_interval(values)), 2e-3)
+    for (values,) in questions:
+        low, high = mean_interval(values)[1:]
+        rounding = 3e-4 * (high - low) / 2 if len(values) > 1 else 0.0  # that of a table of t with three decimals
+        on_random_inputs(student, "mean_interval", [(values,)], lambda values: list(mean_interval(values)), 1e-7 + rounding)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------------
