@@ -23,12 +23,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "assignments"))
 
 from bank import BANK, LEARNERS, SLOW, STUDIES
+from edges import EDGES
 from hostile import ATTEMPT, ATTEMPTS, FLOODS, REPLY, WORKS_UNFENCED
 from hostile import RIGHT as RIGHT_VALUE
 
 from rlvr.config import SettingError
 from tutorials.assignments import fences, pdf
 from tutorials.assignments import grade as grader
+from tutorials.assignments.a3.tests import _batches as a3_batches
 from tutorials.assignments.a6 import tests as a6
 from tutorials.assignments.checks import Assignment, Wrong, expect, need, passed_over, same
 from tutorials.assignments.grade import ASSIGNMENTS, HERE, ROOT, GradeConfig, gradescope, main, text
@@ -232,6 +234,48 @@ def test_a_typical_mistake_costs_exactly_what_it_should(name, what, changes, fai
     fails = with_followers(name, fails)
     assert lost(report) == fails, text(report)
     assert report.score == ASSIGNMENTS[name].total - sum(c.points for c in ASSIGNMENTS[name].checks if c.name in fails)
+
+
+@pytest.mark.parametrize("name, what, code, fails", EDGES, ids=[f"{entry[0]}: {entry[1]}" for entry in EDGES])
+def test_a_mistake_at_the_ends_of_what_is_allowed_costs_exactly_what_it_should(name, what, code, fails, tmp_path, monkeypatch):
+    solution = (RIGHT / f"{name}.py").read_text(encoding="utf-8") + "\n\n" + code
+    report = grade_here(submit(name, tmp_path / "s", solution), name, monkeypatch)
+    assert lost(report) == with_followers(name, fails), text(report)
+
+
+PROMISES = [  # sentences of the handouts, and the checks that ask for them
+    ("a1", "An answer may go over several lines", "fifty random texts"), ("a1", "They may be thousands deep", "braces inside of the box"),
+    ("a1", "Only `\\boxed{` begins a box", "fifty random texts"), ("a1", "It neither hides an earlier box", "a box that never closes"),
+    ("a1", "Nor is anything else that only means one", "nonsense is wrong and raises nothing"),
+    ("a1", "Numbers may have hundreds of digits", "fifty random answers"), ("a1", "with a capital E too", "nonsense is wrong and raises nothing"),
+    ("a1", "compared as they are", "fifty random votes"), ("a2", "every advantage is exactly 0", "a group of equal rewards gets zero"),
+    ("a2", "however little it is", "a group of equal rewards gets zero"), ("a2", "Group ids are any", "fifty random groups"),
+    ("a2", "The result is bool", "fifty random completions"), ("a2", "a gradient flows from the result into the logits", "fifty random logits"),
+    ("a2", "here and in 2.4", "fifty random rows"), ("a2", "Stay finite for improbable tokens", "fifty random logits"),
+    ("a3", "every ratio and every advantage counts as", "fifty random batches"), ("a3", "even NaN", "garbage outside the mask changes nothing"),
+    ("a3", "may be NaN here too", "twenty random updates"), ("a3", "neither cut off nor scaled", "twenty random updates"),
+    ("a3", "may differ by little", "twenty random updates"), ("a4", "over the whole vocabulary", "fifty random logits"),
+    ("a4", "A mean over no tokens is NaN", "nothing to average is nan"), ("a4", "but no more", "fifty random distributions"),
+    ("a4", "above 0 and at most 1", "fifty random distributions"), ("a4", "that of all steps", "sixty noisy curves"),
+    ("a5", "Equal means equal", "fifty random groups"), ("a5", "NaN included", "garbage outside the mask changes nothing"),
+    ("a5", "A row may be empty", "fifty random rows"), ("a5", "No gradient passes into old_logp", "no gradient passes through the factor"),
+    ("a5", "round nothing else", "fifty random differences"), ("a5", "the cap is on", "it is at most half the advantage"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_what_a_handout_promises_is_asked_for_by_a_check_that_a_wrong_solution_fails(name):
+    handout = " ".join((HERE / name / "handout.md").read_text(encoding="utf-8").split())
+    failed = set().union(*(fails for n, *_, fails in [*BANK, *EDGES] if n == name))
+    for said, check in ((said, check) for n, said, check in PROMISES if n == name):
+        assert said.lower() in handout.lower() and check in failed, (said, check)
+
+
+def test_no_random_ratio_is_on_a_bound_of_the_clip():
+    """There the gradient depends on how the maximum is written, and all ways are right."""
+    for logp, old_logp, advantages, mask, low, high, _ in a3_batches():
+        ratio = (logp.double() - old_logp.double()).exp()[mask & (advantages != 0)]
+        assert all(bool(((ratio - bound).abs() > 1e-6).all()) for bound in (1 - low, 1 + high))
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ BANK = [
         "a1",
         "the gold answer somewhere in the box",
         [("return number(box) == number(gold)", "return gold in box")],
-        {"one number in several spellings", "near is not equal"},
+        {"one number in several spellings", "near is not equal", "nonsense is wrong and raises nothing"},
     ),
     ("a1", "spaces thrown away", [("text = text.strip()", 'text = "".join(text.split())')], {"near is not equal"}),
     (
@@ -707,7 +707,7 @@ BANK = [
         "a2",
         "equal up to float32's relative rounding",
         [("if r.max() > r.min():", "if r.max() - r.min() > 1e-3 * r.abs().max() + 1e-7:")],
-        {"fifty random groups"},
+        {"a group of equal rewards gets zero"},
     ),
     ("a2", "the spread clipped at 3", [("(r.std() + 1e-6)", "(r.std() + 1e-6).clamp(max=3)")], {"groups may be mixed"}),
     (

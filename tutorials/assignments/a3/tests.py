@@ -1,12 +1,13 @@
 """Public tests of assignment 3: the clipped token-level loss and one update. The right answers are those of rlvr."""
 
 import random
+from contextlib import suppress
 
 import torch
 
 from rlvr.advantage import grpo_advantages
 from rlvr.loss import clipped_loss
-from tutorials.assignments.checks import Assignment, alike, exchanged, expect, need, on_random_inputs
+from tutorials.assignments.checks import Assignment, Wrong, alike, exchanged, expect, need, on_random_inputs
 
 tests = Assignment()
 check = tests.check
@@ -294,7 +295,13 @@ def padding_moves_no_weight(student):
     need(not alike(first, other), "right and wrong exchanged: the new weights are the same")
 
 
-def _random_updates(dice: random.Random):
+def _ask_with_nan(student) -> None:
+    """Raise Wrong if a NaN in old_logp outside the mask gets into the gradient of the student's own loss."""
+    logp, nan = torch.zeros(1, 2), torch.tensor([[0.0, float("nan")]])
+    need(student.gradient("clipped_loss", 0, logp, nan, logp + 1, torch.tensor([[True, False]]), *CLIP, None)[1] is not None, "no gradient")
+
+
+def _random_updates(dice: random.Random, garbage: float):
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)
         n, t, v = dice.choice([2, 6, 8]), dice.randint(1, 5), dice.choice([3, 6])
@@ -307,7 +314,7 @@ def _random_updates(dice: random.Random):
             rewards, group = torch.zeros(n), torch.zeros(n, dtype=torch.long)
             rewards[0] = dice.choice([1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
         old_logp = _logp(weights, before, ids) + dice.choice([0.0, 0.2, 1.0]) * torch.randn(n, t, generator=g)
-        yield weights, before, ids, mask, rewards, group, torch.where(mask, old_logp, dice.choice([0.0, float("nan")])), dice.choice([0.1, 1.0])
+        yield weights, before, ids, mask, rewards, group, torch.where(mask, old_logp, garbage), dice.choice([0.1, 1.0])
     for n in (2, 64):  # one right of many; nearly equal, far off the policy that sampled, and with a large gradient
         weights, ids = torch.eye(3), torch.arange(n)[:, None] % 3
         for rewards in ([1.0] + [0.0] * (n - 1), [1 + 2.0**-17] + [1.0] * (n - 1)):
@@ -326,5 +333,9 @@ def twenty_random_updates(student):
     def right(*batch):
         return _updated(*batch, _own_gradient(student))
 
-    questions = exchanged(_random_updates(random.Random(34)), a4=lambda rewards: 1 - rewards, a7=lambda lr: lr / 2)
+    garbage = 0.0
+    with suppress(Wrong):  # or it has cost its points above
+        _ask_with_nan(student)
+        garbage = float("nan")
+    questions = exchanged(_random_updates(random.Random(34), garbage), a4=lambda rewards: 1 - rewards, a7=lambda lr: lr / 2)
     on_random_inputs(student, "update", questions, right, 2e-4)

@@ -216,7 +216,7 @@ def nothing_to_average_is_nan(student):
         there, missing = (0, 1) if right else (1, 0)
         expect(got[there].item(), float(factor), f"{asked}: its mean")
         need(math.isnan(got[missing]), f"{asked}: the other mean is {got[missing].item():g} instead of NaN")
-        two, only_one = torch.tensor([[factor * 1.0, float("nan")], [float("nan"), 9.0]]), torch.tensor([[True, False], [False, False]])
+        two, only_one = torch.tensor([[factor * 1.0] * 2, [float("nan")] * 2]), torch.tensor([[True, False], [False, False]])
         got = student.entropy_by_correctness(two, only_one, torch.tensor([right, not right]))
         asked += ", and one row of the other kind without a token"
         need(isinstance(got, torch.Tensor) and got.shape == (2,), f"{asked}: {show(got)} instead of two numbers")
