@@ -42,7 +42,7 @@ def a_group_of_equal_rewards_gets_zero(student):
         got = student.group_advantages(rewards, torch.tensor([0] * 7 + [1] * 3))
         expect(got[:7], torch.zeros(7), f"seven rewards of {r}", tolerance=0)
         need(bool((got[7:] != 0).all()), f"the group beside it, with rewards 1, -1, 1: {got[7:].tolist()}")
-    plain = torch.tensor([2.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.long)
+    plain = torch.tensor([5.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.long)
     scaled = same(student.group_advantages(*plain), grpo_advantages(*plain), 1e-3)  # or it would cost twice
     for kind in (torch.float32, torch.float64):  # groups of 2 to 40, side by side
         equal = [(r, n) for r in (0.1, 3.3, 100.1, 1e6 / 3) for n in (2, 3, 5, 6, 7, 11, 13, 40)]
