@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "assignments"))
 
-from bank import BANK, LEARNERS, SLOW, STUDIES
+from bank import A6_LOSSES, BANK, LEARNERS, LOSS, POOR, SLOW, STUDIES
 from edges import EDGES
 from hostile import ATTEMPT, ATTEMPTS, FLOODS, REPLY, WORKS_UNFENCED
 from hostile import RIGHT as RIGHT_VALUE
@@ -32,7 +32,7 @@ from tutorials.assignments import fences, pdf
 from tutorials.assignments import grade as grader
 from tutorials.assignments.a3.tests import _batches as a3_batches
 from tutorials.assignments.a6 import tests as a6
-from tutorials.assignments.checks import Assignment, Wrong, expect, need, passed_over, same
+from tutorials.assignments.checks import Answer, Assignment, Wrong, expect, need, passed_over, same
 from tutorials.assignments.grade import ASSIGNMENTS, HERE, ROOT, GradeConfig, gradescope, main, text
 from tutorials.assignments.runner import call, pack, pack_weights, unpack, unpack_weights
 
@@ -532,7 +532,7 @@ def test_the_reference_of_a6_and_a_students_solution_agree(given, batch, loss):
 
     rewards = torch.tensor([1.0, -1, -1, 1, -1, -1, 1, -1, -1, -1, -1, -1])
     gradients = []
-    for some_loss in (adapter.loss, loss):
+    for some_loss in (adapter.loss_of, loss):
         model = given.Model()
         value = some_loss(model, batch, rewards)
         value.backward()
@@ -548,12 +548,14 @@ def test_weights_that_cannot_be_of_the_training_earn_nothing(given, monkeypatch)
     nan[7] = float("nan")
     shares = []
     monkeypatch.setattr(a6, "pass_at_1", lambda model: shares.append(1) or 0.4)
+    monkeypatch.setattr(a6, "_measured", {})
     for weights, passes, says in (
         (base, [], "is what it was"), (base[:9], [], "but the model has 379104"), (nan, [], "NaN"), (base + 1, [], "has moved by 1"),
         (trained, ["every weight is a number and some have moved", "it is right more often than before"], "0.400, not above 0.5"),
     ):  # fmt: skip
-        student = types.SimpleNamespace(weights=lambda function, seed, found=weights: found)
-        results = [grader._run_check(c, types.SimpleNamespace(_broken=None, **vars(student))) for c in a6.tests.checks if c.task == "6.2"]
+        right = lambda function, *batch, of: Answer(None, a6._right_loss(*batch)[1])  # noqa: E731
+        student = types.SimpleNamespace(weights=lambda function, seed, found=weights: found, whole=right)
+        results = [grader._run_check(c, types.SimpleNamespace(_broken=None, **vars(student))) for c in a6.tests.checks if c.task == "6.3"]
         assert [r.check.name for r in results if r.passed] == passes and any(says in r.message for r in results), [
             r.message for r in results
         ]
@@ -588,6 +590,19 @@ def test_weights_travel_in_a_few_bytes_each():
             pack_weights(value)
 
 
+@pytest.mark.parametrize("what, changes, alike", A6_LOSSES, ids=[entry[0] for entry in A6_LOSSES])
+def test_a_wrong_loss_is_seen_in_small_batches(what, changes, alike, given, tmp_path, monkeypatch):
+    """The weights are right ones all the same: those of a model that was trained elsewhere, or made surer of what it says."""
+    monkeypatch.setitem(sys.modules, "given", given)
+    monkeypatch.setattr(given, "train", lambda rewards, loss, seed: given.with_weights(given.weights(given.Model()) + 0.01))
+    monkeypatch.setattr(a6, "pass_at_1", lambda model: 0.7)
+    monkeypatch.setattr(a6, "_measured", {})
+    wrong = changed((RIGHT / "a6.py").read_text(encoding="utf-8"), changes)
+    report = grade_here(submit("a6", tmp_path / "s", wrong), "a6", monkeypatch)
+    failed = {r.check.name for r in report.results if not r.passed}
+    assert failed == (set() if what.startswith("right") else {LOSS} if alike else {LOSS, POOR, SLOW}), text(report)
+
+
 @pytest.mark.slow  # a minute
 def test_a_right_solution_of_a6_learns(tmp_path):
     report = grade(learner(tmp_path / "s"), "a6")
@@ -606,6 +621,7 @@ def test_a_mistake_of_a6_costs_what_it_should(what, changes, fails, steps, says,
         monkeypatch.setattr(given, "STEPS", steps)
         monkeypatch.setattr(given, "PROMPTS", given.PROMPTS if steps > 1 else 2)
         monkeypatch.setattr(a6, "PROBLEMS", 100)
+        monkeypatch.setattr(a6, "ALIKE", -1.1)  # what pass@1 says alone
     wrong = changed((RIGHT / "a6.py").read_text(encoding="utf-8"), changes)
     report = grade_here(submit("a6", tmp_path / "s", wrong), "a6", monkeypatch)
     messages = {r.check.name: r.message for r in report.results if not r.passed}

@@ -1028,14 +1028,15 @@ BANK = [
 A6_MAX = "torch.maximum(-ratio * advantages, -clipped * advantages).mean()"
 A6_EQUAL = 're.fullmatch(r"[+-]?\\d+(/\\d+)?", boxes[-1]) is not None and Fraction(boxes[-1]) == Fraction(gold)'
 SLOW, POOR = "it learns as much as it should", "it is right more often than before"
-NOTHING = {"every weight is a number and some have moved", SLOW, POOR}
+LOSS = "its value and its gradient"
+NOTHING = {"every weight is a number and some have moved", SLOW, POOR, LOSS}
 
 # Mistakes of A6: what, the changes to a6.py, the checks that must fail, the steps of training after which it is certain that they do (0: all
 # that the grader makes), what the message says.
 LEARNERS = [
-    ("min for max", [(A6_MAX, A6_MAX.replace("maximum", "minimum"))], {SLOW}, 0, "not above 0.5"),
-    ("the sign of the loss", [(A6_MAX, "-" + A6_MAX)], {SLOW, POOR}, 6, ""),
-    ("log-probs shifted by one", [("logits[i, p - 1 : p + n - 1]", "logits[i, p : p + n]")], {SLOW, POOR}, 7, ""),
+    ("min for max", [(A6_MAX, A6_MAX.replace("maximum", "minimum"))], {LOSS, SLOW}, 0, "not above 0.5"),
+    ("the sign of the loss", [(A6_MAX, "-" + A6_MAX)], {LOSS, SLOW, POOR}, 6, ""),
+    ("log-probs shifted by one", [("logits[i, p - 1 : p + n - 1]", "logits[i, p : p + n]")], {LOSS, SLOW, POOR}, 7, ""),
     ("a reward for any box", [("bool(boxes) and " + A6_EQUAL, "bool(boxes)")], {SLOW, POOR, "right completions earn one"}, 7, ""),
     ("no mask", [("logp[mask], old_logp[mask], advantages[mask]", "logp, old_logp, advantages")], NOTHING, 1, "the loss of step 1 is nan"),
     (
@@ -1048,6 +1049,40 @@ LEARNERS = [
     ),
     ("the loss detached", [("(logp - old_logp).exp()", "(logp - old_logp).exp().detach()")], NOTHING, 1, "does not require grad"),
     ("advantages that are all 0", [("if r.max() > r.min():", "if r.max() > r.min() + 2:")], NOTHING, 1, "every weight is what it was"),
+]  # fmt: skip
+
+A6_MASKED = "logp, old_logp, advantages = logp[mask], old_logp[mask], advantages[mask]"
+A6_GROUPS = "for g in group.unique():\n        r = rewards[group == g]"
+A6_FULL = "return clipped_loss(logp, batch.old_logp[:, :t], advantages[:, :t], mask[:, :t], 0.2, 0.28)"
+
+# Losses of A6: what, the changes to a6.py, whether the gradient is still near enough to the right one to have taught a model.
+A6_LOSSES = [
+    ("right", [], True),
+    ("right, in float64", [("logits[i, p - 1 : p + n - 1] / temperature", "logits[i, p - 1 : p + n - 1].double() / temperature")], True),
+    ("min for max", [(A6_MAX, A6_MAX.replace("maximum", "minimum"))], True),
+    ("the sign", [(A6_MAX, "-" + A6_MAX)], False),
+    ("log-probs shifted by one", [("logits[i, p - 1 : p + n - 1]", "logits[i, p : p + n]")], False),
+    ("the sum", [(A6_MAX, A6_MAX.replace("mean()", "sum()"))], True),
+    ("a mean of row means", [(A6_MASKED, "m = mask"), ("ratio = (logp", "logp, old_logp = logp.where(m, 0), old_logp.where(m, 0)\n    ratio = (logp"),
+                             (A6_MAX, A6_MAX.replace("mean()", "where(m, 0).sum(1).div(m.sum(1)).mean()"))], True),
+    ("no clip", [(A6_MAX, "(-ratio * advantages).mean()")], True),
+    ("only the clipped term", [(A6_MAX, "(-clipped * advantages).mean()")], True),
+    ("bounds exchanged", [("0.2, 0.28)", "0.28, 0.2)")], True),
+    ("one bound for both", [("0.2, 0.28)", "0.2, 0.2)")], True),
+    ("no old log-probs", [("(logp - old_logp).exp()", "(logp - logp.detach()).exp()")], True),
+    ("the stop token left out", [("stop.cumsum(1) - stop == 0", "stop.cumsum(1) == 0")], True),
+    ("no mask", [(A6_MASKED, "pass")], False),
+    ("detached", [("(logp - old_logp).exp()", "(logp - old_logp).exp().detach()")], False),
+    ("not centred", [("(r - r.mean()) /", "r /")], True),
+    ("no standard deviation", [(" / (r.std() + 1e-6)", "")], True),
+    ("the population's standard deviation", [("r.std()", "r.std(correction=0)")], True),
+    ("normalised over the batch", [(A6_GROUPS, "for g in group[:1]:\n        group, r = g.expand(group.shape), rewards")], True),
+    ("groups by their place", [("out[group == g] =", "out[: len(r)] =")], True),
+    ("temperature 0.9", [("/ temperature", "/ 0.9")], True),
+    ("an entropy bonus", [(A6_FULL, A6_FULL + " + 0.1 * logp.exp().mean()")], True),
+    ("imitation of right completions", [(A6_FULL, "return -(logp * (rewards > 0)[:, None])[mask[:, :t]].mean()")], True),
+    ("entropy without rewards", [(A6_FULL, "return -(model(batch.ids).softmax(-1) * model(batch.ids).log_softmax(-1)).sum(-1).mean()")], False),
+    ("none at all", [(A6_FULL, "return torch.tensor(0.0)")], False),
 ]  # fmt: skip
 
 STUDY = {"two arms on equal seeds", "the numbers are those of the file", "the verdict follows from the interval"}

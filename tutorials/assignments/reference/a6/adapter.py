@@ -15,7 +15,7 @@ def rewards(texts, golds):
     return torch.tensor(rewards_from(None, texts, golds))
 
 
-def loss(model, batch, rewards):
+def loss_of(model, batch, rewards):
     lengths, _ = completion_lengths(batch.completions, set(given.STOP_IDS))
     t = torch.arange(batch.completions.shape[1])
     logits = model(batch.ids)[torch.arange(len(lengths))[:, None], batch.prompt_lengths[:, None] - 1 + t]  # [N, T, V]
@@ -25,5 +25,10 @@ def loss(model, batch, rewards):
     return clipped_loss(logp, batch.old_logp, advantages, mask)[0]
 
 
+def loss(logits, ids, prompt_lengths, completions, old_logp, group, rewards):
+    batch = given.Batch(ids, prompt_lengths, completions, old_logp, group, [], [])
+    return loss_of(lambda ids: logits, batch, rewards)
+
+
 def train(seed):
-    return given.weights(given.train(rewards, loss, seed))
+    return given.weights(given.train(rewards, loss_of, seed))
