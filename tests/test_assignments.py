@@ -227,7 +227,12 @@ def grade_here(folder: Path, name: str, monkeypatch):
     return grade(folder, name, fenced=False)
 
 
-@pytest.mark.parametrize("name, what, changes, fails", BANK, ids=[f"{entry[0]}: {entry[1]}" for entry in BANK])
+def some_at_once(entries: list[tuple], name) -> list:
+    """A parameter for each entry; every sixth is a quick test, the others are longer checks, as all of them take two minutes."""
+    return [pytest.param(*entry, id=name(entry), marks=[pytest.mark.slow] if i % 6 else []) for i, entry in enumerate(entries)]
+
+
+@pytest.mark.parametrize("name, what, changes, fails", some_at_once(BANK, lambda entry: f"{entry[0]}: {entry[1]}"))
 def test_a_typical_mistake_costs_exactly_what_it_should(name, what, changes, fails, tmp_path, monkeypatch):
     wrong = changed((RIGHT / f"{name}.py").read_text(encoding="utf-8"), changes)
     report = grade_here(submit(name, tmp_path / "s", wrong), name, monkeypatch)
@@ -236,7 +241,7 @@ def test_a_typical_mistake_costs_exactly_what_it_should(name, what, changes, fai
     assert report.score == ASSIGNMENTS[name].total - sum(c.points for c in ASSIGNMENTS[name].checks if c.name in fails)
 
 
-@pytest.mark.parametrize("name, what, code, fails", EDGES, ids=[f"{entry[0]}: {entry[1]}" for entry in EDGES])
+@pytest.mark.parametrize("name, what, code, fails", some_at_once(EDGES, lambda entry: f"{entry[0]}: {entry[1]}"))
 def test_a_mistake_at_the_ends_of_what_is_allowed_costs_exactly_what_it_should(name, what, code, fails, tmp_path, monkeypatch):
     solution = (RIGHT / f"{name}.py").read_text(encoding="utf-8") + "\n\n" + code
     report = grade_here(submit(name, tmp_path / "s", solution), name, monkeypatch)
@@ -590,7 +595,7 @@ def test_weights_travel_in_a_few_bytes_each():
             pack_weights(value)
 
 
-@pytest.mark.parametrize("what, changes, alike", A6_LOSSES, ids=[entry[0] for entry in A6_LOSSES])
+@pytest.mark.parametrize("what, changes, alike", some_at_once(A6_LOSSES, lambda entry: entry[0]))
 def test_a_wrong_loss_is_seen_in_small_batches(what, changes, alike, given, tmp_path, monkeypatch):
     """The weights are right ones all the same: those of a model that was trained elsewhere, or made surer of what it says."""
     monkeypatch.setitem(sys.modules, "given", given)
