@@ -234,6 +234,7 @@ def test_a_resumed_run_remembers_the_entropies_of_its_steps(restored, tmp_path):
     before = list(first.stage.entropies)
     assert len(before) == 2
     again = make_trainer(tmp_path, steps=3, **options)
+    assert again.stage.entropies == []  # who has looked before it resumes is not told of that one for ever
     again.train(resume_from_checkpoint=True)
     assert again.stage.entropies[:2] == before and len(again.stage.entropies) == 3
     again.train()  # anew, from step 0
