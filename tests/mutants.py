@@ -831,7 +831,7 @@ MUTANTS = [
     ("parallel: weights stay as they were loaded", "parallel -k any_number", "engine/parallel", "[weight.data for weight in self.weights] if moved else []", "[]"),
     ("parallel: weights travel once", "parallel -k any_number", "engine/parallel", "moved, self.sent = now != self.sent, now", "moved, self.sent = not self.sent, now"),
     ("parallel: what ran out of memory keeps its tensors", "parallel -k lets_go", "engine/parallel", "problem = None if out_of_memory(error) else error", "problem = error"),
-    ("parallel: the gradient of the lead alone", "parallel -k any_number", "engine/parallel", "[weight.grad for weight, known in zip(masters, learned) if known]", "[]"),
+    ("parallel: the gradient of the lead alone", "parallel -k any_number", "engine/parallel", "[weight.grad for weight in masters if weight.grad is not None]", "[]"),
     ("parallel: a process for every core", "parallel -k many_processes", "engine/parallel", "min(cores, AT_MOST, ", "min(cores, "),
     ("parallel: processes for however few rows", "parallel -k many_processes", "engine/parallel", ", c.prompts_per_step * c.completions_per_prompt // ROWS_EACH", ""),
     ("parallel: processes for a large model", "parallel -k many_processes", "engine/parallel", "c.model in BUILT_IN and c.steps", "c.steps"),

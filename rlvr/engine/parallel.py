@@ -164,6 +164,7 @@ class Team:
             say(f"note: {str(error).partition('. Choose')[0]}, so this process works alone")
             self._part()
             torch.set_num_threads(self.size * torch.get_num_threads())
+        if not _team:  # not in the handler, which would keep the error and all that it refers to until the run ends
             yield
             return
         complete = trainer.policy.complete  # an InHalves, which halves what runs out of memory anywhere
@@ -316,10 +317,9 @@ class Team:
         if wrong := [f"process {number}: {said}" for number, (said, *_) in enumerate(everyone) if said]:
             self.trainer.optimizer.weights.zero_grad()
             raise problem if problem and not self.rank else Told(wrong[0])
-        learned = [any(column) for column in zip(*(has for *_, has in everyone))]  # whether anyone has a gradient of this weight
-        self._all_at_once(dist.reduce, [weight.grad for weight, known in zip(masters, learned) if known])
-        for weight, known in zip(masters, learned):
-            weight.grad = weight.grad if known else None
+        for weight, column in zip(masters, zip(*(has for *_, has in everyone))):
+            weight.grad = weight.grad if any(column) else None  # nobody has a gradient of this weight
+        self._all_at_once(dist.reduce, [weight.grad for weight in masters if weight.grad is not None])
         return [found for _, found, _ in everyone]
 
     def _complete(self, prompts, repeats: int, stop_ids, temperature: float, top_p: float, u: Tensor) -> tuple | None:
