@@ -1023,6 +1023,19 @@ BANK = [
         ],
         {"fifty random differences"},
     ),
+    ("a5", "spread of at most 1e-3 taken for none", [("std > 1e-6", "std > 1e-3")], {"fifty random groups"}),
+    (
+        "a5",
+        "equal perplexities by allclose",
+        [("if x.max() == x.min():", "if torch.allclose(x, x[:1].expand_as(x), atol=1e-3):")],
+        {"fifty random groups"},
+    ),
+    (
+        "a5",
+        "w clipped to +-10",
+        [("(x - kept.mean()) / (std if std > 1e-6 else 1.0)", "((x - kept.mean()) / (std if std > 1e-6 else 1.0)).clamp(-10, 10)")],
+        {"fifty random groups"},
+    ),
 ]
 
 A6_MAX = "torch.maximum(-ratio * advantages, -clipped * advantages).mean()"

@@ -427,66 +427,6 @@ def plateau_step(entropies):
     ),
     (
         "a5",
-        "spread of at most 1e-3 taken for none",
-        r"""
-def ppl_weights(old_logp, mask, group, alpha, direction, T=1e-3):
-    old_logp = old_logp.detach()
-    x_all = -torch.where(mask, old_logp, 0.0).sum(1) / mask.sum(1)
-    w = torch.zeros_like(x_all)
-    for g in group.unique():
-        rows = group == g
-        x = x_all[rows]
-        if x.max() == x.min(): continue
-        q1, q3 = torch.quantile(x, 0.25), torch.quantile(x, 0.75)
-        kept = x[(x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1))]
-        std = kept.std(correction=0)
-        w[rows] = (x - kept.mean()) / (std if std > T else 1.0)
-    return (1 - alpha * w if direction == "low" else 1 + alpha * w).clamp(0.8, 1.2)
-""",
-        {"fifty random groups"},
-    ),
-    (
-        "a5",
-        "equal perplexities by allclose",
-        r"""
-def ppl_weights(old_logp, mask, group, alpha, direction):
-    old_logp = old_logp.detach()
-    x_all = -torch.where(mask, old_logp, 0.0).sum(1) / mask.sum(1)
-    w = torch.zeros_like(x_all)
-    for g in group.unique():
-        rows = group == g
-        x = x_all[rows]
-        if torch.allclose(x, x[:1].expand_as(x), atol=1e-3): continue
-        q1, q3 = torch.quantile(x, 0.25), torch.quantile(x, 0.75)
-        kept = x[(x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1))]
-        std = kept.std(correction=0)
-        w[rows] = (x - kept.mean()) / (std if std > 1e-6 else 1.0)
-    return (1 - alpha * w if direction == "low" else 1 + alpha * w).clamp(0.8, 1.2)
-""",
-        {"fifty random groups"},
-    ),
-    (
-        "a5",
-        "w clipped to +-10",
-        r"""
-def ppl_weights(old_logp, mask, group, alpha, direction):
-    old_logp = old_logp.detach()
-    x_all = -torch.where(mask, old_logp, 0.0).sum(1) / mask.sum(1)
-    w = torch.zeros_like(x_all)
-    for g in group.unique():
-        rows = group == g
-        x = x_all[rows]
-        if x.max() == x.min(): continue
-        q1, q3 = torch.quantile(x, 0.25), torch.quantile(x, 0.75)
-        kept = x[(x >= q1 - 1.5 * (q3 - q1)) & (x <= q3 + 1.5 * (q3 - q1))]
-        std = kept.std(correction=0)
-        w[rows] = ((x - kept.mean()) / (std if std > 1e-6 else 1.0)).clamp(-10, 10)
-    return (1 - alpha * w if direction == "low" else 1 + alpha * w).clamp(0.8, 1.2)
-""",
-        {"fifty random groups"},
-    ),
-    (
-        "a5",
         "a strength of at most 2",
         r"""
 _p = position_bonus
